@@ -1,0 +1,102 @@
+"""The bar schema ``k1``: one bar as one msgpack array, and its codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from .errors import CodecError, EncodeError
+from .numbers import decode_price, encode_number, encode_price
+
+__all__ = ["BAR_FIELDS", "decode_bar", "encode_bar"]
+
+BAR_FIELDS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("time", "int", "ms since the epoch: the bar's label"),
+    ("open", "price", "yuan"),
+    ("high", "price", "yuan"),
+    ("low", "price", "yuan"),
+    ("close", "price", "yuan"),
+    ("volume", "int", "lots"),
+    ("amount", "float", "yuan"),
+    ("settelementPrice", "price", "yuan; futures and options"),
+    ("openInterest", "int", "contracts; futures and options"),
+    ("preClose", "price", "yuan"),
+    ("suspendFlag", "int", "0 normal, 1 suspended, -1 resumed that day"),
+    ("closed", "bool", "false while the bar still forms"),
+)
+"""Fields of ``k1`` in order: name, kind, unit. After them comes ``extra``."""
+
+_NAMES: Final = tuple(name for name, _, _ in BAR_FIELDS)
+_Number = int | float
+_BarRow = tuple[
+    int,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    _Number | None,
+    bool,
+    dict[str, Any] | None,
+]
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(_BarRow).decode
+
+
+def encode_bar(bar: Mapping[str, Any]) -> bytes:
+    """Encode one bar as ``k1``; ``time`` and ``closed`` are required.
+
+    Raises
+    ------
+    EncodeError
+        When a named field is missing that must be there, or is not a number.
+    """
+    try:
+        extra = {key: value for key, value in bar.items() if key not in _NAMES}
+        row = [_encode_field(kind, bar.get(name)) for name, kind, _ in BAR_FIELDS]
+        if not isinstance(row[0], int) or not isinstance(row[11], bool):
+            raise TypeError("'time' and 'closed' must be there")
+        return _encode((*row, extra or None))
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise EncodeError(f"The bar cannot be written as k1: {error}.") from error
+
+
+def _encode_field(kind: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if kind == "bool":
+        return bool(value)
+    return encode_price(value) if kind == "price" else encode_number(value)
+
+
+def decode_bar(data: bytes) -> dict[str, Any]:
+    """Decode ``k1`` bytes into a dict with xtquant's names, prices in yuan.
+
+    Raises
+    ------
+    CodecError
+        When the bytes are not ``k1``.
+    """
+    try:
+        row = _decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise CodecError(f"Not a k1 bar: {error}.") from error
+    bar: dict[str, Any] = {}
+    for (name, kind, _), value in zip(BAR_FIELDS, row, strict=False):
+        if value is not None:
+            bar[name] = _decode_field(kind, value)
+    if row[12]:
+        bar.update(row[12])
+    return bar
+
+
+def _decode_field(kind: str, value: Any) -> Any:
+    if kind == "price":
+        return decode_price(value)
+    return float(value) if kind == "float" else value

@@ -1,0 +1,283 @@
+"""Every error that QMT Bridge raises on purpose.
+
+::
+
+    QMTError
+    ├── InvalidRequest            an argument is wrong; nothing was done
+    │   └── InvalidCode           a code that is not <symbol>.<MARKET>
+    ├── NotFound                  the request was right, the thing does not exist
+    │   ├── InstrumentNotFound
+    │   ├── SectorNotFound
+    │   └── JobNotFound
+    ├── HistoryMissing            bars are not in the terminal's cache and were not downloaded
+    ├── DownloadIncomplete        a download ended and the range still cannot be read back
+    ├── Unavailable               a part of the bridge is away; try again later
+    │   ├── TerminalNotConnected
+    │   ├── NoWorker
+    │   ├── NoProducer
+    │   ├── RedisUnavailable
+    │   └── GatewayUnavailable
+    ├── TerminalUnsupported       this terminal or edition lacks the function
+    ├── TerminalRefused           the terminal answered with an error of its own
+    ├── TimedOut                  no answer within the stated time
+    ├── JobFailed                 a job ended without a result, for a reason not named above
+    ├── Gap                       ticks are missing between two positions
+    ├── CodecError                bytes that are not what the schema says
+    ├── EncodeError               a tick or bar that the schema cannot hold
+    ├── AccessDenied              key missing, wrong or without the scope
+    └── ConfigurationError        this process cannot start as it is configured
+        └── WrongTimezone
+
+An error says what happened (``message``), what to do (``hint``) and carries its facts as
+attributes. The same three travel through jobs and HTTP and are rebuilt on the other side.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AccessDenied",
+    "CodecError",
+    "ConfigurationError",
+    "DownloadIncomplete",
+    "EncodeError",
+    "Gap",
+    "GatewayUnavailable",
+    "HistoryMissing",
+    "InstrumentNotFound",
+    "InvalidCode",
+    "InvalidRequest",
+    "JobFailed",
+    "JobNotFound",
+    "NoProducer",
+    "NoWorker",
+    "NotFound",
+    "QMTError",
+    "RedisUnavailable",
+    "SectorNotFound",
+    "TerminalNotConnected",
+    "TerminalRefused",
+    "TerminalUnsupported",
+    "TimedOut",
+    "Unavailable",
+    "WrongTimezone",
+    "error_from_dict",
+]
+
+_BY_SLUG: dict[str, type[QMTError]] = {}
+
+
+class QMTError(Exception):
+    """Base of all errors of QMT Bridge.
+
+    Parameters
+    ----------
+    message
+        What happened, naming the code, key or argument concerned.
+    hint
+        What the reader can do about it.
+    **data
+        Facts of the case, JSON-serialisable; each becomes an attribute.
+    """
+
+    slug: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _BY_SLUG[cls.slug] = cls
+
+    def __init__(self, message: str, *, hint: str = "", **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.data = data
+        self.__dict__.update(data)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return error_from_dict, (self.to_dict(),)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"error", "message", "hint", "data"}``, ready for JSON."""
+        return {
+            "error": self.slug,
+            "message": self.message,
+            "hint": self.hint,
+            "data": self.data,
+        }
+
+
+def error_from_dict(document: dict[str, Any]) -> QMTError:
+    """Rebuild an error from :meth:`QMTError.to_dict`; an unknown kind becomes `QMTError`."""
+    kind = _BY_SLUG.get(str(document.get("error", "")), QMTError)
+    data = document.get("data")
+    return kind(
+        str(document.get("message", "unknown error")),
+        hint=str(document.get("hint", "")),
+        **(data if isinstance(data, dict) else {}),
+    )
+
+
+class InvalidRequest(QMTError):
+    """An argument is wrong; nothing was done."""
+
+    slug = "invalid-request"
+    http_status = 422
+
+
+class InvalidCode(InvalidRequest):
+    """A code that is not ``<symbol>.<MARKET>``."""
+
+    slug = "invalid-code"
+
+
+class NotFound(QMTError):
+    """The request was right, but the thing does not exist."""
+
+    slug = "not-found"
+    http_status = 404
+
+
+class InstrumentNotFound(NotFound):
+    """The terminal knows no such instrument."""
+
+    slug = "instrument-not-found"
+    codes: list[str]
+
+
+class SectorNotFound(NotFound):
+    """The terminal knows no such sector."""
+
+    slug = "sector-not-found"
+
+
+class JobNotFound(NotFound):
+    """No job of that id: it never was, or its result has expired."""
+
+    slug = "job-not-found"
+
+
+class HistoryMissing(QMTError):
+    """Bars are not in the terminal's cache and were not downloaded."""
+
+    slug = "history-missing"
+    http_status = 409
+    codes: list[str]
+
+
+class DownloadIncomplete(QMTError):
+    """A download ended and its range still cannot be read back whole."""
+
+    slug = "download-incomplete"
+    http_status = 502
+
+
+class Unavailable(QMTError):
+    """A part of the bridge is away; the same request may succeed later."""
+
+    slug = "unavailable"
+    http_status = 503
+
+
+class TerminalNotConnected(Unavailable):
+    """The worker or producer runs, but no QMT terminal answers it."""
+
+    slug = "terminal-not-connected"
+
+
+class NoWorker(Unavailable):
+    """No worker serves the job queue."""
+
+    slug = "no-worker"
+    last_seen_ms: int | None
+
+
+class NoProducer(Unavailable):
+    """No producer publishes ticks."""
+
+    slug = "no-producer"
+    last_seen_ms: int | None
+
+
+class RedisUnavailable(Unavailable):
+    """Redis does not answer, or refuses to serve."""
+
+    slug = "redis-unavailable"
+
+
+class GatewayUnavailable(Unavailable):
+    """The gateway does not answer."""
+
+    slug = "gateway-unavailable"
+
+
+class TerminalUnsupported(QMTError):
+    """This terminal, or its edition or account, lacks the function."""
+
+    slug = "terminal-unsupported"
+    http_status = 501
+
+
+class TerminalRefused(QMTError):
+    """The terminal answered with an error of its own."""
+
+    slug = "terminal-refused"
+    http_status = 502
+
+
+class TimedOut(QMTError):
+    """No answer came within the stated time."""
+
+    slug = "timed-out"
+    http_status = 504
+
+
+class JobFailed(QMTError):
+    """A job ended without a result."""
+
+    slug = "job-failed"
+    http_status = 502
+
+
+class Gap(QMTError):
+    """Ticks between two positions can no longer be had."""
+
+    slug = "gap"
+    http_status = 410
+
+
+class CodecError(QMTError):
+    """Bytes that are not what the schema says."""
+
+    slug = "codec"
+    http_status = 502
+
+
+class EncodeError(QMTError):
+    """A tick or bar that the schema cannot hold."""
+
+    slug = "encode"
+    http_status = 422
+
+
+class AccessDenied(QMTError):
+    """The key is missing, wrong or lacks the scope."""
+
+    slug = "access-denied"
+    http_status = 401
+
+
+class ConfigurationError(QMTError):
+    """This process cannot start as it is configured."""
+
+    slug = "configuration"
+
+
+class WrongTimezone(ConfigurationError):
+    """The process is not on China Standard Time, which xtquant silently needs."""
+
+    slug = "wrong-timezone"

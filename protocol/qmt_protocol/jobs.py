@@ -1,0 +1,250 @@
+"""The job catalogue: every request that a worker answers, with its parameters and its result.
+
+Client methods, REST routes and worker tasks follow from it. Parameters are validated on both
+sides by the same models; a worker runs nothing that is not named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .codes import parse_codes
+from .errors import InvalidRequest
+from .periods import parse_adjust, parse_period
+from .tables import table_of
+
+__all__ = [
+    "CATALOGUE",
+    "DOWNLOAD_QUEUE",
+    "QUERY_QUEUE",
+    "RESULT_TTL_S",
+    "DownloadParams",
+    "FullTickParams",
+    "HistoryParams",
+    "InstrumentDetailParams",
+    "JobParams",
+    "JobSpec",
+    "Manifest",
+    "Progress",
+    "SectorStocksParams",
+    "job_spec",
+    "parse_params",
+]
+
+RESULT_TTL_S: Final = 600
+"""How long a finished job's progress and result can be read."""
+QUERY_QUEUE: Final = "qmt-query"
+DOWNLOAD_QUEUE: Final = "qmt-download"
+
+Codes = Annotated[list[str], AfterValidator(parse_codes)]
+
+
+class JobParams(BaseModel):
+    """Base of all job parameters: frozen, nothing unknown, JSON in and out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Range(JobParams):
+    codes: Codes
+    period: Annotated[str, AfterValidator(parse_period)] = "1d"
+    start_ms: int | None = None
+    """First label wanted, ms since the epoch; ``None``: as far back as the terminal has."""
+    end_ms: int | None = None
+    """Last label wanted, included; ``None``: up to now."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Range:
+        if self.start_ms is not None and self.end_ms is not None and self.end_ms < self.start_ms:
+            raise InvalidRequest(
+                "The range ends before it starts.", hint="Swap start and end.", field="end"
+            )
+        return self
+
+
+class HistoryParams(_Range):
+    """Bars or ticks of history, one table for all codes."""
+
+    count: int | None = Field(None, ge=1, le=1_000_000)
+    """The last so many rows of each code, up to the end."""
+    fields: list[str] | None = None
+    """Columns wanted; ``None``: all of the period's table."""
+    adjust: Annotated[str, AfterValidator(parse_adjust)] = "none"
+    download: Literal["auto", "never"] = "auto"
+    """Whether to fetch what the terminal's cache lacks, below `auto_download_rows`."""
+    auto_download_rows: int = Field(1_000_000, ge=0)
+    """Most rows, counted by the trading calendar, that ``auto`` fetches."""
+    fill: bool = False
+    """Whether rows that the terminal invents for missing bars are kept."""
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> HistoryParams:
+        known = [column.name for column in table_of(self.period)]
+        for name in self.fields or ():
+            if name not in known:
+                raise InvalidRequest(
+                    f"{name!r} is not a column of period {self.period}.",
+                    hint=f"Choose from {', '.join(known)}.",
+                    field="fields",
+                )
+        return self
+
+
+class DownloadParams(_Range):
+    """History to be fetched into the terminal's cache."""
+
+
+class FullTickParams(JobParams):
+    """Current ticks straight from the terminal."""
+
+    codes: Codes
+
+
+class SectorStocksParams(JobParams):
+    """Constituents of a sector."""
+
+    sector: str = Field(min_length=1, max_length=64)
+
+
+class InstrumentDetailParams(JobParams):
+    """What the terminal knows about instruments."""
+
+    codes: Codes
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One entry of the catalogue."""
+
+    name: str
+    queue: str
+    params: type[JobParams]
+    result: Literal["table", "document"]
+    timeout_s: float
+    """Deadline of the work itself; waiting in the queue does not count."""
+    xtdata: str
+    """The xtdata call it stands for."""
+    summary: str
+
+    @property
+    def function(self) -> str:
+        """Name under which the job lies in RQ's queue."""
+        return f"qmt.{self.name}"
+
+
+CATALOGUE: Final[dict[str, JobSpec]] = {
+    spec.name: spec
+    for spec in (
+        JobSpec(
+            "history",
+            QUERY_QUEUE,
+            HistoryParams,
+            "table",
+            120.0,
+            "get_market_data_ex",
+            "Bars or ticks of history as one table, fetched into the terminal's cache if needed.",
+        ),
+        JobSpec(
+            "full_tick",
+            QUERY_QUEUE,
+            FullTickParams,
+            "document",
+            30.0,
+            "get_full_tick",
+            "Current ticks straight from the terminal: {code: tick}.",
+        ),
+        JobSpec(
+            "sector_stocks",
+            QUERY_QUEUE,
+            SectorStocksParams,
+            "document",
+            30.0,
+            "get_stock_list_in_sector",
+            "Codes of a sector: [code, ...].",
+        ),
+        JobSpec(
+            "instrument_detail",
+            QUERY_QUEUE,
+            InstrumentDetailParams,
+            "document",
+            60.0,
+            "get_instrument_detail",
+            "Instrument documents: {code: document or null}.",
+        ),
+        JobSpec(
+            "download",
+            DOWNLOAD_QUEUE,
+            DownloadParams,
+            "document",
+            3600.0,
+            "download_history_data2",
+            "Fetch history into the terminal's cache and read it back: {code: {rows, ...}}.",
+        ),
+    )
+}
+
+
+def job_spec(name: str) -> JobSpec:
+    """Return a job's catalogue entry.
+
+    Raises
+    ------
+    InvalidRequest
+        When the catalogue has no such job.
+    """
+    try:
+        return CATALOGUE[name]
+    except KeyError:
+        raise InvalidRequest(
+            f"There is no job {name!r}.", hint=f"Choose one of {', '.join(CATALOGUE)}."
+        ) from None
+
+
+def parse_params(name: str, document: dict[str, Any]) -> JobParams:
+    """Validate a job's parameters.
+
+    Raises
+    ------
+    InvalidRequest
+        When one is missing, unknown or wrong; the message names it.
+    """
+    try:
+        return job_spec(name).params.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(
+            f"{name}: {field}: {first['msg']}.", hint="See the catalogue.", field=field
+        ) from None
+
+
+class Progress(BaseModel):
+    """One entry of a job's progress stream: JSON in its only field, ``p``.
+
+    The stream begins with ``running`` when a worker takes the job and ends with ``done`` (the
+    manifest lies ready) or ``failed`` (``error`` is an error document).
+    """
+
+    state: Literal["running", "done", "failed"]
+    finished: int = 0
+    total: int = 0
+    message: str = ""
+    error: dict[str, Any] | None = None
+
+
+class Manifest(BaseModel):
+    """What a finished job left behind; written after all chunks.
+
+    A table's chunks are complete Arrow IPC streams, to be read in order and put together.
+    """
+
+    job: str
+    kind: Literal["table", "document"]
+    chunks: int = 0
+    rows: int = 0
+    document: Any = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+    """``simulated``, ``source``, ``absent`` ({code: reason}), ``market_ms`` (the market's now)."""

@@ -1,0 +1,120 @@
+"""Where things lie in Redis: the only place that spells a key."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from .codes import market_of
+from .errors import ConfigurationError
+
+__all__ = ["JobKeys", "Keys"]
+
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one prefix on the streams server.
+
+    The prefix and the market stand together in braces, so all keys of one market share a Redis
+    Cluster slot, and a replay under another prefix lies apart from the live day.
+
+    Raises
+    ------
+    ConfigurationError
+        When the prefix has other characters than letters, digits, ``_``, ``.`` and ``-``.
+    """
+
+    prefix: str = "qmt"
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ConfigurationError(
+                f"The key prefix {self.prefix!r} is not allowed.",
+                hint="Use letters, digits, '_', '.' and '-'.",
+            )
+
+    def _of(self, market: str) -> str:
+        return f"{{{self.prefix}:{market}}}"
+
+    def tick(self, code: str) -> str:
+        """Stream of a code's ticks, field ``t1``."""
+        return f"{self._of(market_of(code))}:tick:{code}"
+
+    def bar(self, period: str, code: str) -> str:
+        """Stream of a code's bars, field ``k1``."""
+        return f"{self._of(market_of(code))}:bar:{period}:{code}"
+
+    def feed(self, market: str) -> str:
+        """Stream of published batches, field ``b1``."""
+        return f"{self._of(market)}:feed"
+
+    def latest(self, market: str) -> str:
+        """Hash of code to ``[entry id, tick]``."""
+        return f"{self._of(market)}:latest"
+
+    def lease(self, market: str) -> str:
+        """String: who may publish this market."""
+        return f"{self._of(market)}:lease"
+
+    def epoch(self, market: str) -> str:
+        """String: identity of this history."""
+        return f"{self._of(market)}:epoch"
+
+    def acked(self, market: str) -> str:
+        """Hash of ring id to the last batch number applied."""
+        return f"{self._of(market)}:acked"
+
+    def archived(self, market: str) -> str:
+        """String: feed entry id up to which the archive has stored."""
+        return f"{self._of(market)}:archived"
+
+    @property
+    def schema(self) -> str:
+        """Hash of schema name to its description in JSON."""
+        return f"{self.prefix}:schema"
+
+    @property
+    def wanted(self) -> str:
+        """Sorted set of what readers want beyond the standing subscription."""
+        return f"{self.prefix}:wanted"
+
+    @property
+    def status(self) -> str:
+        """Hash of process to its last heartbeat in JSON."""
+        return f"{self.prefix}:status"
+
+    @property
+    def seen(self) -> str:
+        """Sorted set of process by the Redis time of its last heartbeat."""
+        return f"{self.prefix}:seen"
+
+    @property
+    def events(self) -> str:
+        """Stream of what happened: connected, lost, gap, late, lease taken."""
+        return f"{self.prefix}:events"
+
+
+@dataclass(frozen=True)
+class JobKeys:
+    """Keys of one prefix on the jobs server, beside RQ's own."""
+
+    prefix: str = "qmt"
+
+    def progress(self, job_id: str) -> str:
+        """Stream of a job's progress; its last entry carries ``done`` or ``error``."""
+        return f"{self.prefix}:job:{job_id}:progress"
+
+    def cancel(self, job_id: str) -> str:
+        """String: set by the waiter to make the worker give a job up."""
+        return f"{self.prefix}:job:{job_id}:cancel"
+
+    def chunk(self, job_id: str, number: int) -> str:
+        """String: one Arrow IPC chunk of a result."""
+        return f"{self.prefix}:result:{job_id}:{number}"
+
+    def manifest(self, job_id: str) -> str:
+        """String: the result's manifest in JSON, written last."""
+        return f"{self.prefix}:result:{job_id}"

@@ -1,0 +1,73 @@
+"""The description of ``t1``, ``k1`` and ``b1`` that lies in Redis beside the data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from .bars import BAR_FIELDS
+from .numbers import PRICE_SCALE, PRICE_TOLERANCE
+from .ticks import PHASES, TICK_FIELDS, TickFlag
+
+__all__ = ["WIRE_VERSION", "schema_documents"]
+
+WIRE_VERSION: Final = 1
+
+_KINDS: Final = {
+    "time": "int",
+    "int": "int (a literal float where the terminal sent a fraction)",
+    "ints": "array of int",
+    "float": "number (whole values as int)",
+    "price": "price",
+    "prices": "array of price",
+    "bool": "bool",
+}
+
+
+def schema_documents() -> dict[str, str]:
+    """Return schema name to JSON text, as the producer writes it to ``<prefix>:schema``."""
+    price = {
+        "price_scale": PRICE_SCALE,
+        "price_rule": "an integer is a price times price_scale, a float is the price itself",
+        "price_tolerance_units": PRICE_TOLERANCE,
+        "missing": "nil",
+    }
+    documents: dict[str, dict[str, Any]] = {
+        "t1": {
+            "what": "one tick: the value of field t1 in a tick stream",
+            "encoding": "msgpack array, elements in this order",
+            **price,
+            "fields": [
+                *_described(TICK_FIELDS),
+                {"name": "extra", "type": "map or nil", "unit": "keys not named above"},
+                {
+                    "name": "flags",
+                    "type": "int",
+                    "unit": "bits",
+                    "bits": {str(int(flag)): str(flag.name).lower() for flag in TickFlag},
+                },
+            ],
+            "phases": {str(code): name for code, name in PHASES.items()},
+        },
+        "k1": {
+            "what": "one bar: the value of field k1 in a bar stream",
+            "encoding": "msgpack array, elements in this order",
+            **price,
+            "fields": [
+                *_described(BAR_FIELDS),
+                {"name": "extra", "type": "map or nil", "unit": "keys not named above"},
+            ],
+        },
+        "b1": {
+            "what": "one batch: the value of field b1 in a market's feed",
+            "encoding": "msgpack array of [code, entry id, t1 array]",
+        },
+    }
+    return {
+        name: json.dumps({"version": WIRE_VERSION, **document}, ensure_ascii=False)
+        for name, document in documents.items()
+    }
+
+
+def _described(fields: tuple[tuple[str, str, str], ...]) -> list[dict[str, str]]:
+    return [{"name": name, "type": _KINDS[kind], "unit": unit} for name, kind, unit in fields]

@@ -1,0 +1,120 @@
+"""Settings that roles share: from flags, then ``QMT_*`` variables, then ``qmt.toml``.
+
+``QMT_CONFIG`` names another file. Each role adds its own settings in a subclass; a name means the
+same in all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from .errors import ConfigurationError
+from .keys import JobKeys, Keys
+
+__all__ = ["RedisSettings", "RoleSettings", "TerminalSettings", "load_settings"]
+
+
+class RoleSettings(BaseSettings):
+    """Base of every role's settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="QMT_",
+        extra="ignore",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="how much is logged"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments and flags, environment, file."""
+        file = Path(os.environ.get("QMT_CONFIG", "qmt.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+
+class RedisSettings(RoleSettings):
+    """Where the two Redis servers are, and under which prefix the data lie."""
+
+    streams_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Redis that holds the streams (AOF, never evicts)"
+    )
+    jobs_url: str = Field(
+        "redis://127.0.0.1:6380/0", description="Redis that holds RQ's jobs and results"
+    )
+    prefix: str = Field("qmt", description="prefix of all keys")
+
+    @property
+    def keys(self) -> Keys:
+        """Key names on the streams server."""
+        return Keys(self.prefix)
+
+    @property
+    def job_keys(self) -> JobKeys:
+        """Key names on the jobs server."""
+        return JobKeys(self.prefix)
+
+
+class TerminalSettings(RoleSettings):
+    """How to reach the QMT terminal on this machine."""
+
+    terminal_host: str = Field("", description="address of the terminal; empty: discover it")
+    terminal_port: int | None = Field(None, ge=1, le=65535, description="port of the terminal")
+    xtquant_path: Path | None = Field(
+        None, description="folder that holds the xtquant package a terminal ships"
+    )
+    native_module: str = Field(
+        "", description="Python module to use in place of xtquant's native one (the simulator)"
+    )
+
+
+_S = TypeVar("_S", bound=RoleSettings)
+
+
+def load_settings(kind: type[_S], arguments: list[str] | None = None) -> _S:
+    """Read a role's settings from flags, environment and file.
+
+    Parameters
+    ----------
+    kind
+        The role's settings class; its docstring heads the ``--help`` page.
+    arguments
+        Command line without the program's name; ``None`` reads ``sys.argv``.
+
+    Raises
+    ------
+    ConfigurationError
+        When a value is not allowed; the message names the setting.
+    """
+    try:
+        return CliApp.run(kind, cli_args=arguments)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()
+        )
+        raise ConfigurationError(
+            f"Settings are wrong: {wrong}.",
+            hint="See --help; variables are spelled QMT_<NAME>.",
+        ) from error

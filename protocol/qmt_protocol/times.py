@@ -1,0 +1,102 @@
+"""Time at the borders: China time in, milliseconds since the epoch inside."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from .errors import InvalidRequest
+
+__all__ = ["CHINA", "DAY_MS", "day_of", "parse_end", "parse_start", "to_datetime", "xt_time"]
+
+CHINA: Final = ZoneInfo("Asia/Shanghai")
+DAY_MS: Final = 86_400_000
+_CHINA_OFFSET_MS: Final = 8 * 3_600_000  # no summer time since 1991; xtquant's data are younger
+_DIGITS: Final = re.compile(r"\d{8}(?:\d{2}(?:\d{2}(?:\d{2})?)?)?", re.ASCII)
+
+
+def parse_start(value: Any) -> int | None:
+    """Return a start bound as ms since the epoch; ``None`` or ``""`` means no bound.
+
+    Accepts dates, datetimes (naive means China time), pandas timestamps, ``YYYYMMDD[HHMM[SS]]``
+    and ISO 8601 strings. A date is its first millisecond.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is none of these.
+    """
+    parsed = _parse(value, "start")
+    return None if parsed is None else parsed[0]
+
+
+def parse_end(value: Any) -> int | None:
+    """Return an end bound as `parse_start` does; a date includes that whole day."""
+    parsed = _parse(value, "end")
+    if parsed is None:
+        return None
+    at_ms, is_date = parsed
+    return at_ms + DAY_MS - 1 if is_date else at_ms
+
+
+def _parse(value: Any, field: str) -> tuple[int, bool] | None:
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, str):
+            return _parse_text(value.strip())
+        if isinstance(value, dt.datetime):
+            return _ms(value), False
+        if isinstance(value, dt.date):
+            return _ms(dt.datetime(value.year, value.month, value.day, tzinfo=CHINA)), True
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidRequest(
+        f"{field}={value!r} is not a time.",
+        hint="Give a date, a datetime, '20260105', '20260105093000' or '2026-01-05 09:30'.",
+        field=field,
+        value=str(value),
+    )
+
+
+def _parse_text(text: str) -> tuple[int, bool]:
+    if _DIGITS.fullmatch(text):
+        is_date = len(text) == 8
+        return _ms(_china(text.ljust(14, "0"), "%Y%m%d%H%M%S")), is_date
+    if len(text) == 10:
+        return _ms(_china(text, "%Y-%m-%d")), True
+    return _ms(dt.datetime.fromisoformat(text.replace("Z", "+00:00"))), False
+
+
+def _china(text: str, shape: str) -> dt.datetime:
+    return dt.datetime.strptime(text, shape).replace(tzinfo=CHINA)
+
+
+def _ms(at: dt.datetime) -> int:
+    if at != at:  # pandas' NaT is a datetime that equals nothing
+        raise ValueError("not a time")
+    aware = at if at.tzinfo is not None else at.replace(tzinfo=CHINA)
+    return int(aware.timestamp() * 1000)
+
+
+def to_datetime(at_ms: int) -> dt.datetime:
+    """Return ms since the epoch as an aware datetime in China time."""
+    return dt.datetime.fromtimestamp(at_ms / 1000, CHINA)
+
+
+def xt_time(at_ms: int | None) -> str:
+    """Return the ``YYYYMMDDHHMMSS`` that xtdata takes, rounded down; ``""`` for no bound."""
+    return "" if at_ms is None else to_datetime(at_ms).strftime("%Y%m%d%H%M%S")
+
+
+def day_of(at_ms: int) -> int:
+    """Return the China date of a moment as ``YYYYMMDD``."""
+    return int(to_datetime(at_ms).strftime("%Y%m%d"))
+
+
+def day_start_ms(day: int) -> int:
+    """Return the first ms of a ``YYYYMMDD`` day in China time."""
+    at = dt.datetime(day // 10_000, day // 100 % 100, day % 100, tzinfo=CHINA)
+    return int(at.timestamp() * 1000)

@@ -220,18 +220,18 @@ def encode_ticks(ticks: Sequence[Mapping[str, Any]]) -> list[bytes | EncodeError
     rows: list[tuple[Any, ...]] = []
     prices: list[float] = []
     for at, tick in enumerate(ticks):
-        try:
-            row = _values(tick)
-            ask, bid = row[15], row[16]
-            if len(tick) == len(_NAMES) and len(ask) == 5 and len(bid) == 5:
-                prices += (*row[1:6], row[12], row[13], *ask, *bid)
-                full.append(at)
-                rows.append(row)
-                continue
-        except (KeyError, TypeError):
-            pass
-        done[at] = _encode_or_error(tick)
-    for at, row, scaled in zip(full, rows, _scale_all(prices, len(full)), strict=True):
+        row = _full_row(tick)
+        if row is None:
+            done[at] = _encode_or_error(tick)
+        else:
+            full.append(at)
+            rows.append(row)
+            prices += (*row[1:6], row[12], row[13], *row[15], *row[16])
+    try:
+        all_scaled = _scale_all(prices)
+    except OverflowError:  # an int beyond any float
+        return [_encode_or_error(tick) for tick in ticks]
+    for at, row, scaled in zip(full, rows, all_scaled, strict=True):
         try:
             done[at] = _encode(
                 (
@@ -254,27 +254,42 @@ def encode_ticks(ticks: Sequence[Mapping[str, Any]]) -> list[bytes | EncodeError
                     0,
                 )
             )
-        except (TypeError, ValueError, OverflowError, AttributeError):
+        except OverflowError:
             done[at] = _encode_or_error(ticks[at])
     return [one for one in done if one is not None]
 
 
-def _encode_or_error(tick: Mapping[str, Any]) -> bytes | EncodeError:
-    try:
-        return encode_tick(tick)
-    except EncodeError as error:
-        return error
-
-
+_WHOLE: Final = itemgetter(0, 7, 8)
+_SMALL: Final = itemgetter(9, 10, 11)
+_LITERAL: Final = itemgetter(1, 2, 3, 4, 5, 6, 12, 13, 14, 19, 20, 21)
 _PRICES_PER_TICK: Final = 17
 
 
-def _scale_all(prices: list[float], ticks: int) -> list[list[Any]]:
-    """Scale the 17 prices of each tick; an empty row makes its tick take the slow way."""
+def _full_row(tick: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return a tick's values when it is exactly as a whole-market push brings it."""
     try:
-        literal = np.array(prices, dtype=np.float64)
-    except (TypeError, ValueError):
-        return [[]] * ticks
+        row = _values(tick)
+        ask, bid, ask_vol, bid_vol = row[15:19]
+        if len(tick) != len(_NAMES) or len(ask) != 5 or len(bid) != 5:
+            return None
+        types = set(map(type, (*_LITERAL(row), *ask, *bid)))
+        small = set(map(type, (*_SMALL(row), *ask_vol, *bid_vol)))
+        whole = set(map(type, _WHOLE(row)))
+    except (KeyError, TypeError):
+        return None
+    if types <= _FLOATS and small <= _INTS and type(ask_vol) is type(bid_vol) is list:
+        # BSON's Int64 is an int of another name.
+        return row if all(issubclass(one, int) and one is not bool for one in whole) else None
+    return None
+
+
+_INTS: Final = {int}
+_FLOATS: Final = {int, float}
+
+
+def _scale_all(prices: list[float]) -> list[list[Any]]:
+    """Scale the 17 prices of each tick."""
+    literal = np.array(prices, dtype=np.float64)
     units = literal * PRICE_SCALE
     with np.errstate(invalid="ignore"):
         whole = np.rint(units)
@@ -283,7 +298,14 @@ def _scale_all(prices: list[float], ticks: int) -> list[list[Any]]:
     for at in np.flatnonzero(~fits).tolist():
         scaled[at] = float(prices[at])
     step = _PRICES_PER_TICK
-    return [scaled[at : at + step] for at in range(0, ticks * step, step)]
+    return [scaled[at : at + step] for at in range(0, len(prices), step)]
+
+
+def _encode_or_error(tick: Mapping[str, Any]) -> bytes | EncodeError:
+    try:
+        return encode_tick(tick)
+    except EncodeError as error:
+        return error
 
 
 def decode_tick(data: bytes, code: str, entry_id: str = "") -> Tick:

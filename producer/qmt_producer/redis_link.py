@@ -1,0 +1,45 @@
+"""The producer's connections to the streams server, and what counts as 'Redis is away'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from qmt_protocol.errors import RedisUnavailable
+
+__all__ = ["connect", "reach"]
+
+SOCKET_TIMEOUT_S: Final = 5.0
+_T = TypeVar("_T")
+
+
+def connect(url: str) -> redis.Redis:
+    """Open a connection pool whose calls are sent once: a retry is ours to decide."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+
+
+def reach(call: Callable[[], _T]) -> _T:
+    """Run one call against Redis.
+
+    Raises
+    ------
+    RedisUnavailable
+        When Redis does not answer (the call may have been done all the same), or refuses: out of
+        memory, read-only, loading, no permission. None of these is a reason to drop a tick.
+    """
+    try:
+        return call()
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise RedisUnavailable(f"Redis does not answer: {error}.") from error
+    except redis.RedisError as error:
+        raise RedisUnavailable(f"Redis refuses: {type(error).__name__}: {error}.") from error

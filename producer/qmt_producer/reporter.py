@@ -1,0 +1,75 @@
+"""Tells the world: the schema, heartbeats and events."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+
+from qmt_protocol.errors import RedisUnavailable
+from qmt_protocol.keys import Keys
+from qmt_protocol.schema import schema_documents
+from qmt_protocol.status import HEARTBEAT_EVERY_S, HEARTBEAT_LUA, Heartbeat, heartbeat_call
+
+from .redis_link import connect, reach
+from .ring import Ring
+
+__all__ = ["Reporter"]
+
+log: Final = structlog.get_logger(__name__)
+
+_EVENTS_KEPT: Final = 10_000
+
+
+class Reporter:
+    """A thread that writes the schema once, a heartbeat each second and events as they come."""
+
+    def __init__(
+        self, ring: Ring, *, keys: Keys, url: str, heartbeat: Callable[[], Heartbeat]
+    ) -> None:
+        self._ring = ring
+        self._keys = keys
+        self._heartbeat = heartbeat
+        self._redis = connect(url)
+        self._beat = self._redis.register_script(HEARTBEAT_LUA)
+        self._stopping = threading.Event()
+        self._schema_written = False
+        self.thread = threading.Thread(target=self._run, name="reporter")
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Keep an event; it is told as soon as Redis takes it."""
+        self._ring.add_event({"at_ms": time.time_ns() // 1_000_000, **event})
+
+    def stop(self) -> None:
+        """Report a last time and end the thread."""
+        self._stopping.set()
+        self.thread.join()
+        self._redis.close()
+
+    def _run(self) -> None:
+        while True:
+            last = self._stopping.is_set()
+            try:
+                reach(self._report)
+            except RedisUnavailable as error:
+                log.debug("no heartbeat: Redis is away", error=error.message)
+            if last:
+                return
+            self._stopping.wait(HEARTBEAT_EVERY_S)
+
+    def _report(self) -> None:
+        if not self._schema_written:
+            for name, document in schema_documents().items():
+                self._redis.hset(self._keys.schema, name, document)
+            self._schema_written = True
+        names, arguments = heartbeat_call(self._keys, self._heartbeat())
+        self._beat(keys=names, args=arguments)
+        while events := self._ring.events():
+            for _, body in events:
+                self._redis.xadd(
+                    self._keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
+                )
+            self._ring.told(events[-1][0])

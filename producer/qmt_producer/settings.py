@@ -1,0 +1,41 @@
+"""Settings of the producer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from qmt_protocol.settings import RedisSettings, TerminalSettings
+
+__all__ = ["ProducerSettings"]
+
+
+class ProducerSettings(RedisSettings, TerminalSettings):
+    """Push the terminal's whole-market ticks into Redis Streams."""
+
+    markets: Annotated[list[str], NoDecode] = Field(
+        ["SH", "SZ", "BJ"], min_length=1, description="markets to publish, comma-separated"
+    )
+    ring: Path = Field(
+        Path("qmt-ring.sqlite"), description="file that keeps ticks until Redis has them"
+    )
+    ring_max_mb: int = Field(2048, ge=16, description="size at which the ring gives up its oldest")
+    ring_keep_s: int = Field(900, ge=0, description="how long published ticks stay in the ring")
+    queue_ticks: int = Field(100_000, ge=1000, description="most ticks waiting to be encoded")
+    batch_ticks: int = Field(500, ge=1, le=500, description="most ticks in one call to Redis")
+    lease_s: float = Field(4.0, ge=1, description="how long the right to publish outlives its use")
+    feed_keep_s: int = Field(1800, ge=10, description="how long the live feed reaches back")
+    future_ms: int = Field(
+        10_000, ge=0, description="how far ahead of Redis time a tick may be before it is clamped"
+    )
+    exit_with_stdin: bool = Field(False, description="end when standard input closes")
+
+    @field_validator("markets", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value

@@ -1,0 +1,233 @@
+"""The publishing script and its callers against a real server; judged by the msgpack package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import redis
+
+from qmt_producer.publisher import Publisher
+from qmt_producer.ring import Entry, Ring
+from qmt_protocol.keys import Keys
+from qmt_protocol.ticks import encode_tick
+from qmt_standalone.redis_server import RedisServer
+
+KEYS = Keys("t")
+CODE = "600519.SH"
+NOON_MS = 1_763_697_600_000
+LATE, CLAMPED = 1, 2
+
+
+def tick(at_ms: int, price: float, volume: int = 100, **more: Any) -> dict[str, Any]:
+    return {"time": at_ms, "lastPrice": price, "volume": volume, "bidPrice": [price, 0.0], **more}
+
+
+def entry(at_ms: int, price: float, code: str = CODE, **more: Any) -> Entry:
+    return code, at_ms, encode_tick(tick(at_ms, price, **more))
+
+
+class Bench:
+    """A ring and the publishers made on it."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path, self.url = path, url
+        self.ring = Ring(path, 50_000_000)
+        self.events: list[dict[str, Any]] = []
+        self.publisher = self._publisher()
+
+    def _publisher(self) -> Publisher:
+        publisher = Publisher(
+            self.ring,
+            keys=KEYS,
+            url=self.url,
+            lease_ms=1000,
+            feed_keep_ms=60_000,
+            future_ms=10_000,
+            on_event=self.events.append,
+        )
+        publisher.thread.start()
+        return publisher
+
+    def publish(self, *entries: Entry, market: str = "SH") -> None:
+        self.ring.append([(market, 0, list(entries))])
+        self.publisher.more.set()
+        wait_for(lambda: self.ring.published == self.ring.last)
+
+    def close(self) -> None:
+        self.publisher.stop(1.0)
+        self.ring.close()
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
+    yield bench
+    bench.close()
+
+
+def stored(streams: redis.Redis, code: str = CODE) -> list[tuple[str, list[Any]]]:
+    """Read a tick stream with the msgpack package alone."""
+    return [
+        (entry_id.decode(), msgpack.unpackb(fields[b"t1"]))
+        for entry_id, fields in streams.xrange(KEYS.tick(code))
+    ]
+
+
+def fed(streams: redis.Redis, market: str = "SH") -> list[list[Any]]:
+    return [
+        one
+        for _, fields in streams.xrange(KEYS.feed(market))
+        for one in msgpack.unpackb(fields[b"b1"])
+    ]
+
+
+def latest(streams: redis.Redis, code: str = CODE) -> list[Any]:
+    value = streams.hget(KEYS.latest("SH"), code)
+    assert value is not None
+    return list(msgpack.unpackb(value))
+
+
+def test_ids_are_exchange_time_and_all_places_agree(bench: Bench, streams: redis.Redis) -> None:
+    bench.publish(entry(NOON_MS, 10.0), entry(NOON_MS, 5.5, code="600000.SH"))
+    bench.publish(entry(NOON_MS + 3000, 10.01))
+    rows = stored(streams)
+    assert [entry_id for entry_id, _ in rows] == [f"{NOON_MS}-0", f"{NOON_MS + 3000}-0"]
+    assert [row[1] for _, row in rows] == [100_000, 100_100]
+    assert latest(streams) == [f"{NOON_MS + 3000}-0", rows[1][1]]
+    assert fed(streams) == [
+        [CODE, f"{NOON_MS}-0", rows[0][1]],
+        ["600000.SH", f"{NOON_MS}-0", stored(streams, "600000.SH")[0][1]],
+        [CODE, f"{NOON_MS + 3000}-0", rows[1][1]],
+    ]
+
+
+def test_a_batch_sent_again_adds_nothing(bench: Bench, streams: redis.Redis) -> None:
+    bench.publish(entry(NOON_MS, 10.0), entry(NOON_MS + 1, 10.1))
+    before = stored(streams), fed(streams)
+    bench.ring.acknowledge(0)  # as if the answer had been lost
+    bench.publisher.more.set()
+    wait_for(lambda: bench.ring.published == bench.ring.last)
+    assert (stored(streams), fed(streams)) == before
+
+
+def test_repeats_are_dropped_late_ticks_kept_and_marked(bench: Bench, streams: redis.Redis) -> None:
+    bench.publish(entry(NOON_MS, 10.0), entry(NOON_MS + 6000, 10.2))
+    bench.publish(entry(NOON_MS, 10.0), entry(NOON_MS + 3000, 10.1), entry(NOON_MS + 6000, 10.2))
+    bench.publish(entry(NOON_MS + 3000, 10.1))
+    rows = stored(streams)
+    assert [(entry_id, row[0], row[1], row[-1]) for entry_id, row in rows] == [
+        (f"{NOON_MS}-0", NOON_MS, 100_000, 0),
+        (f"{NOON_MS + 6000}-0", NOON_MS + 6000, 102_000, 0),
+        (f"{NOON_MS + 6000}-1", NOON_MS + 3000, 101_000, LATE),
+    ]
+    assert latest(streams)[1][1] == 102_000, "a late tick must not become the latest"
+    assert len(fed(streams)) == 3
+    assert [event["ticks"] for event in bench.events if event["kind"] == "late"] == [1]
+
+
+def test_same_moment_other_book_is_news(bench: Bench, streams: redis.Redis) -> None:
+    bench.publish(entry(NOON_MS, 10.0, bidVol=[5]), entry(NOON_MS, 10.0, bidVol=[7]))
+    assert [row[18] for _, row in stored(streams)] == [[5], [7]]
+    assert latest(streams)[0] == f"{NOON_MS}-1"
+    bench.publish(entry(NOON_MS, 10.0, bidVol=[7], volume=90))
+    assert stored(streams)[-1][1][-1] == LATE, "volume went back: an older state of that moment"
+    assert latest(streams)[0] == f"{NOON_MS}-1"
+
+
+def test_a_tick_from_the_future_is_clamped_to_redis_time(
+    bench: Bench, streams: redis.Redis
+) -> None:
+    seconds, micros = streams.time()
+    ahead_ms = seconds * 1000 + micros // 1000 + 3_600_000
+    bench.publish(entry(ahead_ms, 10.0))
+    ((entry_id, row),) = stored(streams)
+    assert row[0] == ahead_ms
+    assert row[-1] == CLAMPED
+    assert int(entry_id.split("-")[0]) < ahead_ms - 3_500_000
+
+
+def test_one_bad_key_rejects_its_tick_alone(bench: Bench, streams: redis.Redis) -> None:
+    streams.set(KEYS.tick("600001.SH"), "not a stream")
+    bench.publish(entry(NOON_MS, 1.0, code="600001.SH"), entry(NOON_MS, 10.0))
+    assert len(stored(streams)) == 1
+    (gap,) = [event for event in bench.events if event["kind"] == "gap"]
+    assert gap["ticks"] == 1
+    assert "600001.SH" in gap["reason"]
+
+
+def test_latest_lost_does_not_reorder(bench: Bench, streams: redis.Redis) -> None:
+    bench.publish(entry(NOON_MS + 3000, 10.0))
+    streams.delete(KEYS.latest("SH"))
+    bench.publish(entry(NOON_MS, 9.9))
+    assert [row[-1] for _, row in stored(streams)] == [0, LATE]
+
+
+def test_a_stranger_with_the_lease_is_respected(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    streams.set(KEYS.lease("SH"), "stranger", px=700)
+    bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
+    try:
+        bench.ring.append([("SH", 0, [entry(NOON_MS, 10.0)])])
+        wait_for(lambda: bench.publisher.figures.standby == "stranger")
+        assert streams.exists(KEYS.tick(CODE)) == 0
+        wait_for(lambda: bench.ring.published == 1)  # the stranger's lease ran out
+        assert len(stored(streams)) == 1
+        assert [event["kind"] for event in bench.events] == ["standby", "lease taken"]
+    finally:
+        bench.close()
+    assert streams.exists(KEYS.lease("SH")) == 0, "a clean stop gives the lease back"
+
+
+def test_redis_killed_and_back_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    bench = Bench(tmp_path / "ring.sqlite", server.url)
+    try:
+        for number in range(30):
+            bench.ring.append([("SH", 0, [entry(NOON_MS + number, 10 + number / 100)])])
+            bench.publisher.more.set()
+            if number == 10:
+                server.kill()
+            if number == 20:
+                server.start()
+        wait_for(lambda: bench.ring.published == 30, within_s=20)
+        with redis.Redis.from_url(server.url) as streams:
+            assert [row[0] for _, row in stored(streams)] == [NOON_MS + n for n in range(30)]
+            assert [row[2][0] for row in fed(streams)] == [NOON_MS + n for n in range(30)]
+        kinds = [event["kind"] for event in bench.events]
+        assert "redis away" in kinds
+        assert "redis back" in kinds
+    finally:
+        bench.close()
+        server.stop()
+
+
+def test_out_of_memory_waits_and_then_publishes(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", aof=False)
+    server.start()
+    bench = Bench(tmp_path / "ring.sqlite", server.url)
+    try:
+        with redis.Redis.from_url(server.url) as streams:
+            streams.config_set("maxmemory", "1")
+            bench.ring.append([("SH", 0, [entry(NOON_MS, 10.0)])])
+            bench.publisher.more.set()
+            wait_for(lambda: "OutOfMemory" in bench.publisher.figures.redis_away)
+            streams.config_set("maxmemory", "0")
+            wait_for(lambda: bench.ring.published == 1)
+            assert len(stored(streams)) == 1
+    finally:
+        bench.close()
+        server.stop()

@@ -1,0 +1,251 @@
+"""What people type: codes, periods, times, settings, job parameters; and the error tree."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import redis
+
+from qmt_protocol import errors
+from qmt_protocol.arrow import history_schema
+from qmt_protocol.codes import asset_class, lot_size, market_of, parse_code, parse_codes
+from qmt_protocol.errors import (
+    ConfigurationError,
+    InvalidCode,
+    InvalidRequest,
+    QMTError,
+    error_from_dict,
+)
+from qmt_protocol.jobs import CATALOGUE, HistoryParams, job_spec, parse_params
+from qmt_protocol.keys import JobKeys, Keys
+from qmt_protocol.periods import parse_adjust, parse_period, stored_period
+from qmt_protocol.settings import RedisSettings, TerminalSettings, load_settings
+from qmt_protocol.status import HEARTBEAT_LUA, decode_heartbeat, heartbeat_call, new_heartbeat
+from qmt_protocol.tables import BAR_TABLE
+from qmt_protocol.times import day_of, day_start_ms, parse_end, parse_start, xt_time
+
+NINE_THIRTY_MS = 1_767_576_600_000  # 2026-01-05 09:30 in China
+
+
+@pytest.mark.parametrize(
+    ("code", "market"),
+    [("600519.SH", "SH"), ("IF2612.IF", "IF"), ("10005001.SHO", "SHO"), ("BRK.B.US", "US")],
+)
+def test_market_is_what_follows_the_last_dot(code: str, market: str) -> None:
+    assert market_of(code) == market
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("600519", "600519.SH"),
+        ("000001", "000001.SZ"),
+        ("sz000001", "000001.SZ"),
+        ("600519.sh", "600519.SH"),
+        ("920001", "920001.BJ"),
+    ],
+)
+def test_a_likely_code_is_proposed(typed: str, meant: str) -> None:
+    with pytest.raises(InvalidCode, match=f"Did you mean {meant}"):
+        parse_code(typed)
+
+
+@pytest.mark.parametrize("bad", ["", ".", "600519.", ".SH", "6 0.SH", "{a}.SH", "a*.SH", 600519])
+def test_what_is_no_code_is_refused(bad: object) -> None:
+    with pytest.raises(InvalidCode):
+        parse_code(bad)
+
+
+def test_lists_of_codes() -> None:
+    assert parse_codes("600519.SH, 000001.SZ,600519.SH") == ["600519.SH", "000001.SZ"]
+    with pytest.raises(InvalidRequest):
+        parse_codes([])
+    with pytest.raises(InvalidRequest):
+        parse_codes([f"{n:06d}.SH" for n in range(10_001)])
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "lot"),
+    [
+        ("600519.SH", "stock", 100),
+        ("688981.SH", "stock", 100),
+        ("920001.BJ", "stock", 100),
+        ("510300.SH", "etf", 100),
+        ("159915.SZ", "etf", 100),
+        ("113050.SH", "convertible_bond", 10),
+        ("123001.SZ", "convertible_bond", 10),
+        ("000300.SH", "index", 100),
+        ("399006.SZ", "index", 100),
+        ("IF2612.IF", "future", 1),
+        ("10005001.SHO", "option", 1),
+    ],
+)
+def test_asset_class_and_lot(code: str, kind: str, lot: int) -> None:
+    assert (asset_class(code), lot_size(code)) == (kind, lot)
+
+
+def test_keys_of_a_market_share_a_slot(streams: redis.Redis) -> None:
+    keys = Keys("qmt")
+    assert keys.tick("600519.SH") == "{qmt:SH}:tick:600519.SH"
+    assert keys.bar("1m", "600519.SH") == "{qmt:SH}:bar:1m:600519.SH"
+    names = [keys.tick("600519.SH"), keys.bar("1d", "600000.SH")]
+    names += [
+        getattr(keys, of)("SH") for of in ["feed", "latest", "lease", "epoch", "acked", "archived"]
+    ]
+    slots = {streams.execute_command("CLUSTER", "KEYSLOT", name) for name in names}
+    assert len(slots) == 1, "by Redis' own hash"
+    assert Keys("replay-1").feed("SH") != keys.feed("SH")
+    assert JobKeys("qmt").manifest("x") == "qmt:result:x"
+    with pytest.raises(ConfigurationError):
+        Keys("a{b}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "20260105093000",
+        "202601050930",
+        "2026-01-05 09:30",
+        "2026-01-05T09:30:00",
+        "2026-01-05T01:30:00Z",
+        dt.datetime(2026, 1, 5, 9, 30),
+        dt.datetime(2026, 1, 5, 1, 30, tzinfo=dt.timezone.utc),
+        pd.Timestamp("2026-01-05 09:30"),
+        pd.Timestamp("2026-01-05 09:30", tz="Asia/Shanghai"),
+    ],
+    ids=repr,
+)
+def test_times_mean_china_time(value: Any) -> None:
+    assert parse_start(value) == parse_end(value) == NINE_THIRTY_MS
+
+
+@pytest.mark.parametrize("value", ["20260105", "2026-01-05", dt.date(2026, 1, 5)], ids=repr)
+def test_a_date_is_its_whole_day(value: Any) -> None:
+    start, end = parse_start(value), parse_end(value)
+    assert start is not None
+    assert end is not None
+    assert end - start == 86_400_000 - 1
+    assert day_of(start) == day_of(end) == 20260105
+    assert day_start_ms(20260105) == start
+    assert xt_time(end) == "20260105235959"
+
+
+@pytest.mark.parametrize("bad", ["yesterday", "2026-13-01", "20261301", 5, 5.0, pd.NaT, object()])
+def test_what_is_no_time_is_refused(bad: Any) -> None:
+    with pytest.raises(InvalidRequest, match="start="):
+        parse_start(bad)
+
+
+def test_periods_and_adjustments() -> None:
+    assert [stored_period(p) for p in ("tick", "1m", "15m", "1h", "1w", "1y")] == [
+        "tick", "1m", "5m", "5m", "1d", "1d",
+    ]  # fmt: skip
+    assert [parse_adjust(a) for a in (None, "qfq", "hfq", "back_ratio")] == [
+        "none", "front", "back", "back_ratio",
+    ]  # fmt: skip
+    for refuse, value in ((parse_period, "1min"), (parse_period, 1), (parse_adjust, "pre")):
+        with pytest.raises(InvalidRequest, match="Choose one of"):
+            refuse(value)
+    with pytest.raises(InvalidRequest):
+        parse_period("tick", bars_only=True)
+
+
+@pytest.mark.parametrize(
+    ("job", "document", "named"),
+    [
+        ("history", {"codes": []}, "code"),
+        ("history", {"codes": ["600519"]}, "600519"),
+        ("history", {"codes": ["600519.SH"], "period": "7m"}, "7m"),
+        ("history", {"codes": ["600519.SH"], "count": 0}, "count"),
+        ("history", {"codes": ["600519.SH"], "fields": ["colour"]}, "colour"),
+        ("history", {"codes": ["600519.SH"], "start_ms": 2, "end_ms": 1}, "range"),
+        ("history", {"codes": ["600519.SH"], "shell": "rm"}, "shell"),
+        ("sector_stocks", {}, "sector"),
+        ("order_stock", {}, "order_stock"),
+    ],
+)
+def test_bad_job_parameters_are_named(job: str, document: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        parse_params(job, document)
+
+
+def test_catalogue_survives_json() -> None:
+    params = parse_params("history", {"codes": ["600519.SH"], "adjust": "qfq", "count": 60})
+    again = parse_params("history", json.loads(params.model_dump_json()))
+    assert again == params
+    assert isinstance(again, HistoryParams)
+    assert again.adjust == "front"
+    assert all(job_spec(name).function == f"qmt.{name}" for name in CATALOGUE)
+
+
+def test_history_schema_follows_the_table() -> None:
+    schema = history_schema("1d", ["close", "closed"])
+    assert schema.names == ["code", "time", "close", "closed"]
+    assert str(schema.field("time").type) == "timestamp[ms, tz=Asia/Shanghai]"
+    assert history_schema("1m").names[2:] == [column.name for column in BAR_TABLE]
+
+
+def all_errors(of: type[QMTError] = QMTError) -> list[type[QMTError]]:
+    return [of, *(one for sub in of.__subclasses__() for one in all_errors(sub))]
+
+
+def test_every_error_survives_json_and_pickle_with_its_facts() -> None:
+    kinds = [kind for kind in all_errors() if kind.__module__ == errors.__name__]
+    assert len({kind.slug for kind in kinds}) == len(kinds) > 20
+    for kind in kinds:
+        error = kind("It failed.", hint="Do this.", codes=["600519.SH"])
+        for again in (
+            error_from_dict(json.loads(json.dumps(error.to_dict()))),
+            pickle.loads(pickle.dumps(error)),
+        ):
+            assert type(again) is kind
+            assert (str(again), again.data) == ("It failed. Do this.", {"codes": ["600519.SH"]})
+    assert type(error_from_dict({"error": "from-the-future", "message": "?"})) is QMTError
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    drawn = {word for line in (errors.__doc__ or "").splitlines() for word in line.split()[:3]}
+    for name in errors.__all__:
+        if name != "error_from_dict":
+            assert name in "".join(f"{word} " for word in drawn), name
+
+
+def test_settings_flags_beat_environment_beat_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "qmt.toml"
+    file.write_text('prefix = "file"\nstreams_url = "redis://file"\njobs_url = "redis://file"\n')
+    monkeypatch.setenv("QMT_CONFIG", str(file))
+    monkeypatch.setenv("QMT_STREAMS_URL", "redis://environment")
+    monkeypatch.setenv("QMT_JOBS_URL", "redis://environment")
+    settings = load_settings(RedisSettings, ["--jobs-url", "redis://flag"])
+    assert (settings.prefix, settings.streams_url, settings.jobs_url) == (
+        "file",
+        "redis://environment",
+        "redis://flag",
+    )
+    assert settings.keys.feed("SH") == "{file:SH}:feed"
+
+
+def test_a_wrong_setting_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="terminal_port"):
+        load_settings(TerminalSettings, ["--terminal-port", "0"])
+    assert load_settings(TerminalSettings, ["--terminal-port", "58610"]).terminal_port == 58610
+
+
+def test_heartbeat_lies_in_redis_by_redis_time(streams: redis.Redis) -> None:
+    keys = Keys("t")
+    beat = new_heartbeat("worker", 5, queues=["qmt-query"], terminal={"state": "ok"})
+    names, arguments = heartbeat_call(keys, beat)
+    now_ms = streams.eval(HEARTBEAT_LUA, len(names), *names, *arguments)
+    assert streams.zscore(keys.seen, beat.member) == now_ms
+    raw = streams.hget(keys.status, beat.member)
+    assert raw is not None
+    assert decode_heartbeat(raw) == beat
+    assert json.loads(raw)["queues"] == ["qmt-query"], "plain JSON, for any reader"

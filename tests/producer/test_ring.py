@@ -1,0 +1,190 @@
+"""The ring on disk, and what is named when something cannot be kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmt_producer.intake import Intake
+from qmt_producer.losses import Losses
+from qmt_producer.ring import Entry, Ring
+from qmt_protocol.errors import ConfigurationError
+from qmt_protocol.ticks import TickFlag, decode_tick
+
+AT_MS = 1_763_697_600_000
+
+
+def entries(count: int, at_ms: int = AT_MS, size: int = 100) -> list[Entry]:
+    return [("600519.SH", at_ms + n, b"x" * size) for n in range(count)]
+
+
+def test_numbers_have_no_holes_and_outlive_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "ring.sqlite"
+    ring = Ring(path, 10_000_000)
+    ring_id = ring.id
+    ring.append([("SH", 1, entries(3)), ("SZ", 2, entries(2))])
+    ring.append([("SH", 3, entries(1))])
+    assert [batch.number for batch in ring.after(0, 10)] == [1, 2, 3]
+    ring.acknowledge(2)
+    ring.tidy(before_ms=2)
+    ring.close()
+    ring = Ring(path, 10_000_000)
+    assert (ring.id, ring.published, ring.last, ring.last_received_ms) == (ring_id, 2, 3, 3)
+    (third,) = ring.after(ring.published, 10)
+    assert (third.market, third.received_ms, third.entries) == ("SH", 3, entries(1))
+    ring.tidy(before_ms=10**15)
+    ring.append([("SH", 4, entries(1))])
+    assert ring.last == 4, "a number is never used twice, not even after all were dropped"
+    ring.close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    ring.append([("SH", 1, entries(1))])
+    with pytest.raises(ConfigurationError, match="another producer"):
+        Ring(tmp_path / "ring.sqlite", 10_000_000)
+    ring.close()
+
+
+def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)
+    ring.append([("SH", n, entries(100, AT_MS + 1000 * n)) for n in range(1, 4)])
+    ring.acknowledge(1)
+    lost = ring.append([("SH", 4, entries(100, AT_MS + 4000))])
+    kept = ring.after(0, 10)
+    gone = {1, 2, 3, 4} - {batch.number for batch in kept}
+    assert [batch.number for batch in lost] == sorted(gone - {1}), "what Redis has is not lost"
+    assert all(len(batch.entries) == 100 for batch in lost)
+    ring.close()
+
+
+def test_committed_batches_survive_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "ring.sqlite"
+    writer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib\n"
+            "from qmt_producer.ring import Ring\n"
+            "ring = Ring(pathlib.Path(sys.argv[1]), 10**9)\n"
+            "for n in range(10**9):\n"
+            "    ring.append([('SH', n, [('600519.SH', n, b'x' * 500)] * 50)])\n"
+            "    print(ring.last, flush=True)\n",
+            str(path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None
+    told = 0
+    for line in writer.stdout:
+        told = int(line)
+        if told >= 200:
+            break
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait(10)
+    told = max([told, *(int(line) for line in writer.stdout.read().split())])
+    writer.stdout.close()
+    ring = Ring(path, 10**9)
+    numbers = [batch.number for batch in ring.after(0, 10**6)]
+    assert numbers == list(range(1, ring.last + 1))
+    assert ring.last >= told
+    ring.close()
+
+
+def test_losses_are_exact() -> None:
+    losses = Losses()
+    losses.add_push("queue full", 9, {"600519.SH": {"time": 50}, "000001.SZ": {}})
+    losses.add_entries("queue full", [("600519.SH", 20, b"")])
+    losses.add_entries("ring full", [("600519.SH", 70, b"")])
+    full, ring = losses.take()
+    assert full == {
+        "kind": "gap",
+        "reason": "queue full",
+        "from_ms": 9,
+        "to_ms": 50,
+        "ticks": 3,
+        "codes": {"600519.SH": [20, 50, 2], "000001.SZ": [9, 9, 1]},
+    }
+    assert (ring["reason"], ring["ticks"]) == ("ring full", 1)
+    assert losses.take() == []
+    assert losses.total_ticks == 4
+
+
+def run_intake(
+    tmp_path: Path, *pushes: dict[str, Any], queue_ticks: int = 1000
+) -> tuple[Ring, Intake]:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    intake = Intake(ring, ["SH", "SZ"], batch_ticks=2, queue_ticks=queue_ticks)
+    for push in pushes:
+        intake.put(push)
+    intake.thread.start()
+    intake.stop()
+    return ring, intake
+
+
+def test_a_push_becomes_batches_by_market_in_its_order(tmp_path: Path) -> None:
+    codes = ["600000.SH", "000001.SZ", "600519.SH", "600004.SH", "430047.BJ"]
+    ring, intake = run_intake(tmp_path, {code: {"time": AT_MS, "lastPrice": 1.5} for code in codes})
+    batches = ring.after(0, 10)
+    assert [(b.market, [code for code, _, _ in b.entries]) for b in batches] == [
+        ("SH", ["600000.SH", "600519.SH"]),
+        ("SH", ["600004.SH"]),
+        ("SZ", ["000001.SZ"]),
+    ]
+    assert intake.received_ticks == 5
+    assert intake.losses.take() == [], "BJ was not asked for: not published, not lost"
+    ring.close()
+
+
+def test_bad_ticks_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
+    ring, intake = run_intake(
+        tmp_path,
+        {
+            "600000.SH": {"time": AT_MS, "lastPrice": "ten"},
+            "600519.SH": {"lastPrice": 1.5, "timetag": "20260105 09:30:00"},
+            "no market": {"lastPrice": 1.5},
+        },
+    )
+    (batch,) = ring.after(0, 10)
+    ((code, at_ms, t1),) = batch.entries
+    assert (code, at_ms) == ("600519.SH", 1_767_576_600_000)
+    assert decode_tick(t1, code).flags == TickFlag.TIME_FROM_TIMETAG
+    (gap,) = intake.losses.take()
+    assert (list(gap["codes"]), gap["ticks"]) == (["600000.SH"], 1)
+    assert "rejected" in gap["reason"]
+    ring.close()
+
+
+def test_a_full_queue_loses_by_name(tmp_path: Path) -> None:
+    push = {f"{600000 + n}.SH": {"time": AT_MS + n} for n in range(4)}
+    ring, intake = run_intake(tmp_path, push, push, push, queue_ticks=8)
+    assert sum(len(batch.entries) for batch in ring.after(0, 100)) == 8
+    (gap,) = intake.losses.take()
+    assert (gap["reason"], gap["ticks"], gap["from_ms"], gap["to_ms"]) == (
+        "queue full",
+        4,
+        AT_MS,
+        AT_MS + 3,
+    )
+    ring.close()
+
+
+def test_events_wait_until_told(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    ring.add_event({"kind": "gap", "why": "停牌"})
+    ring.add_event({"kind": "late"})
+    ring.close()
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    (first, body), _ = ring.events()
+    assert json.loads(body) == {"kind": "gap", "why": "停牌"}
+    ring.told(first)
+    assert [json.loads(body)["kind"] for _, body in ring.events()] == ["late"]
+    ring.close()

@@ -5,24 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import EncodeError, InvalidCode
-from qmt_protocol.ticks import encode_ticks, exchange_ms
 
 from .losses import Losses
+from .push_codec import DecodeBson, PushCodec
 from .ring import Entry, Ring, RingUnwritable
 
 __all__ = ["Intake"]
 
 log: Final = structlog.get_logger(__name__)
-
-Push = tuple[int, Mapping[str, Mapping[str, Any]]]
-"""Time of receipt in ms, and {code: tick} as the terminal pushed it."""
 
 
 class Intake:
@@ -36,17 +32,28 @@ class Intake:
         Markets that are published; codes of others are counted and left out.
     batch_ticks
         Most ticks in a batch.
-    queue_ticks
-        Most ticks that wait to be encoded; a push beyond it is lost, and named as a gap.
+    queue_bytes
+        Most bytes of pushes that wait to be encoded; a push beyond it is lost, and named as a gap.
+    decode_bson
+        xtdata's own decoder, for what the fast way does not know.
     """
 
-    def __init__(self, ring: Ring, markets: list[str], batch_ticks: int, queue_ticks: int) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        markets: list[str],
+        *,
+        batch_ticks: int,
+        queue_bytes: int,
+        decode_bson: DecodeBson,
+    ) -> None:
         self._ring = ring
+        self._codec = PushCodec(decode_bson)
         self._markets = frozenset(markets)
         self._batch_ticks = batch_ticks
-        self._queue_ticks = queue_ticks
-        self._pushes: deque[Push] = deque()
-        self._waiting_ticks = 0
+        self._queue_bytes = queue_bytes
+        self._pushes: deque[tuple[int, bytes]] = deque()
+        self._waiting_bytes = 0
         self._arrived = threading.Condition()
         self._stopping = False
         self._market_of: dict[str, str | None] = {}
@@ -57,25 +64,30 @@ class Intake:
         self.thread = threading.Thread(target=self._run, name="intake")
 
     @property
-    def waiting_ticks(self) -> int:
-        """Ticks received and not yet in the ring."""
-        return self._waiting_ticks
+    def waiting_bytes(self) -> int:
+        """Bytes of pushes received and not yet in the ring."""
+        return self._waiting_bytes
 
-    def put(self, push: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take one push; called by the terminal's threads, never blocks on I/O."""
+    def put(self, push: bytes) -> None:
+        """Take one push; called by the terminal's threads, never blocks on I/O, never raises."""
         received_ms = time.time_ns() // 1_000_000
         with self._arrived:
-            self.received_ticks += len(push)
             self.last_push_monotonic = time.monotonic()
-            if self._stopping or self._waiting_ticks + len(push) > self._queue_ticks:
-                full = True
-            else:
-                full = False
+            full = self._stopping or self._waiting_bytes + len(push) > self._queue_bytes
+            if not full:
                 self._pushes.append((received_ms, push))
-                self._waiting_ticks += len(push)
+                self._waiting_bytes += len(push)
                 self._arrived.notify()
         if full:
-            self.losses.add_push("queue full", received_ms, push)
+            self._refuse(push, received_ms)
+
+    def _refuse(self, push: bytes, received_ms: int) -> None:
+        reason = "stopping" if self._stopping else "queue full"
+        try:
+            ticks = self._codec.glance(push, received_ms)
+        except ValueError:
+            ticks = [("?", received_ms)]
+        self.losses.add(reason, ticks)
 
     def stop(self) -> None:
         """Take nothing more, encode what waits, end the thread."""
@@ -95,13 +107,13 @@ class Intake:
                 self._pushes.clear()
             self._store(pushes)
             with self._arrived:
-                self._waiting_ticks -= sum(len(push) for _, push in pushes)
+                self._waiting_bytes -= sum(len(push) for _, push in pushes)
             self.on_stored.set()
 
-    def _store(self, pushes: list[Push]) -> None:
+    def _store(self, pushes: list[tuple[int, bytes]]) -> None:
         batches: list[tuple[str, int, list[Entry]]] = []
         for received_ms, push in pushes:
-            for market, entries in self._by_market(received_ms, push).items():
+            for market, entries in self._by_market(push, received_ms).items():
                 step = self._batch_ticks
                 batches += [
                     (market, received_ms, entries[at : at + step])
@@ -109,28 +121,28 @@ class Intake:
                 ]
         try:
             for lost in self._ring.append(batches):
-                self.losses.add_entries("ring full", lost.entries)
+                self.losses.add("ring full", _times(lost.entries))
         except RingUnwritable as error:
             log.error("ticks could not be kept", error=str(error))
             for _, _, entries in batches:
-                self.losses.add_entries(error.message, entries)
+                self.losses.add(error.message, _times(entries))
 
-    def _by_market(
-        self, received_ms: int, push: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, list[Entry]]:
+    def _by_market(self, push: bytes, received_ms: int) -> dict[str, list[Entry]]:
         """Encode one push, in its own order, split by market."""
-        codes = [code for code in push if self._market(code) is not None]
-        ticks = [push[code] for code in codes]
+        try:
+            encoded = self._codec.encode(push, received_ms)
+        except ValueError as error:
+            log.error("a push could not be read", error=str(error), push_bytes=len(push))
+            self.losses.add(f"unreadable push: {error}", [("?", received_ms)])
+            return {}
+        self.received_ticks += len(encoded)
         done: dict[str, list[Entry]] = {}
-        for code, tick, t1 in zip(codes, ticks, encode_ticks(ticks), strict=True):
+        for code, at_ms, t1 in encoded:
+            market = self._market(code)
             if isinstance(t1, EncodeError):
-                self.losses.add_push(f"rejected: {t1.message}", received_ms, {code: tick})
-                continue
-            at_ms, flags = exchange_ms(tick, received_ms)
-            body = t1[:-1] + bytes([flags]) if flags else t1
-            market = self._market_of[code]
-            if market is not None:
-                done.setdefault(market, []).append((code, at_ms, body))
+                self.losses.add(f"rejected: {t1.message}", [(code, at_ms)])
+            elif market is not None:
+                done.setdefault(market, []).append((code, at_ms, t1))
         return done
 
     def _market(self, code: str) -> str | None:
@@ -146,3 +158,7 @@ class Intake:
             market = ""
         self._market_of[code] = market if market in self._markets else None
         return self._market_of[code]
+
+
+def _times(entries: list[Entry]) -> list[tuple[str, int]]:
+    return [(code, at_ms) for code, at_ms, _ in entries]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
-
-from qmt_protocol.ticks import exchange_ms
-
-from .ring import Entry
 
 __all__ = ["Losses"]
 
@@ -21,27 +17,13 @@ class Losses:
         self._lost: dict[str, dict[str, list[int]]] = {}
         self.total_ticks = 0
 
-    def add_push(
-        self, reason: str, received_ms: int, push: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Note the ticks of a push as lost."""
-        for code, tick in push.items():
-            at_ms = exchange_ms(tick, received_ms)[0] if isinstance(tick, Mapping) else received_ms
-            self._add(reason, str(code), at_ms)
-
-    def add_entries(self, reason: str, entries: Sequence[Entry]) -> None:
-        """Note encoded ticks as lost."""
-        for code, at_ms, _ in entries:
-            self._add(reason, code, at_ms)
-
-    def _add(self, reason: str, code: str, at_ms: int) -> None:
+    def add(self, reason: str, ticks: Iterable[tuple[str, int]]) -> None:
+        """Note ticks, as (code, exchange ms), as lost."""
         with self._lock:
-            self.total_ticks += 1
             codes = self._lost.setdefault(reason, {})
-            seen = codes.get(code)
-            if seen is None:
-                codes[code] = [at_ms, at_ms, 1]
-            else:
+            for code, at_ms in ticks:
+                self.total_ticks += 1
+                seen = codes.setdefault(code, [at_ms, at_ms, 0])
                 seen[0], seen[1] = min(seen[0], at_ms), max(seen[1], at_ms)
                 seen[2] += 1
 

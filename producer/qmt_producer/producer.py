@@ -38,7 +38,11 @@ class Producer:
         self._ring = Ring(settings.ring, settings.ring_max_mb * 1_000_000)
         self._started_ms = time.time_ns() // 1_000_000
         self._intake = Intake(
-            self._ring, settings.markets, settings.batch_ticks, settings.queue_ticks
+            self._ring,
+            settings.markets,
+            batch_ticks=settings.batch_ticks,
+            queue_bytes=settings.queue_mb * 1_000_000,
+            decode_bson=self._terminal.decode_push,
         )
         self._reporter = Reporter(
             self._ring, keys=settings.keys, url=settings.streams_url, heartbeat=self._heartbeat
@@ -99,7 +103,7 @@ class Producer:
             self._lost("the terminal closed the connection")
         try:
             info = self._terminal.connect()
-            self._terminal.subscribe_whole_quote(self._settings.markets, self._intake.put)
+            self._terminal.subscribe_pushes(self._settings.markets, self._intake.put)
         except TerminalNotConnected as error:
             self._reason = error.message
             return False
@@ -168,7 +172,7 @@ class Producer:
                 "clamped": figures.clamped,
                 "rejected": figures.rejected,
                 "lost": self._intake.losses.total_ticks,
-                "waiting_ticks": self._intake.waiting_ticks,
+                "waiting_bytes": self._intake.waiting_bytes,
                 "waiting_batches": self._ring.last - self._ring.published,
                 "redis_away": figures.redis_away,
                 "standby": figures.standby,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 __all__ = [
     "PRICE_SCALE",
     "PRICE_TOLERANCE",
@@ -11,6 +14,7 @@ __all__ = [
     "decode_prices",
     "encode_number",
     "encode_price",
+    "scale_prices",
 ]
 
 PRICE_SCALE: Final = 10_000
@@ -60,6 +64,18 @@ def encode_price(value: Any) -> int | float:
         return literal
     whole = round(units)
     return whole if abs(units - whole) <= PRICE_TOLERANCE else literal
+
+
+def scale_prices(prices: npt.NDArray[np.float64]) -> list[int | float]:
+    """Return many prices as `encode_price` would, one by one."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        units = prices * PRICE_SCALE
+        whole = np.rint(units)
+        fits = (np.abs(units - whole) <= PRICE_TOLERANCE) & (np.abs(whole) < _EXACT)
+    scaled: list[int | float] = np.where(fits, whole, 0).astype(np.int64).tolist()
+    for at in np.flatnonzero(~fits).tolist():
+        scaled[at] = float(prices[at])
+    return scaled
 
 
 def decode_price(value: int | float) -> float:

@@ -20,12 +20,11 @@ import numpy as np
 
 from .errors import CodecError, EncodeError
 from .numbers import (
-    PRICE_SCALE,
-    PRICE_TOLERANCE,
     decode_price,
     decode_prices,
     encode_number,
     encode_price,
+    scale_prices,
 )
 from .times import CHINA
 
@@ -289,14 +288,7 @@ _FLOATS: Final = {int, float}
 
 def _scale_all(prices: list[float]) -> list[list[Any]]:
     """Scale the 17 prices of each tick."""
-    literal = np.array(prices, dtype=np.float64)
-    units = literal * PRICE_SCALE
-    with np.errstate(invalid="ignore"):
-        whole = np.rint(units)
-        fits = (np.abs(units - whole) <= PRICE_TOLERANCE) & (np.abs(whole) < 2**53)
-    scaled: list[Any] = np.where(fits, whole, 0).astype(np.int64).tolist()
-    for at in np.flatnonzero(~fits).tolist():
-        scaled[at] = float(prices[at])
+    scaled = scale_prices(np.array(prices, dtype=np.float64))
     step = _PRICES_PER_TICK
     return [scaled[at : at + step] for at in range(0, len(prices), step)]
 

@@ -17,6 +17,7 @@ from qmt_producer.losses import Losses
 from qmt_producer.ring import Entry, Ring
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.ticks import TickFlag, decode_tick
+from qmt_simulator import bson
 
 AT_MS = 1_763_697_600_000
 
@@ -101,9 +102,9 @@ def test_committed_batches_survive_kill_9(tmp_path: Path) -> None:
 
 def test_losses_are_exact() -> None:
     losses = Losses()
-    losses.add_push("queue full", 9, {"600519.SH": {"time": 50}, "000001.SZ": {}})
-    losses.add_entries("queue full", [("600519.SH", 20, b"")])
-    losses.add_entries("ring full", [("600519.SH", 70, b"")])
+    losses.add("queue full", [("600519.SH", 50), ("000001.SZ", 9)])
+    losses.add("queue full", [("600519.SH", 20)])
+    losses.add("ring full", [("600519.SH", 70)])
     full, ring = losses.take()
     assert full == {
         "kind": "gap",
@@ -119,12 +120,14 @@ def test_losses_are_exact() -> None:
 
 
 def run_intake(
-    tmp_path: Path, *pushes: dict[str, Any], queue_ticks: int = 1000
+    tmp_path: Path, *pushes: dict[str, Any], queue_bytes: int = 1_000_000
 ) -> tuple[Ring, Intake]:
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
-    intake = Intake(ring, ["SH", "SZ"], batch_ticks=2, queue_ticks=queue_ticks)
+    intake = Intake(
+        ring, ["SH", "SZ"], batch_ticks=2, queue_bytes=queue_bytes, decode_bson=bson.decode
+    )
     for push in pushes:
-        intake.put(push)
+        intake.put(bson.encode(push))
     intake.thread.start()
     intake.stop()
     return ring, intake
@@ -165,7 +168,8 @@ def test_bad_ticks_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
 
 def test_a_full_queue_loses_by_name(tmp_path: Path) -> None:
     push = {f"{600000 + n}.SH": {"time": AT_MS + n} for n in range(4)}
-    ring, intake = run_intake(tmp_path, push, push, push, queue_ticks=8)
+    size = len(bson.encode(push))
+    ring, intake = run_intake(tmp_path, push, push, push, queue_bytes=2 * size)
     assert sum(len(batch.entries) for batch in ring.after(0, 100)) == 8
     (gap,) = intake.losses.take()
     assert (gap["reason"], gap["ticks"], gap["from_ms"], gap["to_ms"]) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop_with_stdin(producer: Producer) -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not by sys.stdin: its lock, held by a thread, breaks the interpreter's end.
+    while os.read(0, 4096):
         pass
     producer.stop()
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 import pytest
 import redis
+from live_processes import process, producer_status
 
 from qmt_simulator.control import Control
 from qmt_simulator.oracle import read_push_log
@@ -54,37 +52,6 @@ FIELDS = {
     "speed1Min": (20, "number"),
     "speed5Min": (21, "number"),
 }
-
-
-@contextmanager
-def process(
-    module: str, *flags: str, **env: str
-) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    child = subprocess.Popen(
-        [sys.executable, "-m", module, "--exit-with-stdin", *flags],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "TZ": "CST-8", **env},
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with child:
-        try:
-            yield child, child.stdout
-        finally:
-            child.stdin.close()
-            try:
-                child.wait(20)
-            finally:
-                child.kill()
-
-
-def producer_status(streams: redis.Redis) -> dict[str, Any]:
-    for beat in streams.hgetall("qmt:status").values():
-        status = json.loads(beat)
-        if status["role"] == "producer":
-            return dict(status)
-    return {}
 
 
 def wait_until_published(streams: redis.Redis, count: int) -> None:

@@ -1,0 +1,126 @@
+"""The producer as a process: the terminal dies and returns, the producer is killed and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import redis
+from live_processes import process, producer_status
+
+from qmt_standalone.redis_server import RedisServer
+
+INDEX = "000001.SH"
+
+
+def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.1)
+
+
+def producer_env(server: RedisServer, port: int, ring: Path) -> dict[str, str]:
+    return {
+        "QMT_STREAMS_URL": server.url,
+        "QMT_TERMINAL_PORT": str(port),
+        "QMT_NATIVE_MODULE": "qmt_simulator.native",
+        "QMT_RING": str(ring),
+        "QMT_LOG_LEVEL": "error",
+    }
+
+
+def stored(streams: redis.Redis, code: str = INDEX) -> list[list[Any]]:
+    entries = streams.xrange(f"{{qmt:SH}}:tick:{code}")
+    return [msgpack.unpackb(fields[b"t1"]) for _, fields in entries]
+
+
+def events(streams: redis.Redis) -> list[dict[str, Any]]:
+    return [json.loads(fields[b"e"]) for _, fields in streams.xrange("qmt:events")]
+
+
+def test_terminal_killed_and_back(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    with process("qmt_simulator", "--port", "0") as (terminal, ready):
+        port = int(json.loads(ready.readline())["port"])
+        with process("qmt_producer", **producer_env(streams_server, port, tmp_path / "ring")):
+            wait_for(lambda: len(stored(streams)) >= 2, "ticks flow")
+            terminal.kill()
+            terminal.wait(10)
+            wait_for(
+                lambda: producer_status(streams)["terminal"]["state"] == "not_connected",
+                "the heartbeat says that the terminal is gone",
+                within_s=5,
+            )
+            held = stored(streams)
+            assert held, "what was stored stays readable"
+            with process("qmt_simulator", "--port", str(port)) as (_, ready_again):
+                assert json.loads(ready_again.readline())["port"] == port
+                wait_for(lambda: len(stored(streams)) >= len(held) + 2, "ticks flow again")
+                assert producer_status(streams)["terminal"]["state"] == "ok"
+                assert producer_status(streams)["simulated"] is True
+    rows = stored(streams)
+    times = [row[0] for row in rows]
+    assert times == sorted(set(times)), "no repeat, no step back over the restart"
+    kinds = [event["kind"] for event in events(streams)]
+    assert kinds.count("connected") == 2
+    assert kinds.count("lost") == 1
+
+
+def test_producer_killed_and_back_repeats_nothing_and_names_the_gap(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    with process("qmt_simulator", "--port", "0") as (_, ready):
+        port = int(json.loads(ready.readline())["port"])
+        env = producer_env(streams_server, port, tmp_path / "ring")
+        with process("qmt_producer", **env) as (producer, _):
+            wait_for(lambda: len(stored(streams)) >= 2, "ticks flow")
+            os.kill(producer.pid, signal.SIGKILL)
+            producer.wait(10)
+        held = len(stored(streams))
+        with process("qmt_producer", **env):
+            wait_for(lambda: len(stored(streams)) >= held + 2, "ticks flow again")
+    times = [row[0] for row in stored(streams)]
+    assert times == sorted(set(times))
+    (gap,) = [event for event in events(streams) if event["kind"] == "gap"]
+    assert gap["reason"] == "the producer was not running"
+    assert gap["from_ms"] < gap["to_ms"]
+
+
+def test_ctrl_c_ends_it_in_order(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    with process("qmt_simulator", "--port", "0") as (_, ready):
+        port = int(json.loads(ready.readline())["port"])
+        env = producer_env(streams_server, port, tmp_path / "ring")
+        with process("qmt_producer", **env) as (producer, _):
+            wait_for(lambda: len(stored(streams)) >= 1, "ticks flow")
+            producer.send_signal(signal.SIGINT)
+            assert producer.wait(15) == 0
+    figures = producer_status(streams)["figures"]
+    assert figures["waiting_batches"] == 0, "what was received was published before the end"
+    assert figures["lost"] == 0
+    assert not streams.exists("{qmt:SH}:lease")
+
+
+def test_bad_start_says_what_to_do(tmp_path: Path, streams_server: RedisServer) -> None:
+    env = producer_env(streams_server, 1, tmp_path / "ring")
+    for wrong, words in (
+        ({"TZ": "UTC"}, "China Standard Time"),
+        ({"QMT_BATCH_TICKS": "9999"}, "batch_ticks"),
+        ({"QMT_PREFIX": "a{b"}, "prefix"),
+    ):
+        with process("qmt_producer", stderr=subprocess.PIPE, **{**env, **wrong}) as (child, _):
+            assert child.stderr is not None
+            said = child.stderr.read().decode()
+            assert child.wait(20) == 2, said
+            assert words in said
+            assert "Traceback" not in said

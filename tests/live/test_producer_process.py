@@ -71,8 +71,8 @@ def test_terminal_killed_and_back(
     times = [row[0] for row in rows]
     assert times == sorted(set(times)), "no repeat, no step back over the restart"
     kinds = [event["kind"] for event in events(streams)]
-    assert kinds.count("connected") == 2
-    assert kinds.count("lost") == 1
+    told = [kind for kind in kinds if kind in ("connected", "lost")]
+    assert told[:3] == ["connected", "lost", "connected"]
 
 
 def test_producer_killed_and_back_repeats_nothing_and_names_the_gap(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -14,7 +15,7 @@ from qmt_protocol.errors import EncodeError, InvalidCode
 
 from .losses import Losses
 from .push_codec import DecodeBson, PushCodec
-from .ring import Entry, Ring, RingUnwritable
+from .ring import Batch, Entry, Ring, RingUnwritable
 
 __all__ = ["Intake"]
 
@@ -60,6 +61,7 @@ class Intake:
         self.losses = Losses()
         self.received_ticks = 0
         self.last_push_monotonic = 0.0
+        self.is_ours: Callable[[str], bool] = lambda market: True
         self.on_stored: threading.Event = threading.Event()
         self.thread = threading.Thread(target=self._run, name="intake")
 
@@ -121,11 +123,17 @@ class Intake:
                 ]
         try:
             for lost in self._ring.append(batches):
-                self.losses.add("ring full", _times(lost.entries))
+                self._given_up(lost)
         except RingUnwritable as error:
             log.error("ticks could not be kept", error=str(error))
             for _, _, entries in batches:
                 self.losses.add(error.message, _times(entries))
+
+    def _given_up(self, lost: Batch) -> None:
+        if self.is_ours(lost.market):
+            self.losses.add("ring full", _times(lost.entries))
+        else:  # the holder has them; should we take over, they are what we did not hear
+            self._ring.add_silence(lost.received_ms, lost.received_ms + 1)
 
     def _by_market(self, push: bytes, received_ms: int) -> dict[str, list[Entry]]:
         """Encode one push, in its own order, split by market."""

@@ -49,17 +49,22 @@ class Producer:
         )
         self._publisher = Publisher(
             self._ring,
+            settings.markets,
             keys=settings.keys,
             url=settings.streams_url,
             lease_ms=int(settings.lease_s * 1000),
             feed_keep_ms=settings.feed_keep_s * 1000,
             future_ms=settings.future_ms,
+            ring_keep_ms=settings.ring_keep_s * 1000,
+            listening=lambda: self._subscribed,
             on_event=self._reporter.event,
         )
+        self._intake.is_ours = lambda market: market not in self._publisher.figures.standby
         self._intake.on_stored = self._publisher.more
         self._stopping = threading.Event()
         self._reason = "not tried yet"
         self._since_ms = self._started_ms
+        self._silent_since_ms = self._ring.last_received_ms
         self._subscribed = False
         self._rate = _Rate()
 
@@ -69,7 +74,6 @@ class Producer:
 
     def run(self) -> None:
         """Publish until `stop`; the terminal and Redis may come and go."""
-        self._tell_restart()
         threads = (self._intake, self._publisher, self._reporter)
         for part in threads:
             part.thread.start()
@@ -87,7 +91,8 @@ class Producer:
                 if time.monotonic() >= next_tidy:
                     next_tidy = time.monotonic() + _TIDY_S
                     keep_ms = self._settings.ring_keep_s * 1000
-                    self._ring.tidy(time.time_ns() // 1_000_000 - keep_ms)
+                    before_ms = time.time_ns() // 1_000_000 - keep_ms
+                    self._ring.tidy(self._publisher.cursors, before_ms)
         finally:
             self._terminal.close()
             self._intake.stop()
@@ -111,35 +116,40 @@ class Producer:
             log.error("the subscription failed", error=str(error))
             self._reason = error.message
             return False
-        self._subscribed = True
         self._reason = ""
         self._since_ms = time.time_ns() // 1_000_000
+        if self._silent_since_ms:
+            self._silence(self._silent_since_ms, self._since_ms)
+        self._subscribed = True
         log.info("subscribed", markets=self._settings.markets, terminal=info.address)
         self._reporter.event(
             {"kind": "connected", "terminal": info.address, "markets": self._settings.markets}
         )
         return True
 
+    def _silence(self, from_ms: int, to_ms: int) -> None:
+        """Note the time in which nothing could be heard; the holder of a lease names it."""
+        self._silent_since_ms = 0
+        self._ring.add_silence(from_ms, to_ms)
+        ours = [m for m in self._settings.markets if self._publisher.holds(m)]
+        if ours:
+            self._reporter.event(
+                {
+                    "kind": "gap",
+                    "reason": "the terminal was away",
+                    "from_ms": from_ms,
+                    "to_ms": to_ms,
+                    "markets": ours,
+                }
+            )
+
     def _lost(self, reason: str) -> None:
         self._subscribed = False
+        self._silent_since_ms = time.time_ns() // 1_000_000
         self._reason = reason
         self._since_ms = time.time_ns() // 1_000_000
         log.warning("the terminal is gone", reason=reason)
         self._reporter.event({"kind": "lost", "reason": reason})
-
-    def _tell_restart(self) -> None:
-        """Name the time in which this producer could not listen."""
-        last_ms = self._ring.last_received_ms
-        if last_ms:
-            self._reporter.event(
-                {
-                    "kind": "gap",
-                    "reason": "the producer was not running",
-                    "from_ms": last_ms,
-                    "to_ms": self._started_ms,
-                    "markets": self._settings.markets,
-                }
-            )
 
     def _tell_losses(self) -> None:
         for gap in self._intake.losses.take():
@@ -173,7 +183,7 @@ class Producer:
                 "rejected": figures.rejected,
                 "lost": self._intake.losses.total_ticks,
                 "waiting_bytes": self._intake.waiting_bytes,
-                "waiting_batches": self._ring.last - self._ring.published,
+                "waiting_batches": self._publisher.waiting_batches,
                 "redis_away": figures.redis_away,
                 "standby": figures.standby,
             },

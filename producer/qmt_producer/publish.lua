@@ -7,6 +7,7 @@ local LATE, CLAMPED = 1, 2
 local VOLUME = 8            -- t1 positions, counted from 1
 local CONTENT = { 1, 2, 8 } -- time, lastPrice, volume: what any terminal reports alike
 local BOOK = { 16, 17, 18, 19 }
+local LOOK = 64             -- entries compared from either end
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return { 'fenced', 0, 0, 0, 0, 0, 0, '' }
@@ -78,14 +79,15 @@ for i = 1, count do
   local at_ms, behind, known = ms, false, false
   if tip and ms <= tip[1] then
     local tick = cmsgpack.unpack(t1)
-    known = seen(redis.call('XRANGE', key, ms, ms), tick)
+    -- Its own ms first, then what was stored after it: a late tick lies behind its time.
+    known = seen(redis.call('XRANGE', key, ms, '+', 'COUNT', LOOK), tick)
+      or seen(redis.call('XREVRANGE', key, '+', ms, 'COUNT', LOOK), tick)
     if not known and ms == tip[1] and tip[3] then
       -- The same moment again: news, unless its volume went back.
       local held = cmsgpack.unpack(string.sub(tip[3], 3 + string.byte(tip[3], 2) - 0xa0))
       behind = (tick[VOLUME] or 0) < (held[VOLUME] or 0)
-    elseif not known and ms < tip[1] then
+    elseif ms < tip[1] then
       behind, at_ms = true, tip[1]
-      known = seen(redis.call('XREVRANGE', key, '+', at_ms, 'COUNT', 64), tick)
     end
     if behind and not known then flags, late = bit.bor(flags, LATE), late + 1 end
   end

@@ -1,8 +1,8 @@
 """The ring: what the terminal pushed, kept on disk until Redis has it and a while longer.
 
 It is one SQLite file in WAL mode, so a killed process loses nothing it had committed. Batches are
-numbered without holes; publishing is a cursor along those numbers. The file is locked to one
-process.
+numbered without holes; publishing a market is a cursor along its numbers. The file is locked to
+one process.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ CREATE TABLE IF NOT EXISTS ring (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     market TEXT NOT NULL,
     received_ms INTEGER NOT NULL,
-    ticks INTEGER NOT NULL,
     body BLOB NOT NULL
 );
+CREATE INDEX IF NOT EXISTS ring_market ON ring (market, number);
 CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS silence (from_ms INTEGER NOT NULL, to_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS acked (market TEXT PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -59,7 +61,7 @@ class Batch:
 
 
 class Ring:
-    """A bounded, numbered, crash-proof queue of batches, and of events beside them.
+    """A bounded, numbered, crash-proof queue of batches, and what must be told beside them.
 
     Parameters
     ----------
@@ -96,28 +98,28 @@ class Ring:
             ) from error
         self.id: str = self._one("SELECT value FROM meta WHERE name='ring'")
         self._bytes: int = self._one("SELECT coalesce(sum(length(body)), 0) FROM ring")
-        self._published: int = int(
-            self._one("SELECT coalesce(max(value), '0') FROM meta WHERE name='published'")
-        )
+        self._acked: dict[str, int] = dict(self._all("SELECT market, number FROM acked"))
 
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
             return self._db.execute(query, values).fetchone()[0]
 
-    @property
-    def published(self) -> int:
-        """Number of the last batch that Redis acknowledged."""
-        return self._published
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
 
-    @property
-    def last(self) -> int:
-        """Number of the newest batch; 0 in a new ring."""
-        return int(self._one("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name='ring'"))
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
 
-    @property
-    def last_received_ms(self) -> int:
-        """When the newest batch still kept was received; 0 when there is none."""
-        return int(self._one("SELECT coalesce(max(received_ms), 0) FROM ring"))
+    # -- batches ------------------------------------------------------------------------------
 
     def append(self, batches: Iterable[tuple[str, int, list[Entry]]]) -> list[Batch]:
         """Store batches (market, receipt, entries) in one transaction.
@@ -133,25 +135,26 @@ class Ring:
         RingUnwritable
             When the disk refuses; nothing of this call is stored.
         """
-        lost: list[Batch] = []
         before = self._bytes
         try:
             with self._transaction():
-                self._insert(batches)
-                lost = self._shrink()
+                for market, received_ms, entries in batches:
+                    body = _encode(entries)
+                    self._db.execute(
+                        "INSERT INTO ring (market, received_ms, body) VALUES (?, ?, ?)",
+                        (market, received_ms, body),
+                    )
+                    self._bytes += len(body)
+                self._write_acked()
+                return self._shrink()
         except sqlite3.Error as error:
             self._bytes = before
             raise RingUnwritable(f"The ring cannot be written: {error}.") from error
-        return lost
 
-    def _insert(self, batches: Iterable[tuple[str, int, list[Entry]]]) -> None:
-        for market, received_ms, entries in batches:
-            body = _encode(entries)
-            self._db.execute(
-                "INSERT INTO ring (market, received_ms, ticks, body) VALUES (?, ?, ?, ?)",
-                (market, received_ms, len(entries), body),
-            )
-            self._bytes += len(body)
+    def _write_acked(self) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO acked VALUES (?, ?)", list(self._acked.items())
+        )
 
     def _shrink(self) -> list[Batch]:
         lost: list[Batch] = []
@@ -163,51 +166,97 @@ class Ring:
             if row is None:
                 break
             self._bytes -= len(row[3])
-            if row[0] > self._published:
-                lost.append(Batch(row[0], row[1], row[2], _decode(row[3])))
+            if row[0] > self._acked.get(row[1], 0):
+                lost.append(_batch(row))
         return lost
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+    def after(self, market: str, number: int, limit: int) -> list[Batch]:
+        """Return up to `limit` of a market's batches that follow the given number, in order."""
+        rows = self._all(
+            "SELECT number, market, received_ms, body FROM ring"
+            " WHERE market = ? AND number > ? ORDER BY number LIMIT ?",
+            market,
+            number,
+            limit,
+        )
+        return [_batch(row) for row in rows]
 
-    def after(self, number: int, limit: int) -> list[Batch]:
-        """Return up to `limit` batches that follow the given number, in order."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT number, market, received_ms, body FROM ring"
-                " WHERE number > ? ORDER BY number LIMIT ?",
-                (number, limit),
-            ).fetchall()
-        return [Batch(row[0], row[1], row[2], _decode(row[3])) for row in rows]
+    def waiting(self, market: str, number: int) -> int:
+        """Return how many of a market's batches follow the given number."""
+        return int(
+            self._one("SELECT count(*) FROM ring WHERE market = ? AND number > ?", market, number)
+        )
 
-    def acknowledge(self, number: int) -> None:
-        """Note that Redis holds all batches up to the given number."""
-        self._published = number
+    def number_before(self, market: str, received_ms: int) -> int:
+        """Return the number of a market's last batch received before a time; 0 for none."""
+        return int(
+            self._one(
+                "SELECT coalesce(max(number), 0) FROM ring WHERE market = ? AND received_ms < ?",
+                market,
+                received_ms,
+            )
+        )
 
-    def tidy(self, before_ms: int) -> None:
-        """Write down the cursor and drop published batches received before the given time."""
+    def first(self, market: str) -> tuple[int, int]:
+        """Return number and receipt of the oldest batch kept of a market; zeros for none."""
+        rows = self._all(
+            "SELECT number, received_ms FROM ring WHERE market = ? ORDER BY number LIMIT 1", market
+        )
+        return rows[0] if rows else (0, 0)
+
+    def acked(self, market: str) -> int:
+        """Return the number of a market's last batch that Redis acknowledged."""
+        return self._acked.get(market, 0)
+
+    def acknowledge(self, market: str, number: int) -> None:
+        """Note that Redis holds a market's batches up to the given number."""
+        self._acked[market] = number
+
+    def tidy(self, keep_from: dict[str, int], before_ms: int) -> None:
+        """Drop what was received before a time and is at or below its market's cursor.
+
+        Parameters
+        ----------
+        keep_from
+            Market to the cursor below which nothing will be asked for again.
+        before_ms
+            Batches received later stay, so that history lost by Redis can be published again.
+        """
         with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('published', ?)", (str(self._published),)
+            self._write_acked()
+            for market, number in keep_from.items():
+                where = "WHERE market = ? AND number <= ? AND received_ms < ?"
+                values = (market, number, before_ms)
+                gone = self._db.execute(
+                    f"SELECT coalesce(sum(length(body)), 0) FROM ring {where}",  # noqa: S608
+                    values,
+                ).fetchone()[0]
+                self._db.execute(f"DELETE FROM ring {where}", values)  # noqa: S608
+                self._bytes -= gone
+            self._db.execute("DELETE FROM silence WHERE to_ms < ?", (before_ms,))
+
+    # -- silences -----------------------------------------------------------------------------
+
+    @property
+    def last_received_ms(self) -> int:
+        """When the newest batch still kept was received; 0 when there is none."""
+        return int(self._one("SELECT coalesce(max(received_ms), 0) FROM ring"))
+
+    def add_silence(self, from_ms: int, to_ms: int) -> None:
+        """Note a time in which nothing could be heard from the terminal."""
+        with self._lock:
+            self._db.execute("INSERT INTO silence VALUES (?, ?)", (from_ms, to_ms))
+
+    def silences(self, since_ms: int) -> list[tuple[int, int]]:
+        """Return the noted silences that end after a time, cut to it, in order."""
+        return [
+            (max(from_ms, since_ms), to_ms)
+            for from_ms, to_ms in self._all(
+                "SELECT from_ms, to_ms FROM silence WHERE to_ms > ? ORDER BY from_ms", since_ms
             )
-            gone = self._db.execute(
-                "SELECT coalesce(sum(length(body)), 0) FROM ring"
-                " WHERE number <= ? AND received_ms < ?",
-                (self._published, before_ms),
-            ).fetchone()[0]
-            self._db.execute(
-                "DELETE FROM ring WHERE number <= ? AND received_ms < ?",
-                (self._published, before_ms),
-            )
-            self._bytes -= gone
+        ]
+
+    # -- events -------------------------------------------------------------------------------
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Keep an event until it is told."""
@@ -218,10 +267,7 @@ class Ring:
 
     def events(self, limit: int = 100) -> list[tuple[int, str]]:
         """Return the oldest untold events as (number, JSON)."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT number, body FROM event ORDER BY number LIMIT ?", (limit,)
-            ).fetchall()
+        return self._all("SELECT number, body FROM event ORDER BY number LIMIT ?", limit)
 
     def told(self, number: int) -> None:
         """Forget events up to the given number."""
@@ -229,7 +275,12 @@ class Ring:
             self._db.execute("DELETE FROM event WHERE number <= ?", (number,))
 
     def close(self) -> None:
-        """Write down the cursor and release the file."""
-        self.tidy(0)
+        """Write down the cursors and release the file."""
+        self.tidy({}, 0)
         with self._lock:
             self._db.close()
+
+
+def _batch(row: tuple[int, str, int, bytes]) -> Batch:
+    number, market, received_ms, body = row
+    return Batch(number, market, received_ms, _decode(body))

@@ -2,72 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import msgpack
 import pytest
 import redis
+from publisher_bench import (
+    CLAMPED,
+    CODE,
+    KEYS,
+    LATE,
+    NOON_MS,
+    Bench,
+    entry,
+    fed,
+    latest,
+    stored,
+    wait_for,
+)
 
-from qmt_producer.publisher import Publisher
-from qmt_producer.ring import Entry, Ring
-from qmt_protocol.keys import Keys
-from qmt_protocol.ticks import encode_tick
 from qmt_standalone.redis_server import RedisServer
-
-KEYS = Keys("t")
-CODE = "600519.SH"
-NOON_MS = 1_763_697_600_000
-LATE, CLAMPED = 1, 2
-
-
-def tick(at_ms: int, price: float, volume: int = 100, **more: Any) -> dict[str, Any]:
-    return {"time": at_ms, "lastPrice": price, "volume": volume, "bidPrice": [price, 0.0], **more}
-
-
-def entry(at_ms: int, price: float, code: str = CODE, **more: Any) -> Entry:
-    return code, at_ms, encode_tick(tick(at_ms, price, **more))
-
-
-class Bench:
-    """A ring and the publishers made on it."""
-
-    def __init__(self, path: Path, url: str) -> None:
-        self.path, self.url = path, url
-        self.ring = Ring(path, 50_000_000)
-        self.events: list[dict[str, Any]] = []
-        self.publisher = self._publisher()
-
-    def _publisher(self) -> Publisher:
-        publisher = Publisher(
-            self.ring,
-            keys=KEYS,
-            url=self.url,
-            lease_ms=1000,
-            feed_keep_ms=60_000,
-            future_ms=10_000,
-            on_event=self.events.append,
-        )
-        publisher.thread.start()
-        return publisher
-
-    def publish(self, *entries: Entry, market: str = "SH") -> None:
-        self.ring.append([(market, 0, list(entries))])
-        self.publisher.more.set()
-        wait_for(lambda: self.ring.published == self.ring.last)
-
-    def close(self) -> None:
-        self.publisher.stop(1.0)
-        self.ring.close()
-
-
-def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -75,28 +29,6 @@ def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> 
     bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
     yield bench
     bench.close()
-
-
-def stored(streams: redis.Redis, code: str = CODE) -> list[tuple[str, list[Any]]]:
-    """Read a tick stream with the msgpack package alone."""
-    return [
-        (entry_id.decode(), msgpack.unpackb(fields[b"t1"]))
-        for entry_id, fields in streams.xrange(KEYS.tick(code))
-    ]
-
-
-def fed(streams: redis.Redis, market: str = "SH") -> list[list[Any]]:
-    return [
-        one
-        for _, fields in streams.xrange(KEYS.feed(market))
-        for one in msgpack.unpackb(fields[b"b1"])
-    ]
-
-
-def latest(streams: redis.Redis, code: str = CODE) -> list[Any]:
-    value = streams.hget(KEYS.latest("SH"), code)
-    assert value is not None
-    return list(msgpack.unpackb(value))
 
 
 def test_ids_are_exchange_time_and_all_places_agree(bench: Bench, streams: redis.Redis) -> None:
@@ -116,9 +48,10 @@ def test_ids_are_exchange_time_and_all_places_agree(bench: Bench, streams: redis
 def test_a_batch_sent_again_adds_nothing(bench: Bench, streams: redis.Redis) -> None:
     bench.publish(entry(NOON_MS, 10.0), entry(NOON_MS + 1, 10.1))
     before = stored(streams), fed(streams)
-    bench.ring.acknowledge(0)  # as if the answer had been lost
+    (line,) = [line for line in bench.publisher._lines if line.market == "SH"]
+    line.cursor = 0  # as if the answer had been lost
     bench.publisher.more.set()
-    wait_for(lambda: bench.ring.published == bench.ring.last)
+    wait_for(lambda: bench.done)
     assert (stored(streams), fed(streams)) == before
 
 
@@ -181,11 +114,12 @@ def test_a_stranger_with_the_lease_is_respected(
     bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
     try:
         bench.ring.append([("SH", 0, [entry(NOON_MS, 10.0)])])
-        wait_for(lambda: bench.publisher.figures.standby == "stranger")
+        wait_for(lambda: bench.publisher.figures.standby == {"SH": "stranger"})
         assert streams.exists(KEYS.tick(CODE)) == 0
-        wait_for(lambda: bench.ring.published == 1)  # the stranger's lease ran out
+        wait_for(lambda: bench.ring.acked("SH") == 1)  # the stranger's lease ran out
         assert len(stored(streams)) == 1
-        assert [event["kind"] for event in bench.events] == ["standby", "lease taken"]
+        kinds = [event["kind"] for event in bench.events if event["market"] == "SH"]
+        assert kinds == ["standby", "lease taken"]
     finally:
         bench.close()
     assert streams.exists(KEYS.lease("SH")) == 0, "a clean stop gives the lease back"
@@ -203,7 +137,7 @@ def test_redis_killed_and_back_loses_and_repeats_nothing(tmp_path: Path) -> None
                 server.kill()
             if number == 20:
                 server.start()
-        wait_for(lambda: bench.ring.published == 30, within_s=20)
+        wait_for(lambda: bench.ring.acked("SH") == 30, within_s=20)
         with redis.Redis.from_url(server.url) as streams:
             assert [row[0] for _, row in stored(streams)] == [NOON_MS + n for n in range(30)]
             assert [row[2][0] for row in fed(streams)] == [NOON_MS + n for n in range(30)]
@@ -226,7 +160,7 @@ def test_out_of_memory_waits_and_then_publishes(tmp_path: Path) -> None:
             bench.publisher.more.set()
             wait_for(lambda: "OutOfMemory" in bench.publisher.figures.redis_away)
             streams.config_set("maxmemory", "0")
-            wait_for(lambda: bench.ring.published == 1)
+            wait_for(lambda: bench.ring.acked("SH") == 1)
             assert len(stored(streams)) == 1
     finally:
         bench.close()

@@ -30,19 +30,30 @@ def test_numbers_have_no_holes_and_outlive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "ring.sqlite"
     ring = Ring(path, 10_000_000)
     ring_id = ring.id
-    ring.append([("SH", 1, entries(3)), ("SZ", 2, entries(2))])
-    ring.append([("SH", 3, entries(1))])
-    assert [batch.number for batch in ring.after(0, 10)] == [1, 2, 3]
-    ring.acknowledge(2)
-    ring.tidy(before_ms=2)
+    ring.append([("SH", 1, entries(3)), ("SZ", 2, entries(2)), ("SH", 3, entries(1))])
+    assert [batch.number for batch in ring.after("SH", 0, 10)] == [1, 3]
+    assert [batch.number for batch in ring.after("SZ", 0, 10)] == [2]
+    ring.acknowledge("SH", 1)
+    ring.tidy({"SH": 1}, before_ms=2)
     ring.close()
     ring = Ring(path, 10_000_000)
-    assert (ring.id, ring.published, ring.last, ring.last_received_ms) == (ring_id, 2, 3, 3)
-    (third,) = ring.after(ring.published, 10)
+    assert (ring.id, ring.acked("SH"), ring.acked("SZ")) == (ring_id, 1, 0)
+    assert (ring.first("SH"), ring.first("SZ"), ring.first("BJ")) == ((3, 3), (2, 2), (0, 0))
+    assert (ring.number_before("SH", 3), ring.number_before("SH", 4)) == (0, 3)
+    (third,) = ring.after("SH", ring.acked("SH"), 10)
     assert (third.market, third.received_ms, third.entries) == ("SH", 3, entries(1))
-    ring.tidy(before_ms=10**15)
+    ring.tidy({"SH": 3, "SZ": 3}, before_ms=10**15)
     ring.append([("SH", 4, entries(1))])
-    assert ring.last == 4, "a number is never used twice, not even after all were dropped"
+    assert ring.first("SH") == (4, 4), "a number is never used twice, even after all were dropped"
+    ring.close()
+
+
+def test_silences_are_cut_to_what_is_asked(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    ring.add_silence(100, 200)
+    ring.add_silence(300, 400)
+    assert ring.silences(150) == [(150, 200), (300, 400)]
+    assert ring.silences(400) == []
     ring.close()
 
 
@@ -57,9 +68,9 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -> None:
     ring = Ring(tmp_path / "ring.sqlite", 50_000)
     ring.append([("SH", n, entries(100, AT_MS + 1000 * n)) for n in range(1, 4)])
-    ring.acknowledge(1)
+    ring.acknowledge("SH", 1)
     lost = ring.append([("SH", 4, entries(100, AT_MS + 4000))])
-    kept = ring.after(0, 10)
+    kept = ring.after("SH", 0, 10)
     gone = {1, 2, 3, 4} - {batch.number for batch in kept}
     assert [batch.number for batch in lost] == sorted(gone - {1}), "what Redis has is not lost"
     assert all(len(batch.entries) == 100 for batch in lost)
@@ -77,7 +88,7 @@ def test_committed_batches_survive_kill_9(tmp_path: Path) -> None:
             "ring = Ring(pathlib.Path(sys.argv[1]), 10**9)\n"
             "for n in range(10**9):\n"
             "    ring.append([('SH', n, [('600519.SH', n, b'x' * 500)] * 50)])\n"
-            "    print(ring.last, flush=True)\n",
+            "    print(n + 1, flush=True)\n",
             str(path),
         ],
         stdout=subprocess.PIPE,
@@ -94,9 +105,9 @@ def test_committed_batches_survive_kill_9(tmp_path: Path) -> None:
     told = max([told, *(int(line) for line in writer.stdout.read().split())])
     writer.stdout.close()
     ring = Ring(path, 10**9)
-    numbers = [batch.number for batch in ring.after(0, 10**6)]
-    assert numbers == list(range(1, ring.last + 1))
-    assert ring.last >= told
+    numbers = [batch.number for batch in ring.after("SH", 0, 10**6)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) >= told
     ring.close()
 
 
@@ -136,7 +147,9 @@ def run_intake(
 def test_a_push_becomes_batches_by_market_in_its_order(tmp_path: Path) -> None:
     codes = ["600000.SH", "000001.SZ", "600519.SH", "600004.SH", "430047.BJ"]
     ring, intake = run_intake(tmp_path, {code: {"time": AT_MS, "lastPrice": 1.5} for code in codes})
-    batches = ring.after(0, 10)
+    batches = sorted(
+        ring.after("SH", 0, 10) + ring.after("SZ", 0, 10), key=lambda batch: batch.number
+    )
     assert [(b.market, [code for code, _, _ in b.entries]) for b in batches] == [
         ("SH", ["600000.SH", "600519.SH"]),
         ("SH", ["600004.SH"]),
@@ -156,7 +169,7 @@ def test_bad_ticks_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
             "no market": {"lastPrice": 1.5},
         },
     )
-    (batch,) = ring.after(0, 10)
+    (batch,) = ring.after("SH", 0, 10)
     ((code, at_ms, t1),) = batch.entries
     assert (code, at_ms) == ("600519.SH", 1_767_576_600_000)
     assert decode_tick(t1, code).flags == TickFlag.TIME_FROM_TIMETAG
@@ -170,7 +183,7 @@ def test_a_full_queue_loses_by_name(tmp_path: Path) -> None:
     push = {f"{600000 + n}.SH": {"time": AT_MS + n} for n in range(4)}
     size = len(bson.encode(push))
     ring, intake = run_intake(tmp_path, push, push, push, queue_bytes=2 * size)
-    assert sum(len(batch.entries) for batch in ring.after(0, 100)) == 8
+    assert sum(len(batch.entries) for batch in ring.after("SH", 0, 100)) == 8
     (gap,) = intake.losses.take()
     assert (gap["reason"], gap["ticks"], gap["from_ms"], gap["to_ms"]) == (
         "queue full",

@@ -1,0 +1,301 @@
+"""One market's way from the ring to Redis: its lease, its cursor, its place after a break."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Final
+
+import redis
+import structlog
+
+from qmt_protocol.keys import Keys
+
+from .redis_link import reach
+from .ring import Batch, Ring
+
+__all__ = ["Figures", "MarketLine", "Scripts"]
+
+log: Final = structlog.get_logger(__name__)
+
+_READ_AHEAD: Final = 8
+_MARGIN_MS: Final = 30_000
+"""How far before the last accepted tick a new holder begins; repeats are dropped by content."""
+
+# Takes the lease where it is free or ours. Returns holder, then what the taker must know: its
+# last batch applied, the id of the feed's last entry, Redis time, and whether the market is new.
+_LEASE_LUA: Final = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return { held } end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS[2], ARGV[3], 'NX')
+local tail = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)
+local time = redis.call('TIME')
+return {
+  ARGV[1],
+  redis.call('HGET', KEYS[3], ARGV[4]) or '0',
+  tail[1] and tail[1][1] or '',
+  time[1] * 1000 + math.floor(time[2] / 1000),
+}
+"""
+_IF_HELD: Final = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end "
+_EPOCH_LUA: Final = _IF_HELD + "redis.call('SET', KEYS[2], ARGV[2]) return 1"
+_RELEASE_LUA: Final = _IF_HELD + "return redis.call('DEL', KEYS[1])"
+
+
+class Scripts:
+    """The Lua scripts of one connection."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        source = files(__package__).joinpath("publish.lua").read_text("utf-8")
+        self.publish = connection.register_script(source)
+        self.lease = connection.register_script(_LEASE_LUA)
+        self.epoch = connection.register_script(_EPOCH_LUA)
+        self.release = connection.register_script(_RELEASE_LUA)
+
+
+@dataclass
+class Figures:
+    """Counts since the start, over all markets."""
+
+    published: int = 0
+    repeated: int = 0
+    late: int = 0
+    clamped: int = 0
+    rejected: int = 0
+    redis_away: str = ""
+    standby: dict[str, str] = field(default_factory=dict)
+    """Market to the producer that holds it."""
+
+
+class MarketLine:
+    """Publishes one market's batches in order, each exactly once, while it holds the lease.
+
+    A producer that does not hold the lease follows: its ring fills and is thinned, and when the
+    lease falls free it goes on from its own ring, some seconds before the last tick that Redis
+    accepted from anybody.
+
+    Parameters
+    ----------
+    market
+        Which one.
+    holder
+        Name under which this process holds leases.
+    lease_ms, feed_keep_ms, future_ms, ring_keep_ms
+        See `ProducerSettings`.
+    listening
+        Tells whether the terminal pushes; a producer that hears nothing leaves the lease alone.
+    on_event
+        Called with an event document when something is to be told.
+    """
+
+    def __init__(
+        self,
+        market: str,
+        ring: Ring,
+        keys: Keys,
+        scripts: Scripts,
+        figures: Figures,
+        *,
+        holder: str,
+        lease_ms: int,
+        feed_keep_ms: int,
+        future_ms: int,
+        ring_keep_ms: int,
+        listening: Callable[[], bool],
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.market = market
+        self._ring = ring
+        self._scripts = scripts
+        self._figures = figures
+        self._holder = holder
+        self._lease_ms = lease_ms
+        self._feed_keep_ms = feed_keep_ms
+        self._future_ms = future_ms
+        self._ring_keep_ms = ring_keep_ms
+        self._listening = listening
+        self._on_event = on_event
+        self._lease_key, self._epoch_key = keys.lease(market), keys.epoch(market)
+        self._acked_key, self._feed_key = keys.acked(market), keys.feed(market)
+        self._latest_key = keys.latest(market)
+        self._stem = keys.tick(f"@.{market}").removesuffix(f"@.{market}")
+        self._renewed = -math.inf
+        self._sure_until = -math.inf
+        self.cursor = ring.acked(market)
+
+    def step(self) -> bool:
+        """Publish a few batches; return whether there may be more at once.
+
+        Raises
+        ------
+        RedisUnavailable
+            When Redis is away; the same batch comes again.
+        """
+        batches = self._ring.after(self.market, self.cursor, _READ_AHEAD)
+        if not batches and not self._listening():
+            return False  # nothing to give: another producer may have the lease
+        if not self._hold():
+            self._follow()
+            return False
+        batches = self._ring.after(self.market, self.cursor, _READ_AHEAD)
+        for batch in batches:
+            if not self._publish(batch):
+                return True
+        return len(batches) == _READ_AHEAD
+
+    @property
+    def holding(self) -> bool:
+        """Whether the market's lease is ours, as far as can be known here."""
+        return time.monotonic() < self._renewed + self._lease_ms / 1000
+
+    def forget_lease(self) -> None:
+        """Ask for the lease anew before the next batch: Redis may have changed."""
+        self._sure_until = -math.inf
+
+    def release(self) -> None:
+        """Give the lease back, if it is ours."""
+        if self.holding:
+            reach(lambda: self._scripts.release(keys=[self._lease_key], args=[self._holder]))
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    def _publish(self, batch: Batch) -> bool:
+        names = [self._lease_key, self._acked_key, self._latest_key, self._feed_key]
+        arguments: list[Any] = [
+            self._holder,
+            self._lease_ms,
+            self._ring.id,
+            batch.number,
+            self._feed_keep_ms,
+            self._future_ms,
+        ]
+        for code, at_ms, t1 in batch.entries:
+            names.append(self._stem + code)
+            arguments += (code, at_ms, t1)
+        answer = reach(lambda: self._scripts.publish(keys=names, args=arguments))
+        state, *counts, _, reason = answer
+        if state == b"fenced":
+            self._renewed = self._sure_until = -math.inf
+            return False
+        self._renew(time.monotonic())
+        self.cursor = batch.number
+        self._ring.acknowledge(self.market, batch.number)
+        self._count([int(count) for count in counts], reason.decode("utf-8", "replace"))
+        return True
+
+    def _count(self, counts: list[int], reason: str) -> None:
+        added, repeated, late, clamped, rejected = counts
+        figures = self._figures
+        figures.published += added
+        figures.repeated += repeated
+        figures.late += late
+        figures.clamped += clamped
+        figures.rejected += rejected
+        if late:
+            self._on_event({"kind": "late", "market": self.market, "ticks": late})
+        if rejected:
+            log.error("Redis rejected ticks", market=self.market, ticks=rejected, reason=reason)
+            self._gap(f"rejected by Redis: {reason}", ticks=rejected)
+
+    # -- the lease ----------------------------------------------------------------------------
+
+    def _hold(self) -> bool:
+        """Take or renew the lease where it is free; a batch renews it by itself."""
+        now = time.monotonic()
+        if now < self._sure_until:
+            return True
+        names = [self._lease_key, self._epoch_key, self._acked_key, self._feed_key]
+        arguments: list[str | int] = [
+            self._holder,
+            self._lease_ms,
+            secrets.token_hex(8),
+            self._ring.id,
+        ]
+        answer = reach(lambda: self._scripts.lease(keys=names, args=arguments))
+        holder = answer[0].decode()
+        if holder != self._holder:
+            self._stand_by(holder)
+            return False
+        took_over = not self.holding
+        self._figures.standby.pop(self.market, None)
+        self._renew(now)
+        self._find_place(int(answer[1]), answer[2].decode(), int(answer[3]), took_over)
+        if took_over:
+            self._on_event({"kind": "lease taken", "market": self.market, "holder": self._holder})
+        return True
+
+    def _renew(self, now: float) -> None:
+        self._renewed = now
+        self._sure_until = now + self._lease_ms / 2000
+
+    def _stand_by(self, holder: str) -> None:
+        if self._figures.standby.get(self.market) != holder:
+            log.warning("another producer publishes", market=self.market, holder=holder)
+            self._on_event({"kind": "standby", "market": self.market, "holder": holder})
+        self._figures.standby[self.market] = holder
+
+    def _follow(self) -> None:
+        """Let go of what the holder has long published."""
+        old_ms = time.time_ns() // 1_000_000 - self._ring_keep_ms
+        self.cursor = max(self.cursor, self._ring.number_before(self.market, old_ms))
+
+    # -- finding the place --------------------------------------------------------------------
+
+    def _find_place(self, applied: int, tail_id: str, redis_ms: int, took_over: bool) -> None:
+        """Set the cursor by what Redis holds, and name what nobody can publish."""
+        if applied < self._ring.acked(self.market):
+            self._republish(applied, tail_id)
+            return
+        self._ring.acknowledge(self.market, applied)
+        if not took_over:
+            self.cursor = max(applied, self.cursor)
+            return
+        self.cursor = applied
+        if not tail_id:
+            return
+        skew_ms = time.time_ns() // 1_000_000 - redis_ms
+        accepted_ms = int(tail_id.partition("-")[0]) + skew_ms
+        begin = self._ring.number_before(self.market, accepted_ms - _MARGIN_MS)
+        self.cursor = max(applied, begin)
+        first_number, first_ms = self._ring.first(self.market)
+        if first_number > self.cursor + 1 and first_ms > accepted_ms:
+            self._gap("no producer kept these ticks", accepted_ms, first_ms)
+        for from_ms, to_ms in self._ring.silences(accepted_ms):
+            self._gap("no producer was listening", from_ms, to_ms)
+
+    def _republish(self, applied: int, tail_id: str) -> None:
+        """Redis holds less than it had acknowledged: begin a new epoch and fill what we can."""
+        lost = self._ring.acked(self.market) - applied
+        log.error(
+            "Redis lost history; publishing again",
+            market=self.market,
+            batches=lost,
+            applied=applied,
+            acked=self._ring.acked(self.market),
+            tail=tail_id,
+        )
+        reach(
+            lambda: self._scripts.epoch(
+                keys=[self._lease_key, self._epoch_key], args=[self._holder, secrets.token_hex(8)]
+            )
+        )
+        self._on_event({"kind": "epoch", "market": self.market, "batches_again": lost})
+        first_number, first_ms = self._ring.first(self.market)
+        if applied + 1 < first_number or first_number == 0:
+            tail_ms = int(tail_id.partition("-")[0]) if tail_id else 0
+            self._gap("Redis lost history that the ring no longer has", tail_ms, first_ms)
+        self._ring.acknowledge(self.market, applied)
+        self.cursor = applied
+
+    def _gap(self, reason: str, from_ms: int = 0, to_ms: int = 0, ticks: int | None = None) -> None:
+        event: dict[str, Any] = {"kind": "gap", "market": self.market, "reason": reason}
+        if ticks is not None:
+            event["ticks"] = ticks
+        else:
+            event |= {"from_ms": from_ms, "to_ms": to_ms}
+        self._on_event(event)

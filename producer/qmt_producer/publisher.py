@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -59,7 +58,8 @@ class Publisher:
         self._ring = ring
         self._on_event = on_event
         self._stopping = threading.Event()
-        self.holder = f"{ring.id}:{secrets.token_hex(4)}"
+        # The ring is locked to one process, so its id names this producer over a restart too.
+        self.holder = ring.id
         self.figures = Figures()
         self.more = threading.Event()
         scripts = Scripts(self._redis)

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any, Final
 
 import pytest
 import redis
 
 from qmt_standalone.redis_server import RedisServer
+
+SKIPS: Final[dict[str, int]] = {}
+"""Every reason for which tests may be skipped, and how many are in a run of all tests."""
+
+_skipped: Final[Counter[str]] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count skips by reason."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped[reason.removeprefix("Skipped: ")] += 1
+
+
+def _wrong_skips(config: pytest.Config) -> list[str]:
+    whole = not config.option.keyword and not config.option.markexpr and not config.option.lf
+    whole = whole and config.args_source.name == "TESTPATHS" and not config.option.maxfail
+    return [
+        f"{_skipped[reason]} skipped, {SKIPS.get(reason, 0)} allowed: {reason}"
+        for reason in sorted({*_skipped, *SKIPS})
+        if _skipped[reason] > SKIPS.get(reason, 0)
+        or (whole and _skipped[reason] != SKIPS.get(reason, 0))
+    ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when something else was skipped than the list above says."""
+    if _wrong_skips(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say which skips are not on the list."""
+    for line in _wrong_skips(config):
+        terminalreporter.write_line(f"SKIPS of tests/conftest.py: {line}", red=True)
 
 
 @pytest.fixture(scope="session")

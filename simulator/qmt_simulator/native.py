@@ -29,6 +29,7 @@ __all__ = [
 DISPATCHER_THREADS: Final = 2
 DISPATCH_QUEUE_BYTES: Final = 256 << 20
 CONNECT_TIMEOUT_S: Final = 3.0
+HELLO_TIMEOUT_S: Final = 15.0
 NOT_REALIZED: Final = "function not realize"
 
 _log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class _Pending:
         self.on_value = on_value
         self.ok = False
         self.value: Any = "connection lost"
+        self.parts: list[Any] = []
         self.lines: list[str] = []
 
 
@@ -172,11 +174,10 @@ class IPythonApiClient:
         self._sock = sock
         self._connected = True
         self._dispatchers = [_Dispatcher(number) for number in range(DISPATCHER_THREADS)]
-        threading.Thread(
-            target=self._read, args=(sock,), name="native-reader", daemon=True
-        ).start()
+        threading.Thread(target=self._read, args=(sock,), name="native-reader", daemon=True).start()
         try:
-            self._call("hello", os.environ.get("QMT_SIMULATOR_ROLE", ""), os.getpid())
+            role = os.environ.get("QMT_SIMULATOR_ROLE", "")
+            self._call("hello", role, os.getpid(), timeout_s=HELLO_TIMEOUT_S)
         except RuntimeError as error:
             self._close(drop=True)
             return -1, str(error)
@@ -248,6 +249,10 @@ class IPythonApiClient:
                 self._dispatch(frame[1], callback, frame[2], len(frame[2]))
         elif kind == wire.RESPONSE:
             self._answer(*frame[1:])
+        elif kind == wire.PART:
+            waiting = self._pending.get(frame[1])
+            if waiting is not None:
+                waiting.parts += frame[2]
         elif kind == wire.PROGRESS:
             self._dispatch(frame[1], self._on_progress, (frame[1], frame[2]), 1024)
         elif kind == wire.EVENT:
@@ -285,7 +290,11 @@ class IPythonApiClient:
     # -- calling ------------------------------------------------------------------------------
 
     def _call(
-        self, function: str, *args: Any, on_value: Callable[[Any], None] | None = None
+        self,
+        function: str,
+        *args: Any,
+        on_value: Callable[[Any], None] | None = None,
+        timeout_s: float | None = None,
     ) -> Any:
         waiting = _Pending(on_value)
         number = next(self._ids)
@@ -301,12 +310,12 @@ class IPythonApiClient:
         except OSError as error:
             self._pending.pop(number, None)
             raise RuntimeError(f"func:{function}, error:{error}") from error
-        if not waiting.done.wait(request_timeout_s()):
+        if not waiting.done.wait(request_timeout_s() if timeout_s is None else timeout_s):
             self._pending.pop(number, None)
             raise RuntimeError(f"func:{function}, error:timeout")
         _print_native(waiting.lines)
         if waiting.ok:
-            return waiting.value
+            return waiting.parts or waiting.value
         if waiting.value == NOT_REALIZED:
             name = args[0] if function == "commonControl" else function
             raise RuntimeError(
@@ -385,8 +394,9 @@ class IPythonApiClient:
             name, list(fields), list(codes), period, start, end, count, dividend_type,
             bool(fill), version, bool(from_server),
         )  # fmt: skip
-        if version == "v4":
-            return answer
+        if not answer:
+            return {} if period == "tick" else []
+        # numpy is loaded only by who reads tables, as in xtdata.py itself.
         from qmt_simulator import native_tables
 
         return native_tables.shape(answer, period, version)

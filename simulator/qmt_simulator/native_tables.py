@@ -11,18 +11,24 @@ _DEPTH = ("askPrice", "bidPrice", "askVol", "bidVol")
 
 
 def shape(answer: Any, period: str, version: str) -> Any:
-    """Return a 'v2' or 'v3' answer.
+    """Return a 'v2', 'v3' or 'v4' answer.
 
     Parameters
     ----------
     answer : list
-        [code, index strings, [field, dtype, bytes]] per code, as the terminal sends it.
+        [code, index as int64 bytes, [field, dtype, bytes]] per code, as the terminal sends it.
     period : str
         'tick' or a bar period.
     version : str
-        'v3': {code: {field: array}}; 'v2': {code: structured array} for ticks and
-        ((codes, times), {field: rows}) for bars.
+        'v4': [(code, index strings, columns)]; 'v3': {code: {field: array}}; 'v2': for ticks
+        {code: structured array}, for bars ((codes, times), {field: rows}).
     """
+    answer = [
+        (code, list(map(str, np.frombuffer(index, "<i8").tolist())), columns)
+        for code, index, columns in answer
+    ]
+    if version == "v4":
+        return answer
     tables = {code: _columns(columns) for code, _index, columns in answer}
     if version != "v2":
         return tables

@@ -87,19 +87,7 @@ class Rows:
         return len(self.ticks.idx)
 
     def take(self, rows: Ints | Mask) -> Rows:
-        return Rows(take(self.ticks, rows), self.flags[rows])
-
-
-def take(ticks: Ticks, rows: Ints | Mask) -> Ticks:
-    """Return the ticks at `rows`."""
-    return dataclasses.replace(
-        ticks,
-        **{
-            field.name: getattr(ticks, field.name)[rows]
-            for field in dataclasses.fields(ticks)
-            if isinstance(getattr(ticks, field.name), np.ndarray)
-        },
-    )
+        return Rows(self.ticks.take(rows), self.flags[rows])
 
 
 class TickEncoder:
@@ -123,7 +111,7 @@ class TickEncoder:
         for (length, with_time), layout in self._layouts.items():
             members = np.flatnonzero((lengths == length) & (no_time != with_time))
             if len(members):
-                part = take(rows.ticks, members) if len(members) < len(rows) else rows.ticks
+                part = rows.ticks.take(members) if len(members) < len(rows) else rows.ticks
                 result.append((members, layout.fill(part, self._codes)))
         return result
 

@@ -3,20 +3,21 @@
 A frame is a little-endian uint32 length and a msgpack array. The first item tells its kind:
 `REQUEST` [kind, id, function, args], `RESPONSE` [kind, id, ok, value, native stdout lines],
 `PUSH` [kind, subscription id, bytes], `PROGRESS` [kind, download id, dict], `EVENT`
-[kind, name, bytes].
+[kind, name, bytes], `PART` [kind, request id, list]: what a long answer's value begins with.
 """
 
 import socket
 import struct
 from typing import Any, Final
 
-import msgpack
+import msgpack  # type: ignore[import-untyped, unused-ignore]
 
 REQUEST: Final = 0
 RESPONSE: Final = 1
 PUSH: Final = 2
 PROGRESS: Final = 3
 EVENT: Final = 4
+PART: Final = 5
 
 MAX_FRAME_BYTES: Final = 1 << 30
 

@@ -119,6 +119,15 @@ class RedisServer:
         login = f":{self.password}@" if self.password else ""
         return f"redis://{login}127.0.0.1:{self.port}/0"
 
+    def prepare(self) -> list[str]:
+        """Write its configuration and return the command that runs it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "redis.conf"
+        # The password goes by a private file: a command line is for every user to read.
+        config.touch(mode=0o600)
+        config.write_text(self._config(), encoding="utf-8")
+        return [str(self.binary), str(config)]
+
     def start(self) -> None:
         """Start it and wait until it answers.
 
@@ -127,14 +136,10 @@ class RedisServer:
         RedisUnavailable
             When it ends or does not answer within ten seconds; the message has its log's end.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        config = self.directory / "redis.conf"
-        # The password goes by a private file: a command line is for every user to read.
-        config.touch(mode=0o600)
-        config.write_text(self._config(), encoding="utf-8")
+        command = self.prepare()
         with open(self.directory / "redis.log", "ab") as log:
             self.process = subprocess.Popen(
-                [str(self.binary), str(config)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,65 @@
+"""What the client answers with beside plain values: dicts that name what is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from qmt_protocol.ticks import Tick
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    _Frames = dict[str, "pd.DataFrame"]
+else:
+    _Frames = dict
+
+__all__ = ["HistoryFrames", "QMTWarning", "Ticks"]
+
+
+class QMTWarning(UserWarning):
+    """Something is missing or unusual in an answer that is given all the same."""
+
+
+class HistoryFrames(_Frames):
+    """Code to DataFrame, in the order asked for.
+
+    Attributes
+    ----------
+    meta : dict
+        What the answer tells of itself.
+    absent : dict
+        Codes without data, and the reason of each.
+    simulated : bool
+        Whether the data come from the simulator.
+    source : str or dict
+        What the data come from.
+    """
+
+    def __init__(
+        self, frames: Mapping[str, pd.DataFrame], meta: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(frames)
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.absent: dict[str, str] = dict(self.meta.get("absent") or {})
+        self.simulated = bool(self.meta.get("simulated"))
+        self.source = self.meta.get("source", "")
+
+
+class Ticks(dict[str, Tick]):
+    """Code to its last stored tick, in the order asked for.
+
+    Attributes
+    ----------
+    absent : list of str
+        Codes that no tick is stored of.
+    simulated : bool
+        Whether the data come from the simulator.
+    """
+
+    def __init__(
+        self, ticks: Mapping[str, Tick], absent: Iterable[str] = (), *, simulated: bool = False
+    ) -> None:
+        super().__init__(ticks)
+        self.absent = list(absent)
+        self.simulated = simulated

@@ -1,0 +1,315 @@
+"""The ``qmt`` command: what the client can do, for a shell and its pipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from qmt_protocol.errors import InvalidRequest, QMTError
+from qmt_protocol.ticks import Tick
+from qmt_protocol.times import to_datetime
+
+from .sync_client import QMTClient
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="qmt",
+    help="A-share market data from QMT: history, ticks, reference data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Shape(str, Enum):
+    """How rows are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+CodesArgument = Annotated[
+    list[str], typer.Argument(metavar="CODE...", help="such as 600519.SH; also comma-separated")
+]
+PeriodOption = Annotated[str, typer.Option("--period", "-p", help="tick, 1m, 5m, ... 1d, 1w")]
+StartOption = Annotated[str, typer.Option(help="first label, such as 20260105")]
+EndOption = Annotated[str, typer.Option(help="last label, included")]
+JsonOption = Annotated[bool, typer.Option("--json", help="write JSON")]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Option(envvar="QMT_URL", help="redis://... or http://...; else --host")
+    ] = "",
+    host: Annotated[str, typer.Option(help="the gateway's address")] = "",
+    port: Annotated[int, typer.Option(help="the gateway's port (8000)")] = 0,
+    jobs_url: Annotated[str, typer.Option(help="Redis of the jobs (QMT_JOBS_URL)")] = "",
+    prefix: Annotated[str, typer.Option(help="prefix of the keys in Redis")] = "",
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds a request may take")] = 60.0,
+) -> None:
+    """Say where to read; QMT_URL, or QMT_STREAMS_URL and QMT_JOBS_URL, and QMT_API_KEY do too."""
+
+    def make() -> QMTClient:
+        return QMTClient(
+            url if not (host or port) else None,
+            host=host or None,
+            port=port or None,
+            jobs_url=jobs_url or None,
+            prefix=prefix or None,
+            timeout_s=timeout,
+        )
+
+    context.obj = make
+
+
+@contextmanager
+def _client(context: typer.Context) -> Iterator[QMTClient]:
+    make: Callable[[], QMTClient] = context.obj
+    with make() as client:
+        yield client
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    codes: CodesArgument,
+    period: PeriodOption = "1d",
+    start: StartOption = "",
+    end: EndOption = "",
+    count: Annotated[int | None, typer.Option("--count", "-n", help="last so many rows")] = None,
+    fields: Annotated[str, typer.Option(help="columns, comma-separated")] = "",
+    adjust: Annotated[str, typer.Option(help="none, front/qfq, back/hfq, ...")] = "none",
+    download: Annotated[str, typer.Option(help="auto or never")] = "auto",
+    fill: Annotated[bool, typer.Option(help="keep rows the terminal made up")] = False,
+    shape: Annotated[Shape, typer.Option("--format", "-f", help="of the output")] = Shape.TABLE,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="file; .csv, .json, .parquet say how")
+    ] = None,
+) -> None:
+    """Bars or ticks of history, as a table, CSV, JSON or Parquet."""
+    with _client(context) as client:
+        frame = client.history(
+            ",".join(codes),
+            period,
+            start=start,
+            end=end,
+            count=count,
+            fields=fields,
+            adjust=adjust,
+            download=download,  # type: ignore[arg-type]  # checked by the client
+            fill=fill,
+            layout="long",
+        )
+    absent: dict[str, str] = frame.attrs["absent"]
+    if frame.empty and absent:
+        code, reason = next(iter(absent.items()))
+        raise QMTError(f"{code}: {reason.rstrip('.')}.")
+    _note(frame.attrs["simulated"])
+    _write_frame(frame, _shape_of(shape, output), output)
+
+
+def _shape_of(shape: Shape, output: Path | None) -> Shape:
+    suffix = output.suffix.removeprefix(".") if output else ""
+    return Shape(suffix) if suffix in {one.value for one in Shape} else shape
+
+
+def _write_frame(frame: pd.DataFrame, shape: Shape, output: Path | None) -> None:
+    frame = frame.reset_index().astype({"code": str})
+    frame.insert(0, "code", frame.pop("code"))
+    frame.attrs = {}
+    if shape is Shape.PARQUET:
+        if output is None and sys.stdout.isatty():
+            raise InvalidRequest("Parquet is not for a terminal.", hint="Give --output FILE.")
+        frame.to_parquet(output or sys.stdout.buffer, index=False)
+        return
+    if shape is Shape.CSV:
+        text = frame.to_csv(index=False, lineterminator="\n")
+    elif shape is Shape.JSON:
+        text = (
+            frame.to_json(orient="records", lines=True, date_format="iso", force_ascii=False) or ""
+        )
+    else:
+        text = frame.to_string(index=False, na_rep="") + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def tick(context: typer.Context, codes: CodesArgument, as_json: JsonOption = False) -> None:
+    """The latest tick of each code."""
+    with _client(context) as client:
+        ticks = client.full_tick(",".join(codes))
+    _note(ticks.simulated)
+    for one in ticks.values():
+        _write_tick(one, as_json)
+
+
+@app.command()
+def ticks(
+    context: typer.Context,
+    codes: CodesArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-F", help="go on until interrupted")] = False,
+    count: Annotated[int, typer.Option("--count", "-n", help="stop after so many")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Live ticks as they come; without --follow or --count the latest ones, once."""
+    if not follow and not count:
+        tick(context, codes, as_json)
+        return
+    with _client(context) as client:
+        _note(client.status().simulated)
+        for number, one in enumerate(client.ticks(",".join(codes)), start=1):
+            _write_tick(one, as_json)
+            if number == count:
+                break
+
+
+def _write_tick(one: Tick, as_json: bool) -> None:
+    if as_json:
+        _write_json({"code": one.code, "id": one.id, **one})
+        return
+    at = to_datetime(one.time_ms)
+    price = one.get("lastPrice")
+    bid, ask = (_first(one.get(name)) for name in ("bidPrice", "askPrice"))
+    print(
+        f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}  {one.code:<12}"
+        f"{_number(price):>10}  {_number(bid):>9}/{_number(ask):<9}"
+        f"{one.get('volume', ''):>12}  {one.phase}",
+        flush=True,
+    )
+
+
+def _first(levels: Any) -> Any:
+    return levels[0] if levels else None
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
+
+
+@app.command()
+def sector(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="such as 沪深300")],
+    as_json: JsonOption = False,
+) -> None:
+    """The codes of a sector, one per line."""
+    with _client(context) as client:
+        codes = client.sector_stocks(name)
+    if as_json:
+        _write_json(codes)
+    else:
+        print("\n".join(codes))
+
+
+@app.command()
+def detail(context: typer.Context, codes: CodesArgument, as_json: JsonOption = False) -> None:
+    """What the terminal knows about instruments."""
+    with _client(context) as client:
+        found = client.instrument_detail([part for one in codes for part in one.split(",")])
+    if as_json:
+        _write_json(found)
+        return
+    for code, document in found.items():
+        print(code)
+        width = max(len(key) for key in document)
+        for key, value in document.items():
+            print(f"  {key:<{width}}  {'' if value is None else value}")
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    codes: CodesArgument,
+    period: PeriodOption = "1d",
+    start: StartOption = "",
+    end: EndOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch history into the terminal's cache; Ctrl-C cancels it."""
+    with _client(context) as client:
+        told = client.download(",".join(codes), period, start, end)
+    if as_json:
+        _write_json(told)
+        return
+    for code, one in told.items():
+        print(f"{code}  {one.get('rows', '') if isinstance(one, dict) else one}")
+
+
+@app.command()
+def status(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Who is alive: producers, workers, gateways and their terminals."""
+    with _client(context) as client:
+        told = client.status()
+    if as_json:
+        _write_json(told.to_dict())
+        return
+    _note(told.simulated)
+    if not told.processes:
+        print("No process of the bridge was ever seen here.")
+    for one in told.processes:
+        beat = one.beat
+        serves = ",".join(beat.markets or beat.queues)
+        terminal = beat.terminal.get("state", "")
+        reason = beat.terminal.get("reason") or ""
+        print(
+            f"{beat.role:<9} {beat.host}:{beat.pid:<8} "
+            f"{'alive' if one.alive else 'LOST'} {one.age_ms / 1000:>8.1f} s ago  "
+            f"{serves:<22} terminal {terminal or '-'} {reason}".rstrip()
+        )
+
+
+def _write_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=True), flush=True)
+
+
+def _note(simulated: bool) -> None:
+    if simulated:
+        print("SIMULATED data", file=sys.stderr)
+
+
+def _fail(error: QMTError) -> NoReturn:
+    print(f"qmt: {error}".replace("\n", " "), file=sys.stderr)
+    raise SystemExit(1)
+
+
+def main() -> None:
+    """Run ``qmt``: exit code 1 and one line on stderr when the bridge refuses or is away."""
+    import warnings
+
+    from .answers import QMTWarning
+
+    for stream in (sys.stdout, sys.stderr):
+        # A Windows console or pipe may stand on a code page without Chinese.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+    warnings.simplefilter("always", QMTWarning)
+    warnings.showwarning = lambda message, *_: print(f"qmt: {message}", file=sys.stderr)
+    try:
+        app()
+    except QMTError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of the pipe has seen enough.
+        sys.stderr.close()
+        raise SystemExit(0) from None

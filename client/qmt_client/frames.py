@@ -1,0 +1,144 @@
+"""History answers as DataFrames: exactly the columns and dtypes of ``qmt_protocol.tables``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from qmt_protocol.arrow import history_schema
+from qmt_protocol.errors import CodecError
+from qmt_protocol.jobs import Manifest
+from qmt_protocol.tables import Column, table_of
+from qmt_protocol.times import CHINA
+
+from .answers import HistoryFrames
+
+__all__ = ["frames_of", "long_frame_of"]
+
+_NULLS: Final[dict[str, Any]] = {"float64": np.nan, "int64": 0, "int32": 0, "bool": False}
+
+
+class _Table:
+    """One history answer, taken apart once: numpy columns, index and where each code lies."""
+
+    def __init__(
+        self,
+        table: pa.Table,
+        manifest: Manifest,
+        period: str,
+        fields: Sequence[str] | None,
+        tz: str | None,
+    ) -> None:
+        by_name = {column.name: column for column in table_of(period)}
+        wanted = list(by_name) if fields is None else list(dict.fromkeys(fields))
+        try:
+            table = table.select(["code", "time", *wanted])
+            table = table.cast(_ordered(history_schema(period, wanted), table.schema.names))
+        except (pa.ArrowException, KeyError) as error:
+            raise CodecError(f"The answer is not a table of period {period}: {error}.") from error
+        self.rows = table.num_rows
+        self.columns = {name: _numpy(table.column(name), by_name[name]) for name in wanted}
+        self.index = _index(table.column("time"), tz)
+        codes = table.column("code").combine_chunks().dictionary_encode()
+        self.codes: list[str] = codes.dictionary.to_pylist()
+        self.numbers: npt.NDArray[np.int64] = codes.indices.to_numpy().astype(np.int64)
+        self.meta: Mapping[str, Any] = manifest.meta
+
+    def slices(self) -> dict[str, slice]:
+        """Return where each code's rows lie."""
+        starts = np.flatnonzero(np.diff(self.numbers, prepend=-1)).tolist()
+        if len(starts) != len(self.codes):
+            raise CodecError("The answer's rows of one code do not stand together.")
+        ends = [*starts[1:], self.rows][: len(starts)]
+        return {
+            code: slice(start, end)
+            for code, start, end in zip(self.codes, starts, ends, strict=True)
+        }
+
+    def frame(self, rows: slice, attrs: Mapping[str, Any]) -> pd.DataFrame:
+        """Return some rows as a frame."""
+        frame = pd.DataFrame(
+            {name: values[rows] for name, values in self.columns.items()}, index=self.index[rows]
+        )
+        frame.attrs.update(attrs)
+        return frame
+
+
+def frames_of(
+    table: pa.Table,
+    manifest: Manifest,
+    codes: Sequence[str],
+    period: str,
+    *,
+    fields: Sequence[str] | None,
+    adjust: str,
+    tz: str | None,
+) -> HistoryFrames:
+    """Return one frame per code, in the order asked for; absent codes are left out and named.
+
+    A code that is neither in the table nor named absent gets an empty frame of the same columns.
+    """
+    parts = _Table(table, manifest, period, fields, tz)
+    attrs = _attrs(manifest, period, adjust)
+    slices = parts.slices()
+    absent: dict[str, str] = attrs["absent"]
+    return HistoryFrames(
+        {
+            code: parts.frame(slices.get(code, slice(0, 0)), {**attrs, "code": code})
+            for code in codes
+            if code in slices or code not in absent
+        },
+        manifest.meta,
+    )
+
+
+def long_frame_of(
+    table: pa.Table,
+    manifest: Manifest,
+    codes: Sequence[str],
+    period: str,
+    *,
+    fields: Sequence[str] | None,
+    adjust: str,
+    tz: str | None,
+) -> pd.DataFrame:
+    """Return all rows as one frame whose first column is ``code``, a categorical."""
+    parts = _Table(table, manifest, period, fields, tz)
+    frame = parts.frame(slice(None), _attrs(manifest, period, adjust))
+    names = list(dict.fromkeys([*codes, *parts.codes]))
+    place = {name: at for at, name in enumerate(names)}
+    numbers = np.array([place[code] for code in parts.codes], dtype=np.int64)[parts.numbers]
+    code = pd.Categorical.from_codes(numbers, categories=pd.Index(names))
+    frame.insert(0, "code", pd.Series(code, index=frame.index))
+    return frame
+
+
+def _ordered(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in names])
+
+
+def _attrs(manifest: Manifest, period: str, adjust: str) -> dict[str, Any]:
+    return {
+        "simulated": bool(manifest.meta.get("simulated")),
+        "source": manifest.meta.get("source", ""),
+        "absent": dict(manifest.meta.get("absent") or {}),
+        "period": period,
+        "adjust": adjust,
+    }
+
+
+def _numpy(column: Any, of: Column) -> npt.NDArray[Any]:
+    if column.null_count:
+        column = column.fill_null(_NULLS[of.dtype])
+    return np.array(column.to_numpy(), dtype=of.dtype)
+
+
+def _index(column: Any, tz: str | None) -> pd.DatetimeIndex:
+    at = column.cast(pa.int64()).to_numpy().astype("datetime64[ms]").astype("datetime64[ns]")
+    index = pd.DatetimeIndex(at, name="time").tz_localize("UTC").tz_convert(CHINA)
+    return index if tz else index.tz_localize(None)

@@ -1,0 +1,108 @@
+"""Jobs on the wire: putting one into RQ's queue, and its result in Arrow and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import redis
+
+from qmt_protocol.errors import CodecError
+from qmt_protocol.jobs import RESULT_TTL_S, JobParams, JobSpec, Manifest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "MANIFEST_KEY",
+    "enqueue",
+    "from_stream",
+    "read_chunks",
+    "rq_key",
+    "to_stream",
+    "withdraw",
+]
+
+MANIFEST_KEY: Final = b"qmt.manifest"
+"""Schema metadata key under which a result's Arrow stream carries its manifest."""
+_MIN_QUEUE_TTL_S: Final = 60
+_GRACE_S: Final = 60  # RQ's own limit lies behind the worker's, which ends the job properly
+
+
+def enqueue(
+    connection: redis.Redis, spec: JobSpec, params: JobParams, job_id: str, timeout_s: float
+) -> None:
+    """Put one job into its queue (blocking)."""
+    from rq import Queue
+    from rq.serializers import JSONSerializer
+
+    Queue(spec.queue, connection=connection, serializer=JSONSerializer).enqueue_call(
+        spec.function,
+        kwargs={"params": params.model_dump(mode="json")},
+        job_id=job_id,
+        timeout=math.ceil(spec.timeout_s) + _GRACE_S,
+        ttl=max(_MIN_QUEUE_TTL_S, math.ceil(timeout_s)),
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=RESULT_TTL_S,
+        description=spec.function,
+    )
+
+
+def rq_key(job_id: str) -> str:
+    """Return the key of RQ's hash of a job; ``origin`` is its queue, ``status`` its state."""
+    return f"rq:job:{job_id}"
+
+
+def withdraw(connection: redis.Redis, queue: str, job_id: str) -> bool:
+    """Take a job that no worker has taken yet out of its queue (blocking)."""
+    from rq import Queue
+    from rq.serializers import JSONSerializer
+
+    line = Queue(queue, connection=connection, serializer=JSONSerializer)
+    return bool(line.remove(job_id))
+
+
+def read_chunks(chunks: Iterable[bytes]) -> pa.Table:
+    """Put a result's chunks, each a complete Arrow IPC stream, together in one table.
+
+    Raises
+    ------
+    CodecError
+        When a chunk is no Arrow stream, or they do not fit together.
+    """
+    import pyarrow as pa
+
+    try:
+        return pa.concat_tables([pa.ipc.open_stream(chunk).read_all() for chunk in chunks])
+    except (pa.ArrowException, OSError) as error:
+        raise CodecError(f"A result chunk is not an Arrow stream: {error}.") from error
+
+
+def to_stream(manifest: Manifest, table: pa.Table) -> bytes:
+    """Write a table as one Arrow IPC stream that carries its manifest."""
+    import pyarrow as pa
+
+    told = {**(table.schema.metadata or {}), MANIFEST_KEY: manifest.model_dump_json().encode()}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.with_metadata(told)) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def from_stream(data: bytes) -> tuple[Manifest, pa.Table]:
+    """Read what `to_stream` wrote.
+
+    Raises
+    ------
+    CodecError
+        When it is no such stream.
+    """
+    table = read_chunks([data])
+    told = (table.schema.metadata or {}).get(MANIFEST_KEY)
+    if told is None:
+        raise CodecError("The result carries no manifest.")
+    try:
+        return Manifest.model_validate_json(told), table
+    except ValueError as error:
+        raise CodecError(f"The result's manifest cannot be read: {error}.") from error

@@ -1,0 +1,417 @@
+"""Reading straight from Redis: jobs, latest ticks, feeds and heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from pydantic import ValidationError
+
+from qmt_protocol.codes import market_of
+from qmt_protocol.errors import (
+    CodecError,
+    ConfigurationError,
+    InvalidRequest,
+    JobFailed,
+    JobNotFound,
+    QMTError,
+    TimedOut,
+    Unavailable,
+    error_from_dict,
+)
+from qmt_protocol.feed import decode_latest
+from qmt_protocol.jobs import RESULT_TTL_S, JobParams, Manifest, Progress, job_spec
+from qmt_protocol.keys import JobKeys, Keys
+from qmt_protocol.ticks import Tick
+
+from .connections import BLOCK_S, address_of, connect, connect_async, redis_call
+from .feed import FeedReader, id_key
+from .jobs import enqueue, read_chunks, rq_key, withdraw
+from .processes import Status
+from .transport import OnGap, OnProgress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["RedisTransport"]
+
+_CANCEL_WITHIN_S: Final = 2.0
+
+
+class RedisTransport:
+    """Carries a client's requests over the two Redis servers.
+
+    Parameters
+    ----------
+    streams_url
+        Redis that holds the streams.
+    jobs_url
+        Redis that holds the jobs; ``None``: ticks and status only.
+    prefix
+        Prefix of all keys.
+    give_up_after_s
+        How long a live iteration tries to reconnect; ``None``: without limit.
+    """
+
+    def __init__(
+        self,
+        streams_url: str,
+        jobs_url: str | None = None,
+        *,
+        prefix: str = "qmt",
+        give_up_after_s: float | None = None,
+    ) -> None:
+        self.keys = Keys(prefix)
+        self.job_keys = JobKeys(prefix)
+        self.streams = connect_async(streams_url)
+        self._address = address_of(streams_url)
+        self._jobs = connect_async(jobs_url) if jobs_url else None
+        self._jobs_blocking = connect(jobs_url) if jobs_url else None
+        self._jobs_address = address_of(jobs_url) if jobs_url else ""
+        self._give_up_after_s = give_up_after_s
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the streams server."""
+        return self._address
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.streams.aclose()
+        if self._jobs is not None and self._jobs_blocking is not None:
+            await self._jobs.aclose()
+            self._jobs_blocking.close()
+
+    # Jobs
+
+    async def submit(self, name: str, params: JobParams, *, timeout_s: float = 60.0) -> str:
+        """Put a job into its queue and return its id.
+
+        Parameters
+        ----------
+        timeout_s
+            How long it may wait in the queue; at least a minute.
+
+        Raises
+        ------
+        NoWorker, TerminalNotConnected
+            At once, when nobody could answer it.
+        RedisUnavailable
+        """
+        spec = job_spec(name)
+        self._need_jobs()
+        (await self.status()).require_worker(spec.queue)
+        job_id = uuid.uuid4().hex
+        async with redis_call(self._jobs_address):
+            await asyncio.to_thread(enqueue, self._need_blocking(), spec, params, job_id, timeout_s)
+        return job_id
+
+    async def progress(
+        self, job_id: str, after: str = "0-0", wait_s: float = 0.0
+    ) -> tuple[str, Progress] | None:
+        """Return the newest progress entry behind ``after`` with its id, waiting for one.
+
+        Parameters
+        ----------
+        after
+            Entry id that the caller has seen; ``"0-0"``: none.
+        wait_s
+            How long to wait; ``None`` is returned when nothing new came.
+
+        Raises
+        ------
+        JobNotFound
+            When there is no such job, or its result has expired.
+        NoWorker, TerminalNotConnected
+            When the job still waits and nobody is left to take it.
+        InvalidRequest
+            When ``after`` is no entry id.
+        """
+        try:
+            id_key(after)
+        except ValueError:
+            raise InvalidRequest(f"{after!r} is not an entry id.", field="after") from None
+        until = time.monotonic() + wait_s
+        while True:
+            left_s = until - time.monotonic()
+            entry = await self._newest_progress(job_id, after, min(left_s, BLOCK_S))
+            if entry is None and await self._has_failed(job_id):
+                # A worker tells the reason before RQ learns of the failure.
+                entry = await self._newest_progress(job_id, after, 0.0)
+                if entry is None:
+                    raise JobFailed(
+                        f"Job {job_id} failed without a reason.",
+                        hint="See the worker's log.",
+                        job=job_id,
+                    )
+            if entry is not None:
+                return entry
+            if left_s <= BLOCK_S:
+                return None
+
+    async def _newest_progress(
+        self, job_id: str, after: str, wait_s: float
+    ) -> tuple[str, Progress] | None:
+        block_ms = int(wait_s * 1000)
+        async with redis_call(self._jobs_address):
+            reply = await self._need_jobs().xread(
+                {self.job_keys.progress(job_id): after}, block=block_ms if block_ms > 0 else None
+            )
+        if not reply:
+            return None
+        entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+        entry_id, fields = entries[-1]
+        try:
+            return entry_id.decode(), Progress.model_validate_json(fields[b"p"])
+        except (KeyError, ValidationError) as error:
+            raise CodecError(f"Progress of job {job_id} cannot be read: {error}.") from error
+
+    async def _has_failed(self, job_id: str) -> bool:
+        """Whether RQ gave up a job; raises when it is gone, or has nobody to run it."""
+        jobs = self._need_jobs()
+        async with redis_call(self._jobs_address):
+            queue, state = await jobs.hmget(rq_key(job_id), "origin", "status")
+            known = queue or await jobs.exists(self.job_keys.progress(job_id))
+        if not known:
+            raise JobNotFound(
+                f"There is no job {job_id}.",
+                hint=f"Results are kept for {RESULT_TTL_S} s.",
+                job=job_id,
+            )
+        if state in (b"failed", b"stopped", b"canceled"):
+            return True
+        if queue and state != b"finished":
+            (await self.status()).require_worker(queue.decode())
+        return False
+
+    async def result(self, job_id: str) -> tuple[Manifest, list[bytes]]:
+        """Return a finished job's manifest and its chunks, each a complete Arrow IPC stream.
+
+        Raises
+        ------
+        JobNotFound
+            When there is no such result (yet, or any more).
+        """
+        jobs = self._need_jobs()
+        missing = JobNotFound(
+            f"Job {job_id} has no result.",
+            hint=f"Results are kept for {RESULT_TTL_S} s.",
+            job=job_id,
+        )
+        async with redis_call(self._jobs_address):
+            told = await jobs.get(self.job_keys.manifest(job_id))
+        if told is None:
+            raise missing
+        try:
+            manifest = Manifest.model_validate_json(told)
+        except ValidationError as error:
+            raise CodecError(f"Manifest of job {job_id} cannot be read: {error}.") from error
+        chunks: list[bytes] = []
+        for number in range(manifest.chunks):
+            async with redis_call(self._jobs_address):
+                chunk = await jobs.get(self.job_keys.chunk(job_id, number))
+            if chunk is None:
+                raise missing
+            chunks.append(chunk)
+        return manifest, chunks
+
+    async def cancel(self, job_id: str) -> None:
+        """Give a job up: out of the queue when it still waits there, else told to the worker."""
+        jobs = self._need_jobs()
+        progress = self.job_keys.progress(job_id)
+        async with redis_call(self._jobs_address):
+            await jobs.set(self.job_keys.cancel(job_id), b"1", ex=RESULT_TTL_S)
+            queue = await jobs.hget(rq_key(job_id), "origin")
+            if not queue or not await asyncio.to_thread(
+                withdraw, self._need_blocking(), queue.decode(), job_id
+            ):
+                return
+            # No worker will ever write this job's end.
+            ended = Progress(
+                state="failed", error=JobFailed("The job was cancelled.", job=job_id).to_dict()
+            )
+            await jobs.xadd(progress, {"p": ended.model_dump_json()})
+            await jobs.expire(progress, RESULT_TTL_S)
+
+    async def run_job(
+        self,
+        name: str,
+        params: JobParams,
+        *,
+        timeout_s: float,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[Manifest, pa.Table | None]:
+        """Have a catalogue job done; see `Transport.run_job`.
+
+        Raises
+        ------
+        TimedOut
+            When it did not end within ``timeout_s``; it is cancelled.
+        QMTError
+            Whatever made the job fail.
+        """
+        deadline = time.monotonic() + timeout_s
+        job_id = await self.submit(name, params, timeout_s=timeout_s)
+        ended = False
+        try:
+            await self._wait_done(job_id, name, deadline, timeout_s, on_progress)
+            ended = True
+        except QMTError as error:
+            ended = not isinstance(error, (TimedOut, Unavailable))
+            raise
+        finally:
+            if not ended:
+                await self._cancel_quietly(job_id)
+        manifest, chunks = await self.result(job_id)
+        if manifest.kind == "document":
+            return manifest, None
+        return manifest, await asyncio.to_thread(read_chunks, chunks)
+
+    async def _wait_done(
+        self,
+        job_id: str,
+        name: str,
+        deadline: float,
+        timeout_s: float,
+        on_progress: OnProgress | None,
+    ) -> None:
+        after = "0-0"
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimedOut(
+                    f"{name}: no answer within {timeout_s:g} s.",
+                    hint="Ask for less, or allow more time with timeout_s.",
+                    job=job_id,
+                )
+            entry = await self.progress(job_id, after, min(left_s, BLOCK_S))
+            if entry is None:
+                continue
+            after, progress = entry
+            if progress.state == "failed":
+                raise error_from_dict(progress.error or JobFailed(f"{name} failed.").to_dict())
+            if on_progress is not None:
+                on_progress(progress)
+            if progress.state == "done":
+                return
+
+    async def _cancel_quietly(self, job_id: str) -> None:
+        try:
+            await asyncio.wait_for(asyncio.shield(self.cancel(job_id)), _CANCEL_WITHIN_S)
+        except (QMTError, asyncio.TimeoutError):
+            pass  # the error that led here says more; the job ends at its own deadline
+
+    def _need_jobs(self) -> Any:
+        if self._jobs is None:
+            raise ConfigurationError(
+                "The address of the jobs server is not known.",
+                hint="Give jobs_url='redis://...', or set QMT_JOBS_URL.",
+            )
+        return self._jobs
+
+    def _need_blocking(self) -> redis.Redis:
+        assert self._jobs_blocking is not None  # goes with _jobs
+        return self._jobs_blocking
+
+    # Ticks
+
+    async def latest(
+        self, codes: Sequence[str] | None, markets: Sequence[str] = ()
+    ) -> dict[str, Tick]:
+        """Return the last stored tick of the codes, or of whole markets.
+
+        Codes without a tick are left out; the order is the codes'.
+        """
+        by_market: dict[str, list[str]] = {market: [] for market in markets}
+        for code in codes or ():
+            by_market.setdefault(market_of(code), []).append(code)
+        found: dict[str, Tick] = {}
+        async with (
+            redis_call(self._address),
+            self.streams.pipeline(transaction=False) as pipe,
+        ):
+            for market, wanted in by_market.items():
+                key = self.keys.latest(market)
+                if wanted:
+                    pipe.hmget(key, wanted)
+                else:
+                    pipe.hgetall(key)
+            replies = await pipe.execute()
+        for wanted, reply in zip(by_market.values(), replies, strict=True):
+            pairs = zip(wanted, reply, strict=True) if wanted else reply.items()
+            for name, data in pairs:
+                if data is not None:
+                    code = name if isinstance(name, str) else name.decode()
+                    found[code] = decode_latest(data, code)
+        return found if codes is None else {code: found[code] for code in codes if code in found}
+
+    def feed(
+        self,
+        markets: Sequence[str],
+        *,
+        codes: Sequence[str] | None = None,
+        positions: dict[str, str] | None = None,
+        on_gap: OnGap | None = None,
+    ) -> FeedReader:
+        """Return a reader over the feeds of some markets."""
+        return FeedReader(
+            self.streams,
+            self.keys,
+            markets,
+            codes=codes,
+            positions=positions,
+            on_gap=on_gap,
+            give_up_after_s=self._give_up_after_s,
+            address=self._address,
+        )
+
+    async def batches(
+        self,
+        codes: Sequence[str] | None,
+        markets: Sequence[str] = (),
+        *,
+        snapshot: bool = False,
+        on_gap: OnGap | None = None,
+    ) -> AsyncIterator[list[Tick]]:
+        """Yield live ticks as they are published, each once; see `Transport.batches`."""
+        of_codes = [market_of(code) for code in codes or ()]
+        reader = self.feed(list(markets) or of_codes, codes=codes, on_gap=on_gap)
+        await reader.start()
+        told: dict[str, str] = {}
+        if snapshot:
+            # Read after the feed's end: what both hold is recognised by its entry id.
+            first = list((await self.latest(codes, markets)).values())
+            told = {tick.code: tick.id for tick in first}
+            if first:
+                yield first
+        async for batch in reader.batches():
+            ticks = [tick for tick in batch if _is_news(tick, told)] if told else batch
+            if ticks:
+                yield ticks
+
+    async def status(self) -> Status:
+        """Return who is alive, by the heartbeats on the streams server."""
+        async with (
+            redis_call(self._address),
+            self.streams.pipeline(transaction=False) as pipe,
+        ):
+            pipe.hgetall(self.keys.status)
+            pipe.zrange(self.keys.seen, 0, -1, withscores=True)
+            pipe.time()
+            beats, seen, now = await pipe.execute()
+        return Status.from_redis(beats, seen, now)
+
+
+def _is_news(tick: Tick, told: dict[str, str]) -> bool:
+    """Whether the snapshot did not hold this tick; forgets a code once it is past it."""
+    last = told.get(tick.code)
+    if last is None:
+        return True
+    if id_key(tick.id) <= id_key(last):
+        return False
+    del told[tick.code]
+    return True

@@ -1,0 +1,304 @@
+"""`QMTClient`: the same names without ``await``, over an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from qmt_protocol.ticks import Tick
+
+from .answers import HistoryFrames, Ticks
+from .async_client import AsyncQMTClient, Codes, OnData
+from .processes import Status
+from .progress import ShowProgress
+from .transport import OnGap
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from typing_extensions import Self
+
+__all__ = ["QMTClient"]
+
+_T = TypeVar("_T")
+_SLICE_S: Final = 0.2
+_END_WITHIN_S: Final = 5.0
+
+
+class _Loop:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="qmt-client", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine to its end; an interrupt cancels it first, and waits for that."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("QMTClient cannot be called from its own callbacks.")
+        done: concurrent.futures.Future[_T] = concurrent.futures.Future()
+        task = _Running(self._loop, work, done)
+        try:
+            # In slices: on Windows a plain wait would not see Ctrl-C.
+            while not concurrent.futures.wait([done], timeout=_SLICE_S).done:
+                pass
+        except BaseException:
+            task.cancel()
+            concurrent.futures.wait([done], timeout=_END_WITHIN_S)
+            raise
+        return done.result()
+
+    def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a last coroutine and end the thread."""
+        if self._loop.is_closed():
+            return
+        self.run(last())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_END_WITHIN_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+class _Running:
+    """One coroutine on the loop; unlike asyncio's own bridge, cancelling can be waited for."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, _T],
+        done: concurrent.futures.Future[_T],
+    ) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        loop.call_soon_threadsafe(self._start, work, done)
+
+    def _start(self, work: Coroutine[Any, Any, _T], done: concurrent.futures.Future[_T]) -> None:
+        def ended(task: asyncio.Task[_T]) -> None:
+            if task.cancelled():
+                done.set_exception(concurrent.futures.CancelledError())
+            elif (error := task.exception()) is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(task.result())
+
+        self._task = self._loop.create_task(work)
+        self._task.add_done_callback(ended)
+
+    def cancel(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+
+
+async def _next(batches: AsyncGenerator[list[Tick], None]) -> list[Tick] | None:
+    return await anext(batches, None)
+
+
+async def _end(batches: AsyncGenerator[list[Tick], None]) -> None:
+    await batches.aclose()
+
+
+def _stop(loop: _Loop, client: AsyncQMTClient) -> None:
+    loop.stop(client.close)
+
+
+class QMTClient:
+    __doc__ = (AsyncQMTClient.__doc__ or "").replace(
+        "Every method has the same name and arguments on `QMTClient`. Use it as ``async with``, "
+        "or call\n    `close`.",
+        "Every method has the same name and arguments on `AsyncQMTClient`. It may be used from "
+        "scripts,\n    notebooks and several threads. Use it as ``with``, or call `close`; at "
+        "the end of the program\n    it closes by itself.",
+    )
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        jobs_url: str | None = None,
+        prefix: str | None = None,
+        api_key: str | None = None,
+        tz: str | None = "Asia/Shanghai",
+        timeout_s: float = 60.0,
+        progress: ShowProgress = None,
+    ) -> None:
+        def make() -> AsyncQMTClient:
+            return AsyncQMTClient(
+                url,
+                host=host,
+                port=port,
+                jobs_url=jobs_url,
+                prefix=prefix,
+                api_key=api_key,
+                tz=tz,
+                timeout_s=timeout_s,
+                progress=progress,
+            )
+
+        self._make = make
+        self._client = make()
+        self._loop = _Loop()
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        if not self._finalizer.alive:
+            work.close()
+            raise RuntimeError("This QMTClient is closed.")
+        return self._loop.run(work)
+
+    def history(
+        self,
+        codes: Codes,
+        period: str = "1d",
+        *,
+        start: Any = None,
+        end: Any = None,
+        count: int | None = None,
+        fields: Codes | None = None,
+        adjust: str | None = "none",
+        download: Literal["auto", "never"] = "auto",
+        fill: bool = False,
+        layout: Literal["long"] | None = None,
+        progress: ShowProgress = None,
+    ) -> Any:
+        return self._run(
+            self._client.history(
+                codes,
+                period,
+                start=start,
+                end=end,
+                count=count,
+                fields=fields,
+                adjust=adjust,
+                download=download,
+                fill=fill,
+                layout=layout,
+                progress=progress,
+            )
+        )
+
+    def get_history(
+        self,
+        stock: str,
+        period: str = "1d",
+        count: int = 100,
+        fields: Codes | None = None,
+        *,
+        start: Any = None,
+        end: Any = None,
+        adjust: str | None = "none",
+    ) -> pd.DataFrame:
+        return self._run(
+            self._client.get_history(
+                stock, period, count, fields, start=start, end=end, adjust=adjust
+            )
+        )
+
+    def get_batch_history(
+        self,
+        stocks: Codes,
+        period: str = "1d",
+        count: int = 100,
+        fields: Codes | None = None,
+        *,
+        start: Any = None,
+        end: Any = None,
+        adjust: str | None = "none",
+    ) -> HistoryFrames:
+        return self._run(
+            self._client.get_batch_history(
+                stocks, period, count, fields, start=start, end=end, adjust=adjust
+            )
+        )
+
+    def download(
+        self,
+        codes: Codes | None = None,
+        period: str = "1d",
+        start: Any = None,
+        end: Any = None,
+        *,
+        stock: str | None = None,
+        stocks: Codes | None = None,
+        progress: ShowProgress = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, Any]:
+        return self._run(
+            self._client.download(
+                codes,
+                period,
+                start,
+                end,
+                stock=stock,
+                stocks=stocks,
+                progress=progress,
+                timeout_s=timeout_s,
+            )
+        )
+
+    def sector_stocks(self, sector: str) -> list[str]:
+        return self._run(self._client.sector_stocks(sector))
+
+    def get_sector_stocks(self, sector: str) -> list[str]:
+        return self._run(self._client.get_sector_stocks(sector))
+
+    def instrument_detail(self, codes: Codes) -> dict[str, Any]:
+        return self._run(self._client.instrument_detail(codes))
+
+    def get_instrument_detail(self, stock: str) -> dict[str, Any]:
+        return self._run(self._client.get_instrument_detail(stock))
+
+    def full_tick(self, codes: Codes) -> Ticks:
+        return self._run(self._client.full_tick(codes))
+
+    def get_full_tick(self, stocks: Codes) -> Ticks:
+        return self._run(self._client.get_full_tick(stocks))
+
+    def latest(self, codes: Codes | None = None, *, markets: Sequence[str] = ()) -> dict[str, Tick]:
+        return self._run(self._client.latest(codes, markets=markets))
+
+    def ticks(
+        self,
+        codes: Codes | None = None,
+        *,
+        markets: Sequence[str] = (),
+        on_gap: OnGap | None = None,
+    ) -> Iterator[Tick]:
+        batches = self._client._batches(codes, markets, on_gap=on_gap)
+        try:
+            while (batch := self._run(_next(batches))) is not None:
+                yield from batch
+        finally:
+            if self._finalizer.alive:
+                self._run(_end(batches))
+
+    async def subscribe_realtime(
+        self, stocks: Codes, callback: OnData, period: str = "tick"
+    ) -> None:
+        # On the caller's own loop, where the callback belongs.
+        async with self._make() as client:
+            await client.subscribe_realtime(stocks, callback, period)
+
+    def status(self) -> Status:
+        return self._run(self._client.status())
+
+
+for _name, _method in vars(QMTClient).items():
+    if not _name.startswith("_") and not _method.__doc__:
+        _method.__doc__ = getattr(AsyncQMTClient, _name).__doc__

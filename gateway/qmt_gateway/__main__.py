@@ -1,0 +1,102 @@
+"""``qmt-gateway``: serve until Ctrl-C, SIGTERM or the end of standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+
+import structlog
+import uvicorn
+
+from qmt_protocol.errors import ConfigurationError
+from qmt_protocol.settings import load_settings
+
+from .app import create_app
+from .log import start_logging
+from .settings import GatewaySettings
+from .websocket_protocol import WebSocketProtocol
+
+__all__ = ["main"]
+
+_GRACE_S = 5
+_BACKLOG = 2048
+_log = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Says on standard output that it is ready, and where."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            url = f"http://{shown}:{port}"
+            print(json.dumps({"ready": True, "port": port, "url": url}), flush=True)
+            _log.info("serving", url=url, docs=f"{url}/docs")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the gateway; ends the process with 2 when it cannot start as it is configured."""
+    try:
+        settings = load_settings(GatewaySettings, arguments)
+        start_logging(settings.log_level)
+        app = create_app(settings)
+        listener = _listen(settings.bridge_host, settings.bridge_port)
+    except ConfigurationError as error:
+        print(f"qmt-gateway: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    server = _Server(
+        uvicorn.Config(
+            app,
+            ws=WebSocketProtocol,
+            ws_per_message_deflate=False,
+            ws_max_size=1_000_000,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )
+    if settings.exit_with_stdin:
+        threading.Thread(target=_watch_stdin, args=(server,), daemon=True).start()
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn has stopped in order and raises it again
+    finally:
+        listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            hint="Set QMT_BRIDGE_HOST and QMT_BRIDGE_PORT, or --host and --port.",
+        ) from error
+
+
+def _watch_stdin(server: uvicorn.Server) -> None:
+    # Not through sys.stdin's buffer: a thread that holds its lock at exit aborts the process.
+    while sys.stdin.fileno() >= 0 and _read(sys.stdin.fileno()):
+        pass
+    server.should_exit = True
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+
+
+if __name__ == "__main__":
+    main()

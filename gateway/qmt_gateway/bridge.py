@@ -1,0 +1,164 @@
+"""What the routes ask of the rest of the bridge, all through ``qmt_client``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from starlette.requests import Request
+
+from qmt_client.connections import redis_errors
+from qmt_client.processes import Status
+from qmt_client.redis_transport import RedisTransport
+from qmt_protocol.codes import market_of
+from qmt_protocol.errors import Gap, InstrumentNotFound, QMTError, RedisUnavailable
+from qmt_protocol.jobs import Manifest, parse_params
+from qmt_protocol.ticks import Tick
+
+from .settings import GatewaySettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .hub import Feed
+
+__all__ = [
+    "SIMULATED",
+    "Bridge",
+    "ClientGone",
+    "absent_reasons",
+    "source_name",
+    "while_connected",
+]
+
+SIMULATED: Final = "SIMULATED"
+_LOOK_EVERY_S: Final = 1.0
+_GONE_EVERY_S: Final = 0.5
+_T = TypeVar("_T")
+
+
+def source_name(simulated: bool) -> str:
+    """Return the word that every answer carries about its source."""
+    return SIMULATED if simulated else "QMT"
+
+
+class Bridge:
+    """Jobs, ticks and heartbeats for the routes; the source of the hub."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.transport = RedisTransport(
+            settings.streams_url, settings.jobs_url, prefix=settings.prefix
+        )
+        self._status = Status(0, ())
+        self._looked_at = float("-inf")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.transport.close()
+
+    async def status(self) -> Status:
+        """Return who is alive, at most a second old."""
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._status = await self.transport.status()
+            self._looked_at = time.monotonic()
+        return self._status
+
+    async def simulated(self) -> bool:
+        """Return whether stored ticks come from the simulator, by who publishes or last did."""
+        status = await self.status()
+        producers = [one for one in status.processes if one.beat.role == "producer"]
+        living = [one for one in producers if one.alive] or producers
+        return any(one.beat.simulated for one in living) if producers else status.simulated
+
+    async def run(
+        self, name: str, document: dict[str, Any], timeout_s: float
+    ) -> tuple[Manifest, pa.Table | None]:
+        """Validate a job's parameters, have it done and return what it left."""
+        return await self.transport.run_job(name, parse_params(name, document), timeout_s=timeout_s)
+
+    async def latest(self, codes: Sequence[str]) -> dict[str, Tick]:
+        """Return the last stored tick of each code that has one.
+
+        Raises
+        ------
+        NoProducer
+            When there is none at all, for want of a producer.
+        InstrumentNotFound
+            When there is none at all, though their markets have ticks.
+        """
+        ticks = await self.transport.latest(codes)
+        if not ticks:
+            await self._explain_absence(codes)
+        return ticks
+
+    async def _explain_absence(self, codes: Sequence[str]) -> None:
+        markets = sorted({market_of(code) for code in codes})
+        with redis_errors(self.transport.address):
+            stored = [
+                await self.transport.streams.exists(self.transport.keys.latest(market))
+                for market in markets
+            ]
+        if not any(stored):
+            (await self.transport.status()).require_producer(markets)
+        raise InstrumentNotFound(
+            f"No tick of {_some(codes)} is stored.",
+            hint="Check the code; a code appears with its first tick.",
+            codes=list(codes),
+        )
+
+    def open_feed(self, market: str, on_gap: Callable[[Gap], None]) -> Feed:
+        """Return a reader of a market's feed, from its present end."""
+        return self.transport.feed([market], on_gap=on_gap)
+
+    async def snapshot(self, market: str) -> dict[str, Tick]:
+        """Return the last stored tick of every code of a market."""
+        return await self.transport.latest(None, [market])
+
+    async def streams_answer(self) -> bool:
+        """Return whether the streams server answers."""
+        try:
+            await self.transport.status()
+        except RedisUnavailable:
+            return False
+        return True
+
+
+def _some(codes: Sequence[str]) -> str:
+    return ", ".join(codes[:5]) + (f" and {len(codes) - 5} more" if len(codes) > 5 else "")
+
+
+class ClientGone(QMTError):
+    """The caller hung up before the answer was there."""
+
+    slug = "client-gone"
+    http_status = 499
+
+
+async def while_connected(request: Request, work: Awaitable[_T]) -> _T:
+    """Wait for work, and cancel it (and so its job) when the caller hangs up.
+
+    Raises
+    ------
+    ClientGone
+        When the caller did.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while True:
+            done, _ = await asyncio.wait([task], timeout=_GONE_EVERY_S)
+            if done:
+                return task.result()
+            if await request.is_disconnected():
+                raise ClientGone("The caller hung up.")
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def absent_reasons(manifest: Manifest) -> dict[str, str]:
+    """Return code to the reason why a result has nothing of it."""
+    absent: dict[str, str] = manifest.meta.get("absent") or {}
+    return absent

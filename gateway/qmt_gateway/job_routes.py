@@ -1,0 +1,188 @@
+"""The routes of QMT Bridge itself: any catalogue job, stored ticks with their ids, who is alive."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Path, Query, Request
+from starlette.responses import Response
+
+from qmt_client.jobs import read_chunks, to_stream
+from qmt_protocol.codes import parse_codes
+from qmt_protocol.errors import error_from_dict
+from qmt_protocol.jobs import CATALOGUE, Manifest, parse_params
+
+from . import models
+from .answers import SOURCE_HEADER, answer
+from .auth import require_key
+from .bridge import Bridge, source_name, while_connected
+from .market_routes import BridgeOf, SettingsOf, Stocks
+
+__all__ = ["health_router", "router"]
+
+ARROW_STREAM = "application/vnd.apache.arrow.stream"
+_NO_ENTRY = "0-0"
+
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key)])
+health_router = APIRouter()
+
+JobId = Annotated[str, Path(alias="id", pattern="^[0-9A-Za-z_-]{1,64}$")]
+_JOBS_HELP = "\n".join(f"- `{spec.name}`: {spec.summary}" for spec in CATALOGUE.values())
+
+
+@router.post(
+    "/jobs/{name}",
+    tags=["jobs"],
+    status_code=202,
+    summary="Submit a job",
+    description=f"Jobs and their work:\n\n{_JOBS_HELP}",
+    response_model=models.JobAccepted,
+    responses=models.problems(503),
+)
+async def submit(
+    name: Annotated[str, Path(description="a job of the catalogue", examples=["history"])],
+    params: Annotated[
+        dict[str, Any],
+        Body(description="its parameters", examples=[{"codes": ["000001.SZ"], "count": 60}]),
+    ],
+    bridge: BridgeOf,
+    settings: SettingsOf,
+) -> Response:
+    job_id = await bridge.transport.submit(
+        name, parse_params(name, params), timeout_s=settings.bridge_query_timeout_s
+    )
+    accepted = answer({"id": job_id}, simulated=await bridge.simulated(), status=202)
+    accepted.headers["Location"] = f"{router.prefix}/jobs/{job_id}"
+    return accepted
+
+
+@router.get(
+    "/jobs/{id}",
+    tags=["jobs"],
+    summary="How far a job is",
+    response_model=models.JobState,
+    responses=models.problems(404, 503),
+)
+async def state(
+    request: Request,
+    job_id: JobId,
+    bridge: BridgeOf,
+    wait_s: Annotated[
+        float, Query(ge=0, le=30, description="how long to wait for news behind `after`")
+    ] = 0.0,
+    after: Annotated[
+        str, Query(description="`entry` of the last answer", pattern=r"^\d+-\d+$")
+    ] = _NO_ENTRY,
+) -> Response:
+    """Long poll: answers when there is news, or with the present state when the wait is over."""
+    transport = bridge.transport
+    entry = await while_connected(request, transport.progress(job_id, after, wait_s))
+    if entry is None and after != _NO_ENTRY:
+        entry = await transport.progress(job_id)
+    told: dict[str, Any] = {"id": job_id, "entry": after, "state": "queued"}
+    if entry is None:
+        told |= {"finished": 0, "total": 0, "message": "", "error": None}
+    else:
+        told |= {"entry": entry[0], **entry[1].model_dump(mode="json")}
+    return answer(told, simulated=await bridge.simulated())
+
+
+@router.get(
+    "/jobs/{id}/result",
+    tags=["jobs"],
+    summary="What a finished job left",
+    response_model=models.JobDocument,
+    responses={
+        200: {
+            "description": "A document as JSON; a table as one Arrow IPC stream, its manifest "
+            "under the schema metadata key `qmt.manifest`.",
+            "content": {ARROW_STREAM: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **models.problems(404, 502, 503, 504),
+    },
+)
+async def result(job_id: JobId, bridge: BridgeOf) -> Response:
+    """Kept for ten minutes. A failed job answers with its error; an unfinished one with 404."""
+    entry = await bridge.transport.progress(job_id)
+    if entry is not None and entry[1].state == "failed":
+        raise error_from_dict(entry[1].error or {})
+    manifest, chunks = await bridge.transport.result(job_id)
+    simulated = bool(manifest.meta.get("simulated"))
+    if manifest.kind == "document":
+        return answer(manifest.model_dump(mode="python"), simulated=simulated)
+    return Response(
+        await asyncio.to_thread(_one_stream, manifest, chunks),
+        headers={SOURCE_HEADER: source_name(simulated)},
+        media_type=ARROW_STREAM,
+    )
+
+
+def _one_stream(manifest: Manifest, chunks: list[bytes]) -> bytes:
+    return to_stream(manifest, read_chunks(chunks))
+
+
+@router.delete(
+    "/jobs/{id}",
+    tags=["jobs"],
+    status_code=204,
+    summary="Give a job up",
+    responses=models.problems(404, 503),
+)
+async def cancel(job_id: JobId, bridge: BridgeOf) -> Response:
+    """A job that waits is taken out of its queue; one that runs is stopped by its worker."""
+    await bridge.transport.cancel(job_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/latest",
+    tags=["ticks"],
+    summary="Last ticks with their ids",
+    response_model=models.Latest,
+    responses=models.problems(503),
+)
+async def latest(codes: Stocks, bridge: BridgeOf) -> Response:
+    """Read from Redis alone; codes without a tick are left out.
+
+    `id` is the tick's entry id in the stream of its code.
+    """
+    ticks = await bridge.transport.latest(parse_codes(codes))
+    told = {
+        code: {"id": tick.id, "flags": int(tick.flags), "tick": tick}
+        for code, tick in ticks.items()
+    }
+    simulated = await bridge.simulated()
+    return answer({"ticks": told, "simulated": simulated}, simulated=simulated)
+
+
+@router.get(
+    "/status",
+    tags=["operation"],
+    summary="Who is alive",
+    response_model=models.Status,
+    responses=models.problems(503),
+)
+async def status(bridge: BridgeOf) -> Response:
+    """Last heartbeats of producers, workers and gateways, with their ages by Redis time."""
+    told = await bridge.transport.status()
+    return answer(told.to_dict(), simulated=told.simulated)
+
+
+@health_router.get(
+    "/healthz",
+    tags=["operation"],
+    summary="Whether this process serves",
+    response_model=models.Health,
+)
+async def health(request: Request) -> Response:
+    """Needs no key. Always 200 while the process serves; `streams` tells whether Redis does."""
+    bridge: Bridge = request.app.state.bridge
+    streams = await bridge.streams_answer()
+    told = {
+        "status": "ok" if streams else "degraded",
+        "streams": streams,
+        "version": version("qmt-redis-bridge"),
+    }
+    return answer(told, simulated=False)

@@ -1,0 +1,332 @@
+"""The routes that qmt-bridge-pro's callers know: history, ticks, sectors, instruments, download."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+
+from qmt_protocol.codes import parse_code, parse_codes
+from qmt_protocol.errors import InstrumentNotFound, InvalidRequest, NotFound
+from qmt_protocol.jobs import Manifest
+from qmt_protocol.periods import parse_adjust, parse_period
+from qmt_protocol.status import LOST_AFTER_S
+from qmt_protocol.tables import table_of
+from qmt_protocol.times import parse_end, parse_start, to_datetime
+
+from . import models
+from .answers import answer, meta_of
+from .auth import require_key
+from .bridge import Bridge, absent_reasons, while_connected
+from .records import records_by_code
+from .settings import GatewaySettings
+
+__all__ = ["router"]
+
+_DEFAULT_COUNT: Final = 100
+_DEFAULT_FIELDS: Final = "open,high,low,close,volume"
+
+router = APIRouter(prefix="/api", dependencies=[Depends(require_key)])
+
+
+def _bridge(request: Request) -> Bridge:
+    bridge: Bridge = request.app.state.bridge
+    return bridge
+
+
+def _settings(request: Request) -> GatewaySettings:
+    settings: GatewaySettings = request.app.state.settings
+    return settings
+
+
+BridgeOf = Annotated[Bridge, Depends(_bridge)]
+SettingsOf = Annotated[GatewaySettings, Depends(_settings)]
+Stock = Annotated[str, Query(description="code", examples=["000001.SZ"])]
+Stocks = Annotated[
+    str, Query(description="codes, comma-separated", examples=["000001.SZ,600519.SH"])
+]
+
+
+class HistoryQuery:
+    """The parameters that both history routes share."""
+
+    def __init__(
+        self,
+        period: Annotated[
+            str, Query(description="tick, 1m, 5m, 15m, 30m, 60m, 1h, 1d, 1w, 1mon, 1q, 1hy, 1y")
+        ] = "1d",
+        count: Annotated[
+            int | None,
+            Query(
+                description="last so many rows of each code up to the end; -1: all of the range. "
+                f"Default {_DEFAULT_COUNT}, with `start` all",
+                examples=[60],
+            ),
+        ] = None,
+        fields: Annotated[
+            str | None,
+            Query(
+                description="columns, comma-separated, or `time` (ms since the epoch). "
+                f"Default {_DEFAULT_FIELDS}; of ticks all",
+            ),
+        ] = None,
+        start: Annotated[
+            str, Query(description="first day or moment, China time", examples=["20260105"])
+        ] = "",
+        end: Annotated[str, Query(description="last day (included) or moment")] = "",
+        adjust: Annotated[
+            str, Query(description="none, front, back, front_ratio, back_ratio, qfq, hfq")
+        ] = "",
+        dividend_type: Annotated[str, Query(description="xtquant's word for `adjust`")] = "",
+        download: Annotated[
+            Literal["auto", "never"],
+            Query(description="whether the terminal fetches what its cache lacks"),
+        ] = "auto",
+    ) -> None:
+        self.period = parse_period(period)
+        if adjust and dividend_type and parse_adjust(adjust) != parse_adjust(dividend_type):
+            raise InvalidRequest(
+                f"adjust={adjust} and dividend_type={dividend_type} differ.",
+                hint="Give one of them.",
+                field="adjust",
+            )
+        if count is not None and count < 1 and count != -1:
+            raise InvalidRequest(
+                f"count={count} is not a number of rows.",
+                hint="Give 1 or more, or -1 for all rows of the range.",
+                field="count",
+            )
+        if count is None:
+            count = -1 if start else _DEFAULT_COUNT
+        self.count = count
+        self.columns = self._columns(fields)
+        self.document: dict[str, Any] = {
+            "period": self.period,
+            "count": None if count == -1 else count,
+            "start_ms": parse_start(start),
+            "end_ms": parse_end(end),
+            "adjust": adjust or dividend_type,
+            "download": download,
+        }
+        if self.columns is not None:
+            # The worker is asked for at least one column, so that there are rows to label.
+            named = [name for name in self.columns if name != "time"]
+            self.document["fields"] = named or [table_of(self.period)[0].name]
+
+    def _columns(self, fields: str | None) -> list[str] | None:
+        if fields is None and self.period == "tick":
+            return None
+        named = [name.strip() for name in (fields or _DEFAULT_FIELDS).split(",")]
+        return list(dict.fromkeys(name for name in named if name))
+
+    def records(self, table: Any) -> dict[str, list[dict[str, Any]]]:
+        """Return a table's records by code."""
+        return records_by_code(table, self.period, self.columns)
+
+
+@router.get(
+    "/history",
+    tags=["history"],
+    summary="History of one code",
+    response_model=models.History,
+    responses=models.problems(404, 409, 502, 503, 504),
+)
+async def history(
+    request: Request,
+    stock: Stock,
+    query: Annotated[HistoryQuery, Depends()],
+    bridge: BridgeOf,
+    settings: SettingsOf,
+) -> Response:
+    """Bars or ticks, oldest first, read by the worker from the terminal."""
+    code = parse_code(stock)
+    manifest, data = await _read_history(request, [code], query, bridge, settings)
+    _raise_absent(manifest, code)
+    document = {
+        "stock": code,
+        "period": query.period,
+        "count": query.count,
+        "data": data.get(code, []),
+        "meta": _meta(manifest),
+    }
+    return await _encoded(document, manifest)
+
+
+@router.get(
+    "/batch_history",
+    tags=["history"],
+    summary="History of many codes",
+    response_model=models.BatchHistory,
+    responses=models.problems(404, 409, 502, 503, 504),
+)
+async def batch_history(
+    request: Request,
+    stocks: Stocks,
+    query: Annotated[HistoryQuery, Depends()],
+    bridge: BridgeOf,
+    settings: SettingsOf,
+) -> Response:
+    """As `/api/history`; codes without data are empty and named in `meta.absent`."""
+    codes = parse_codes(stocks)
+    manifest, data = await _read_history(request, codes, query, bridge, settings)
+    document = {
+        "stocks": codes,
+        "period": query.period,
+        "count": query.count,
+        "data": {code: data.get(code, []) for code in codes},
+        "meta": _meta(manifest),
+    }
+    return await _encoded(document, manifest)
+
+
+async def _read_history(
+    request: Request,
+    codes: list[str],
+    query: HistoryQuery,
+    bridge: Bridge,
+    settings: GatewaySettings,
+) -> tuple[Manifest, dict[str, list[dict[str, Any]]]]:
+    work = bridge.run(
+        "history", {"codes": codes, **query.document}, settings.bridge_query_timeout_s
+    )
+    manifest, table = await while_connected(request, work)
+    return manifest, await asyncio.to_thread(query.records, table)
+
+
+async def _encoded(document: dict[str, Any], manifest: Manifest) -> Response:
+    return await asyncio.to_thread(answer, document, simulated=_simulated(manifest))
+
+
+def _raise_absent(manifest: Manifest, code: str) -> None:
+    """Raise why a result has nothing of a code, when it names it absent."""
+    reason = absent_reasons(manifest).get(code)
+    if reason is not None:
+        raise NotFound(
+            f"{code}: {reason.rstrip('.')}.",
+            hint="Check the code, the period and the range.",
+            code=code,
+        )
+
+
+def _simulated(manifest: Manifest) -> bool:
+    return bool(manifest.meta.get("simulated"))
+
+
+def _meta(manifest: Manifest) -> dict[str, Any]:
+    """What the worker tells of its answer; its description of the terminal is ``terminal``."""
+    facts = {name: told for name, told in manifest.meta.items() if name != "source"}
+    return {**facts, "terminal": manifest.meta.get("source"), **meta_of(_simulated(manifest))}
+
+
+@router.get(
+    "/full_tick",
+    tags=["ticks"],
+    summary="Last tick of codes",
+    response_model=models.FullTick,
+    responses=models.problems(404, 503),
+)
+async def full_tick(stocks: Stocks, bridge: BridgeOf) -> Response:
+    """Read from Redis alone: stored ticks stay readable while the producer is away.
+
+    404 when nothing is stored of any of the codes; 503 when, besides, nobody publishes.
+    """
+    codes = parse_codes(stocks)
+    ticks = await bridge.latest(codes)
+    status = await bridge.status()
+    producers = [one for one in status.processes if one.beat.role == "producer"]
+    age_ms = min((one.age_ms for one in producers), default=None)
+    data = {}
+    for code, tick in ticks.items():
+        row = dict(tick)
+        row.setdefault("timetag", f"{to_datetime(tick.time_ms):%Y%m%d %H:%M:%S}")
+        data[code] = row
+    simulated = await bridge.simulated()
+    meta = meta_of(
+        simulated,
+        absent=[code for code in codes if code not in ticks],
+        age_ms={code: status.now_ms - tick.time_ms for code, tick in ticks.items()},
+        producer={
+            "alive": age_ms is not None and age_ms <= LOST_AFTER_S * 1000,
+            "last_seen_ms": None if age_ms is None else status.now_ms - age_ms,
+        },
+    )
+    return answer({"data": data, "meta": meta}, simulated=simulated)
+
+
+@router.get(
+    "/sector_stocks",
+    tags=["reference"],
+    summary="Codes of a sector",
+    response_model=models.SectorStocks,
+    responses=models.problems(404, 502, 503, 504),
+)
+async def sector_stocks(
+    request: Request,
+    sector: Annotated[str, Query(description="name", examples=["沪深A股"])],
+    bridge: BridgeOf,
+    settings: SettingsOf,
+) -> Response:
+    """Constituents of a sector, as the terminal lists them."""
+    work = bridge.run("sector_stocks", {"sector": sector}, settings.bridge_query_timeout_s)
+    manifest, _ = await while_connected(request, work)
+    return answer(
+        {"sector": sector, "stocks": manifest.document, "meta": _meta(manifest)},
+        simulated=_simulated(manifest),
+    )
+
+
+@router.get(
+    "/instrument_detail",
+    tags=["reference"],
+    summary="What is known about an instrument",
+    response_model=models.InstrumentDetail,
+    responses=models.problems(404, 502, 503, 504),
+)
+async def instrument_detail(
+    request: Request, stock: Stock, bridge: BridgeOf, settings: SettingsOf
+) -> Response:
+    """Name, dates, limits, price tick and more, under xtquant's own keys."""
+    code = parse_code(stock)
+    work = bridge.run("instrument_detail", {"codes": [code]}, settings.bridge_query_timeout_s)
+    manifest, _ = await while_connected(request, work)
+    detail = (manifest.document or {}).get(code)
+    if detail is None:
+        raise InstrumentNotFound(
+            f"The terminal knows no instrument {code}.", hint="Check the code.", codes=[code]
+        )
+    return answer(
+        {"stock": code, "detail": detail, "meta": _meta(manifest)},
+        simulated=_simulated(manifest),
+    )
+
+
+@router.post(
+    "/download",
+    tags=["history"],
+    summary="Fetch history into the terminal's cache",
+    response_model=models.Download,
+    responses=models.problems(404, 502, 503, 504),
+)
+async def download(
+    request: Request, body: models.DownloadBody, bridge: BridgeOf, settings: SettingsOf
+) -> Response:
+    """Answer when the download has ended and its range was read back.
+
+    A long one is better submitted as `POST /api/v1/jobs/download`, which can be watched.
+    """
+    code = parse_code(body.stock)
+    document = {
+        "codes": [code],
+        "period": body.period,
+        "start_ms": parse_start(body.start),
+        "end_ms": parse_end(body.end),
+    }
+    work = bridge.run("download", document, settings.bridge_download_timeout_s)
+    manifest, _ = await while_connected(request, work)
+    _raise_absent(manifest, code)
+    return answer(
+        {"status": "ok", "stock": code, "period": body.period, "meta": _meta(manifest)},
+        simulated=_simulated(manifest),
+    )

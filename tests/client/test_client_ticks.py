@@ -1,0 +1,461 @@
+"""Latest and live ticks over Redis: each once, in order, across lost connections, gaps told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fake_worker import beat, make_tick, publish
+
+from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
+from qmt_client.connections import connect_async
+from qmt_client.feed import FeedReader
+from qmt_protocol.errors import (
+    Gap,
+    InstrumentNotFound,
+    InvalidRequest,
+    NoProducer,
+    RedisUnavailable,
+)
+from qmt_protocol.keys import Keys
+from qmt_standalone.redis_server import RedisServer
+
+T0 = 1_767_576_600_000  # 2026-01-05 09:30 China time
+CODE = "600519.SH"
+Producer = Callable[[], None]
+MakeAsync = Callable[..., AsyncQMTClient]
+
+
+def seeds(count: int, start: int = 0, code: str = CODE) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (code, make_tick(T0 + 1000 * at, 10 + at / 100, at)) for at in range(start, start + count)
+    ]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A streams server that the test may kill."""
+    own = RedisServer(tmp_path / "own")
+    own.start()
+    yield own
+    own.stop()
+
+
+# Latest
+
+
+def test_full_tick_has_xtquants_keys_and_the_order_asked_for(
+    client: QMTClient, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", [*seeds(2), *seeds(1, code="600000.SH")])
+    ids = publish(streams, "SZ", seeds(1, code="000001.SZ"))
+    ticks = client.full_tick(["000001.SZ", "600000.SH", CODE])
+    assert list(ticks) == ["000001.SZ", "600000.SH", CODE]
+    assert ticks[CODE] == {
+        "time": T0 + 1000,
+        "lastPrice": 10.01,
+        "volume": 1,
+        "askPrice": [10.02, 0.0, 0.0, 0.0, 0.0],
+        "openInt": 13,
+    }
+    assert ticks["000001.SZ"].id == ids[0][1]
+    assert ticks[CODE].phase == "continuous"
+    assert ticks.simulated
+    assert ticks.absent == []
+    assert client.get_full_tick(stocks=[CODE]) == {CODE: ticks[CODE]}
+
+
+def test_absent_codes_of_full_tick(
+    client: QMTClient, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(1))
+    with pytest.raises(InstrumentNotFound) as caught:
+        client.full_tick("600518.SH")
+    assert caught.value.codes == ["600518.SH"]
+    with pytest.warns(QMTWarning, match=r"600518\.SH"):
+        ticks = client.full_tick([CODE, "600518.SH"])
+    assert list(ticks) == [CODE]
+    assert ticks.absent == ["600518.SH"]
+
+
+def test_stored_ticks_stay_readable_when_the_producer_is_away(
+    client: QMTClient, streams: redis.Redis
+) -> None:
+    publish(streams, "SH", seeds(1))
+    with pytest.warns(QMTWarning, match="No producer publishes SH"):
+        assert list(client.full_tick(CODE)) == [CODE]
+    with pytest.raises(NoProducer, match="none was ever seen"):
+        client.full_tick("000001.SZ")
+    beat(streams, "producer", markets=["SZ"])
+    with pytest.raises(NoProducer, match="Published are SZ") as caught:
+        client.full_tick("600518.SH")
+    assert caught.value.last_seen_ms is None
+
+
+def test_latest_of_whole_markets(client: QMTClient, streams: redis.Redis) -> None:
+    publish(streams, "SH", seeds(1))
+    publish(streams, "SZ", [*seeds(1, code="000001.SZ"), *seeds(1, code="000002.SZ")])
+    assert sorted(client.latest(markets=["SH", "SZ"])) == ["000001.SZ", "000002.SZ", CODE]
+    assert client.latest(["600518.SH"]) == {}
+    with pytest.raises(InvalidRequest):
+        client.latest()
+    with pytest.raises(InvalidRequest):
+        client.latest(CODE, markets=["SH"])
+
+
+def test_status_tells_ages_and_that_it_is_simulated(
+    client: QMTClient, streams: redis.Redis, producer: Producer
+) -> None:
+    status = client.status()
+    (one,) = status.processes
+    assert one.beat.role == "producer"
+    assert one.beat.markets == ["SH", "SZ"]
+    assert one.alive
+    assert status.simulated
+    told = status.to_dict()
+    assert told["processes"][0]["age_ms"] == one.age_ms
+    assert type(status).from_dict(told) == status
+
+
+# Live
+
+
+async def collect(ticks: Any, count: int, ready: Callable[[], None] | None = None) -> list[Tick]:
+    """Take the next ticks; ``ready`` is called once reading has begun."""
+    found: list[Tick] = []
+    if ready is not None:
+        asyncio.get_running_loop().call_later(0.5, ready)
+    async with aclosing(ticks) as source:
+        async for tick in source:
+            found.append(tick)
+            if len(found) == count:
+                break
+    return found
+
+
+async def test_ticks_come_from_now_on_each_once_in_order(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(3))
+
+    def go() -> None:
+        for at in range(3, 13, 2):
+            publish(streams, "SH", [*seeds(2, at), *seeds(1, at, "600000.SH")])
+
+    async with make_async() as client:
+        found = await asyncio.wait_for(collect(client.ticks([CODE]), 10, go), 20)
+    assert [tick["volume"] for tick in found] == list(range(3, 13))
+    assert {tick.code for tick in found} == {CODE}
+    stored = [entry[0].decode() for entry in streams.xrange(Keys().tick(CODE))]
+    assert [tick.id for tick in found] == stored[3:]
+
+
+async def test_whole_markets(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+) -> None:
+    def go() -> None:
+        publish(streams, "SH", seeds(2))
+        publish(streams, "SZ", seeds(2, code="000001.SZ"))
+
+    async with make_async() as client:
+        found = await asyncio.wait_for(collect(client.ticks(markets=["SH", "SZ"]), 4, go), 20)
+    assert sorted((tick.code, tick["volume"]) for tick in found) == [
+        ("000001.SZ", 0),
+        ("000001.SZ", 1),
+        (CODE, 0),
+        (CODE, 1),
+    ]
+
+
+def test_the_same_iterator_without_await(
+    client: QMTClient, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(1))
+    timer = threading.Timer(0.5, lambda: publish(streams, "SH", seeds(3, 1)))
+    timer.start()
+    found = []
+    for tick in client.ticks(CODE):
+        found.append(tick["volume"])
+        if len(found) == 3:
+            break
+    timer.join()
+    assert found == [1, 2, 3]
+    assert client.status().processes, "the client still answers after the loop was left"
+
+
+def test_nobody_publishes(client: QMTClient) -> None:
+    with pytest.raises(NoProducer, match="No producer publishes SH"):
+        next(client.ticks(CODE))
+
+
+async def test_a_code_without_ticks_is_named(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+) -> None:
+    async with make_async() as client:
+        with pytest.warns(QMTWarning, match=r"600519\.SZ"):
+            await asyncio.wait_for(
+                collect(
+                    client.ticks("600519.SZ,600519.SH"), 1, lambda: publish(streams, "SH", seeds(1))
+                ),
+                20,
+            )
+
+
+async def test_a_producer_that_goes_away_is_told(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(1))
+
+    async def listen(client: AsyncQMTClient) -> None:
+        async for _ in client.ticks(CODE):
+            pass
+
+    async with make_async() as client:
+        with (
+            pytest.warns(QMTWarning, match="No ticks come until it returns"),
+            pytest.raises(asyncio.TimeoutError),
+        ):
+            await asyncio.wait_for(listen(client), 9)
+
+
+async def test_a_slow_loop_is_told_what_it_missed_and_goes_on(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(1))
+    gaps: list[Gap] = []
+    found: list[int] = []
+
+    def flood() -> None:
+        for at in range(2, 60):
+            publish(streams, "SH", seeds(1, at))
+        streams.xtrim(Keys().feed("SH"), maxlen=10, approximate=False)
+        time.sleep(0.2)
+
+    async with make_async() as client:
+        asyncio.get_running_loop().call_later(0.5, lambda: publish(streams, "SH", seeds(1, 1)))
+        async with aclosing(client.ticks(CODE, on_gap=gaps.append)) as source:
+            async for tick in source:
+                found.append(tick["volume"])
+                if len(found) == 1:
+                    await asyncio.to_thread(flood)
+                if tick["volume"] == 59:
+                    break
+    assert found == [1, *range(50, 60)]
+    assert [gap.data["market"] for gap in gaps] == ["SH"]
+
+
+async def test_an_idle_feed_that_was_trimmed_is_no_gap(
+    streams_server: RedisServer, streams: redis.Redis
+) -> None:
+    gaps: list[Gap] = []
+    publish(streams, "SH", seeds(1))
+    connection = connect_async(streams_server.url)
+    reader = FeedReader(connection, Keys(), ["SH"], on_gap=gaps.append)
+    await reader.start()
+    streams.xtrim(Keys().feed("SH"), maxlen=0, approximate=False)
+    found: list[Tick] = []
+
+    async def take() -> None:
+        async for batch in reader.batches():
+            found.extend(batch)
+            if len(found) == 2:
+                return
+
+    taking = asyncio.create_task(take())
+    await asyncio.sleep(1.5)
+    publish(streams, "SH", seeds(2, 1))
+    await asyncio.wait_for(taking, 10)
+    await connection.aclose()
+    assert [tick["volume"] for tick in found] == [1, 2]
+    assert gaps == []
+
+
+async def test_a_restart_of_redis_loses_and_repeats_nothing(server: RedisServer) -> None:
+    connection = connect_async(server.url)
+    gaps: list[Gap] = []
+    reader = FeedReader(connection, Keys(), ["SH"], codes=[CODE], on_gap=gaps.append)
+    with redis.Redis.from_url(server.url) as writer:
+        await reader.start()
+        found: list[int] = []
+
+        async def take() -> None:
+            async for batch in reader.batches():
+                found.extend(tick["volume"] for tick in batch)
+                if found[-1] == 29:
+                    return
+
+        taking = asyncio.create_task(take())
+        for at in range(10):
+            publish(writer, "SH", seeds(1, at))
+        await asyncio.sleep(1.2)  # AOF: everysec
+        await asyncio.to_thread(server.kill)
+        await asyncio.sleep(0.5)
+        assert not reader.connected
+        await asyncio.to_thread(server.start)
+    with redis.Redis.from_url(server.url) as writer:
+        for at in range(10, 30):
+            publish(writer, "SH", seeds(1, at))
+        await asyncio.wait_for(taking, 15)
+    await connection.aclose()
+    assert found == list(range(30))
+    assert gaps == []
+
+
+async def test_a_reader_goes_on_from_a_known_position(
+    streams_server: RedisServer, streams: redis.Redis
+) -> None:
+    for at in range(5):
+        publish(streams, "SH", seeds(1, at))
+    positions = {"SH": streams.xrange(Keys().feed("SH"))[1][0].decode()}
+    connection = connect_async(streams_server.url)
+    reader = FeedReader(connection, Keys(), ["SH"], positions=positions)
+    found: list[int] = []
+    async with aclosing(reader.batches()) as batches:
+        async for batch in batches:
+            found.extend(tick["volume"] for tick in batch)
+            if len(found) == 3:
+                break
+    await connection.aclose()
+    assert found == [2, 3, 4]
+    assert reader.positions["SH"] == streams.xrevrange(Keys().feed("SH"))[0][0].decode()
+
+
+async def test_a_lost_history_is_a_gap_and_nothing_is_told_twice(
+    streams_server: RedisServer, streams: redis.Redis
+) -> None:
+    streams.set(Keys().epoch("SH"), "one")
+    connection = connect_async(streams_server.url)
+    gaps: list[Gap] = []
+    reader = FeedReader(connection, Keys(), ["SH"], on_gap=gaps.append)
+    await reader.start()
+    found: list[int] = []
+
+    async def take() -> None:
+        async for batch in reader.batches():
+            found.extend(tick["volume"] for tick in batch)
+            if found[-1] == 7:
+                return
+
+    taking = asyncio.create_task(take())
+    for at in range(5):
+        publish(streams, "SH", seeds(1, at))
+    await asyncio.sleep(0.5)
+    # Redis comes back empty; the publisher tells the last ones again from its ring.
+    with streams.pipeline(transaction=True) as pipe:
+        pipe.flushall()
+        pipe.set(Keys().epoch("SH"), "two")
+        pipe.execute()
+    for at in range(2, 8):
+        publish(streams, "SH", seeds(1, at))
+    await asyncio.wait_for(taking, 15)
+    await connection.aclose()
+    assert found == list(range(8))
+    assert [gap.data["epoch"] for gap in gaps] == ["two"]
+
+
+async def test_an_unreadable_entry_is_a_gap_and_the_next_one_is_read(
+    streams_server: RedisServer, streams: redis.Redis
+) -> None:
+    connection = connect_async(streams_server.url)
+    gaps: list[Gap] = []
+    for codes in (None, [CODE]):
+        reader = FeedReader(connection, Keys(), ["SH"], codes=codes, on_gap=gaps.append)
+        await reader.start()
+        streams.xadd(Keys().feed("SH"), {"b1": b"\xc1 not msgpack"})
+        publish(streams, "SH", seeds(1))
+        async with aclosing(reader.batches()) as batches:
+            assert [tick["volume"] for tick in await anext(batches)] == [0]
+    await connection.aclose()
+    assert len(gaps) == 2
+    assert all("cannot be read" in gap.message for gap in gaps)
+
+
+async def test_a_reader_may_give_up(server: RedisServer) -> None:
+    connection = connect_async(server.url)
+    reader = FeedReader(connection, Keys(), ["SH"], give_up_after_s=0.5)
+    await reader.start()
+    server.kill()
+    with pytest.raises(RedisUnavailable):
+        await anext(reader.batches())
+    await connection.aclose()
+
+
+# Callbacks
+
+
+async def test_subscribe_realtime_begins_with_the_latest_and_repeats_nothing(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(2))
+    calls: list[dict[str, list[Tick]]] = []
+    done = asyncio.Event()
+
+    async def on_tick(data: dict[str, list[Tick]]) -> None:
+        calls.append(data)
+        if data[CODE][-1]["volume"] == 5:
+            done.set()
+
+    async with make_async() as client:
+        task = asyncio.create_task(client.subscribe_realtime([CODE], on_tick))
+        await asyncio.sleep(0.5)
+        publish(streams, "SH", [*seeds(4, 2), *seeds(1, 2, "600000.SH")])
+        await asyncio.wait_for(done.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [[row["volume"] for row in call[CODE]] for call in calls] == [[1], [2, 3, 4, 5]]
+    assert all(list(call) == [CODE] for call in calls)
+
+
+def test_the_seeds_example(client: QMTClient, streams: redis.Redis, producer: Producer) -> None:
+    class Enough(Exception):
+        pass
+
+    publish(streams, "SH", seeds(1))
+    rows: list[Any] = []
+
+    def on_tick(data: dict[str, list[Tick]]) -> None:
+        rows.extend(data[CODE])
+        if len(rows) == 3:
+            raise Enough
+
+    timer = threading.Timer(0.5, lambda: publish(streams, "SH", seeds(2, 1)))
+    timer.start()
+    with pytest.raises(Enough):
+        asyncio.run(client.subscribe_realtime(stocks=[CODE], callback=on_tick))
+    timer.join()
+    assert [row["volume"] for row in rows] == [0, 1, 2]
+
+
+def test_live_bars_are_refused_by_name(client: QMTClient) -> None:
+    with pytest.raises(InvalidRequest, match="1m"):
+        asyncio.run(client.subscribe_realtime([CODE], print, period="1m"))
+
+
+def test_memory_is_bounded_by_the_reader_not_by_the_feed(
+    client: QMTClient, streams: redis.Redis, producer: Producer
+) -> None:
+    publish(streams, "SH", seeds(1))
+    ticks = client.ticks(CODE)
+    timer = threading.Timer(0.5, lambda: publish(streams, "SH", seeds(1, 1)))
+    timer.start()
+    next(ticks)
+    for at in range(2, 300):
+        publish(streams, "SH", seeds(1, at))
+    time.sleep(0.3)
+    sizes = []
+    for _ in range(100):
+        next(ticks)
+        batches = ticks.gi_frame.f_locals["batches"]  # type: ignore[attr-defined]
+        reader = batches.ag_frame.f_locals["batches"].ag_frame.f_locals["reader"]
+        behind = streams.xrange(Keys().feed("SH"), min=f"({reader.positions['SH']}")
+        sizes.append(len(behind))
+    ticks.close()  # type: ignore[attr-defined]
+    assert sizes[-1] > 100, "what was not asked for was left in Redis"

@@ -1,0 +1,60 @@
+"""Fixtures of the gateway's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from gateway_bench import GatewayProcess, Producer, Worker, gateway
+
+from qmt_standalone.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def gateway_process(
+    streams_server: RedisServer,
+    jobs_server: RedisServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[GatewayProcess]:
+    """One gateway on loopback without keys, whose waits are short."""
+    with gateway(
+        streams_server.url,
+        jobs_server.url,
+        tmp_path_factory.mktemp("gateway"),
+        query_timeout_s="1.5",
+        download_timeout_s="5",
+        ws_queue_bytes="20000",
+        ws_stall_s="5",
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def http(gateway_process: GatewayProcess) -> Iterator[httpx.Client]:
+    """A client of that gateway."""
+    with httpx.Client(base_url=gateway_process.url, timeout=20, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def producer(streams: redis.Redis) -> Producer:
+    """A producer that was heard of just now."""
+    made = Producer(streams)
+    made.beat()
+    return made
+
+
+@pytest.fixture
+def worker(streams: redis.Redis, jobs: redis.Redis) -> Iterator[Worker]:
+    """A living worker."""
+    with Worker(streams, jobs) as made:
+        yield made
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    """A folder without a qmt.toml."""
+    return tmp_path

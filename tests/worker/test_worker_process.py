@@ -1,0 +1,384 @@
+"""The worker as a process: what it refuses, survives and tells, and how it ends."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rq import Callback, Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from worker_rig import Caller, Simulated, WorkerProcess
+
+from qmt_protocol.jobs import QUERY_QUEUE
+
+CODE = "600000.SH"
+
+
+def children_gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    _gone, alive = psutil.wait_procs(processes, timeout_s)
+    return alive
+
+
+def wait_for_running(caller: Caller, job_id: str) -> None:
+    end = time.monotonic() + 20
+    while not caller.entries(job_id):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# -- plain answers ------------------------------------------------------------------------------
+
+
+def test_documents(midsession: Simulated, caller: Caller) -> None:
+    sector = caller.ask("sector_stocks", sector="上证50")
+    assert len(sector.manifest["document"]) == 50
+    assert sector.manifest["kind"] == "document"
+    detail = caller.ask("instrument_detail", codes=["600519.SH", "000001.SH", "609999.SH"])
+    documents = detail.manifest["document"]
+    assert documents["600519.SH"]["InstrumentName"] == "贵州茅台"
+    assert documents["000001.SH"]["UpStopPrice"] is None
+    assert documents["609999.SH"] is None
+    assert detail.manifest["meta"]["absent"] == {"609999.SH": "no such instrument"}
+    tick = caller.ask("full_tick", codes=["600519.SH"]).manifest["document"]["600519.SH"]
+    market_ms = midsession.control.now()
+    assert 0 <= market_ms - tick["time"] < 10_000
+    assert len(tick["askPrice"]) == 5
+
+
+def test_unknown_names_are_errors(midsession: Simulated, caller: Caller) -> None:
+    assert caller.ask("sector_stocks", sector="没有").error["error"] == "sector-not-found"
+    for name in ("full_tick", "instrument_detail"):
+        assert caller.ask(name, codes=["609999.SH"]).error["error"] == "instrument-not-found"
+
+
+def test_wrong_parameters_are_told_by_the_worker_too(midsession: Simulated, caller: Caller) -> None:
+    job_id = caller.enqueue("history", check=False, codes=["600519"], period="1d")
+    error = caller.wait(job_id).error
+    assert error["error"] == "invalid-code"
+    assert "600519.SH" in error["hint"]
+
+
+def test_the_forming_bar_is_marked(midsession: Simulated, caller: Caller) -> None:
+    minutes = caller.ask("history", codes=[CODE], period="1m", count=5).frame(CODE)
+    now_ms = midsession.control.now()
+    ends = minutes["time"].astype("datetime64[ms, UTC]").astype("int64")
+    assert minutes["closed"].tolist()[:3] == [True] * 3
+    assert not minutes["closed"].iloc[-1]
+    assert ends.iloc[-1] > now_ms - 5_000
+
+
+# -- the guard ----------------------------------------------------------------------------------
+
+
+def rq_end(caller: Caller, job_id: str, timeout_s: float = 15.0) -> dict[bytes, Any]:
+    """Wait until RQ has dealt with a job and return its record."""
+    end = time.monotonic() + timeout_s
+    while True:
+        record = caller.jobs.hgetall(f"rq:job:{job_id}")
+        if record.get(b"status") in (b"failed", b"finished", b"stopped"):
+            return record
+        assert time.monotonic() < end, record
+        time.sleep(0.02)
+
+
+class _Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("os.system", ["touch {0}"]),
+        ("subprocess.check_output", [["touch", "{0}"]]),
+        ("builtins.eval", ["open('{0}', 'w')"]),
+        ("qmt.nothing", []),
+        ("qmt.download", []),  # of the other queue
+        ("qmt.history", ["positional"]),
+        ("qmt_worker.tasks.history", []),
+    ],
+)
+def test_nothing_but_the_catalogue_runs(
+    midsession: Simulated, caller: Caller, tmp_path: Path, function: str, arguments: list[Any]
+) -> None:
+    trace = tmp_path / "ran"
+    filled = json.loads(json.dumps(arguments).replace("{0}", str(trace)))
+    queue = Queue(QUERY_QUEUE, connection=caller.jobs, serializer=JSONSerializer)
+    job = queue.enqueue_call(function, args=filled, timeout=30)
+    assert rq_end(caller, job.id)[b"status"] == b"failed"
+    assert not trace.exists()
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+
+
+def test_a_pickled_job_is_not_loaded(midsession: Simulated, caller: Caller, tmp_path: Path) -> None:
+    trace = tmp_path / "ran"
+    queue = Queue(QUERY_QUEUE, connection=caller.jobs, serializer=JSONSerializer)
+    job = Job.create("qmt.history", connection=caller.jobs, serializer=JSONSerializer)
+    job.origin = QUERY_QUEUE
+    job.save()
+    caller.jobs.hset(job.key, "data", pickle.dumps(("qmt.history", None, (), _Touch(trace))))
+    queue.push_job_id(job.id)
+    assert rq_end(caller, job.id)[b"status"] == b"failed"
+    assert not trace.exists()
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+
+
+def test_callbacks_and_webhooks_do_not_run(
+    midsession: Simulated, caller: Caller, tmp_path: Path
+) -> None:
+    trace = tmp_path / "ran"
+    os.environ["TRACE"] = str(trace)
+    queue = Queue(QUERY_QUEUE, connection=caller.jobs, serializer=JSONSerializer)
+    for sector, status in (("上证50", b"finished"), ("没有", b"failed")):
+        job = queue.enqueue_call(
+            "qmt.sector_stocks",
+            kwargs={"params": {"sector": sector}},
+            on_success=Callback("pathlib.Path.touch"),
+            on_failure=Callback("breakpoint"),
+            timeout=30,
+        )
+        caller.jobs.hset(
+            job.key,
+            "webhooks",
+            json.dumps([{"url": "http://127.0.0.1:9/", "statuses": ["finished"]}]),
+        )
+        record = rq_end(caller, job.id)
+        assert record[b"status"] == status
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+
+
+def test_an_instance_method_is_refused(midsession: Simulated, caller: Caller) -> None:
+    queue = Queue(QUERY_QUEUE, connection=caller.jobs, serializer=JSONSerializer)
+    job = Job.create("qmt.history", connection=caller.jobs, serializer=JSONSerializer)
+    job.origin = QUERY_QUEUE
+    job.save()
+    data = ["qmt.sector_stocks", "an instance", [], {"params": {"sector": "上证50"}}]
+    caller.jobs.hset(job.key, "data", json.dumps(data))
+    queue.push_job_id(job.id)
+    assert rq_end(caller, job.id)[b"status"] == b"failed"
+
+
+# -- deaths -------------------------------------------------------------------------------------
+
+
+def test_a_native_abort_fails_the_job_at_once_and_the_next_one_works(
+    midsession: Simulated, caller: Caller
+) -> None:
+    midsession.control.set_fault("latency", func="get_stock_list_in_sector", s=20)
+    job_id = caller.enqueue("sector_stocks", sector="上证50")
+    wait_for_running(caller, job_id)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert midsession.control.set_fault("abort_client", role="worker") == 1
+    error = caller.wait(job_id, 10).error
+    assert time.monotonic() - began < 5
+    assert error["error"] == "job-failed"
+    assert error["data"]["reason"] == "child died"
+    assert "signal 6" in error["message"]
+    midsession.control.clear_fault()
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+
+
+def test_a_killed_child_is_replaced(midsession: Simulated, caller: Caller) -> None:
+    clients = midsession.control.status()["clients"]
+    midsession.control.set_fault("latency", func="get_full_tick", s=20)
+    job_id = caller.enqueue("full_tick", codes=[CODE])
+    wait_for_running(caller, job_id)
+    time.sleep(0.3)
+    os.kill(clients[0]["pid"], signal.SIGKILL)
+    assert caller.wait(job_id, 10).error["data"]["reason"] == "child died"
+    midsession.control.clear_fault()
+    assert caller.ask("full_tick", codes=[CODE]).state == "done"
+
+
+def test_a_cancelled_job_ends_and_frees_the_worker(midsession: Simulated, caller: Caller) -> None:
+    midsession.control.set_fault("stuck_download")
+    job_id = caller.enqueue("history", codes=["600004.SH"], period="1d", count=100)
+    wait_for_running(caller, job_id)
+    time.sleep(0.5)
+    caller.jobs.set(caller.keys.cancel(job_id), b"1", ex=60)
+    error = caller.wait(job_id, 5).error
+    assert error["data"]["reason"] == "cancelled"
+    midsession.control.clear_fault()
+    assert caller.ask("history", codes=["600004.SH"], period="1d", count=100).state == "done"
+
+
+def test_a_download_that_fails_without_a_word_is_no_success(
+    midsession: Simulated, caller: Caller
+) -> None:
+    midsession.control.set_fault("empty_failure_download")
+    error = caller.ask("history", codes=["600007.SH"], period="1d", count=100).error
+    assert error["error"] == "download-incomplete"
+    midsession.control.clear_fault()
+    midsession.control.set_fault("failed_download", message="服务器忙")
+    error = caller.ask("history", codes=["600007.SH"], period="1d", count=100).error
+    assert error["error"] == "terminal-refused"
+    assert "服务器忙" in error["message"]
+    midsession.control.clear_fault()
+
+
+def test_a_function_the_terminal_lacks(midsession: Simulated, caller: Caller) -> None:
+    midsession.control.set_fault("not_realized", func="get_stock_list_in_sector")
+    error = caller.ask("sector_stocks", sector="上证50").error
+    assert error["error"] == "terminal-unsupported"
+    midsession.control.clear_fault()
+
+
+def test_heartbeats_go_on_while_a_job_runs(midsession: Simulated, caller: Caller) -> None:
+    midsession.control.set_fault("latency", func="get_full_tick", s=4)
+    job_id = caller.enqueue("full_tick", codes=[CODE])
+    wait_for_running(caller, job_id)
+    ages = []
+    while caller.entries(job_id)[-1]["state"] == "running":
+        (beat,) = [one for one in caller.heartbeats() if one["age_s"] < 30]
+        ages.append(beat["age_s"])
+        assert beat["terminal"]["state"] == "ok"
+        time.sleep(0.1)
+    midsession.control.clear_fault()
+    assert len(ages) > 20
+    assert max(ages) < 2.5
+
+
+def test_terminal_death_shows_and_heals(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port, "--queue", "qmt-query")
+    beat = caller.wait_for_terminal("ok")
+    assert beat["simulated"] is True
+    assert beat["queues"] == ["qmt-query"]
+    assert beat["terminal"]["edition"] == "research"
+    simulated.stop()
+    lost = caller.wait_for_terminal("not_connected", 3)
+    assert lost["terminal"]["reason"]
+    assert lost["terminal"]["since_ms"] > 0
+    error = caller.ask("full_tick", 10, codes=[CODE]).error
+    assert error["error"] == "terminal-not-connected"
+    start_simulated(port=simulated.port)
+    caller.wait_for_terminal("ok", 15)
+    assert caller.ask("history", codes=[CODE], period="1d", count=5).manifest["rows"] == 5
+    assert worker.process.poll() is None
+
+
+# -- both queues, and the end -------------------------------------------------------------------
+
+
+def test_downloads_are_verified_and_do_not_delay_reads(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port)
+    end = time.monotonic() + 20
+    while {queue for beat in caller.heartbeats() for queue in beat["queues"]} != {
+        "qmt-query",
+        "qmt-download",
+    }:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    codes = [code for code in simulated.oracle.codes() if code.startswith("6011")][:60]
+    job_id = caller.enqueue("download", codes=codes, period="1d", start_ms=1_780_000_000_000)
+    wait_for_running(caller, job_id)
+    began = time.monotonic()
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+    assert not any(one["state"] == "done" for one in caller.entries(job_id))
+    assert time.monotonic() - began < 5
+    answer = caller.wait(job_id)
+    for code in codes:
+        told = answer.manifest["document"][code]
+        truth = simulated.oracle.bars(code, "1d", 1_780_000_000_000 - 86_400_000)["time"]
+        assert told["rows"] == sum(truth >= 1_780_000_000_000 - 86_400_000 * 1), code
+        assert told["rows"] == told["expected_days"]
+    assert answer.progress[-2]["finished"] == len(codes)
+
+
+def test_sigterm_stops_all_of_it_in_time_also_during_a_job(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port)
+    simulated.control.set_fault("stuck_download")
+    job_id = caller.enqueue("history", codes=[CODE], period="1d", count=100)
+    wait_for_running(caller, job_id)
+    below = worker.children()
+    assert len(below) >= 4
+    assert worker.stop() < 4
+    assert worker.process.returncode == 0
+    assert children_gone(below, 2) == []
+    assert caller.wait(job_id, 1).error["data"]["reason"] == "worker stopping"
+
+
+def test_kill_leaves_nothing_behind(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port)
+    simulated.control.set_fault("stuck_download")
+    wait_for_running(caller, caller.enqueue("history", codes=[CODE], period="1d", count=100))
+    below = worker.children()
+    worker.process.kill()
+    worker.process.wait(5)
+    assert children_gone(below, 6) == []
+
+
+def test_the_end_of_stdin_ends_the_worker(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port, "--exit-with-stdin")
+    below = worker.children()
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(8) == 0
+    assert children_gone(below, 3) == []
+
+
+def test_a_queue_process_that_dies_is_started_again(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port)
+    beats = caller.heartbeats()
+    victim = next(beat["pid"] for beat in beats if beat["queues"] == ["qmt-query"])
+    os.kill(victim, signal.SIGKILL)
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+    again = {beat["pid"] for beat in caller.heartbeats() if beat["queues"] == ["qmt-query"]}
+    assert again - {victim}
+
+
+def run_worker(**environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "qmt_worker"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=30,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def test_it_refuses_another_time_zone() -> None:
+    done = run_worker(TZ="UTC")
+    assert done.returncode == 2
+    assert "not China Standard Time" in done.stderr
+    assert "TZ=Asia/Shanghai" in done.stderr
+
+
+def test_without_a_native_module_it_says_so_and_ends(caller: Caller, worker_jobs: Any) -> None:
+    done = run_worker(
+        TZ="Asia/Shanghai", QMT_NATIVE_MODULE="no_such_module", QMT_JOBS_URL=worker_jobs.url
+    )
+    assert done.returncode == 2
+    assert "no_such_module" in done.stderr

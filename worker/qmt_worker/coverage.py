@@ -1,0 +1,282 @@
+"""Which trading days a terminal's cache lacks, and fetching them until they can be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import numpy as np
+
+from qmt_protocol.codes import market_of
+from qmt_protocol.errors import TerminalRefused
+from qmt_protocol.times import DAY_MS
+
+from .days import (
+    ESTIMATED_ROWS,
+    FULL_DAY_ROWS,
+    Days,
+    Sessions,
+    day_number,
+    day_numbers,
+    start_of,
+)
+from .session import MAX_SUBSCRIPTIONS, Listing, Session
+from .tables import real_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Coverage", "Outlet", "Want", "batches"]
+
+_POLL_S: Final = 0.2
+_TODAY_WAIT_S: Final = 2.0
+_LANDED_S: Final = 1.5
+"""Nothing more is expected when what had begun to land has not changed for so long."""
+_EMPTY_S: Final = 5.0
+"""The same where nothing landed at all: data may come seconds after a download returns."""
+_SETTLE_LIMIT_S: Final = 60.0
+_MAX_RANGES: Final = 8
+_EDGE_S: Final = 300
+"""A day's ticks are whole when they begin and end that close to its sessions."""
+_LAG_S: Final = 5
+
+_T = TypeVar("_T")
+
+
+class Outlet(Protocol):
+    """Where a task tells how far it is and leaves its table."""
+
+    def progress(self, finished: int, total: int, message: str = "") -> None:
+        """Tell how far it is."""
+
+    def chunk(self, data: bytes) -> None:
+        """Hand over one Arrow IPC stream."""
+
+
+@dataclasses.dataclass
+class Want:
+    """The days wanted of one code, as day numbers, both included."""
+
+    code: str
+    listing: Listing | None
+    first: int
+    last: int
+
+
+@dataclasses.dataclass
+class _Landing:
+    """How the missing days of one code shrink after a download."""
+
+    missing: int
+    first_missing: int
+    changed_s: float
+
+    def settled(self, now_s: float) -> bool:
+        waited_s = now_s - self.changed_s
+        return waited_s > (_EMPTY_S if self.missing == self.first_missing else _LANDED_S)
+
+
+def batches(items: list[_T]) -> Iterator[list[_T]]:
+    """Yield the items in groups that can all be subscribed at once."""
+    for start in range(0, len(items), MAX_SUBSCRIPTIONS):
+        yield items[start : start + MAX_SUBSCRIPTIONS]
+
+
+class Coverage:
+    """Compares one stored period of the terminal's cache with the trading calendar.
+
+    Parameters
+    ----------
+    session
+        The terminal and what is remembered of it.
+    period
+        A period that terminals store: ``tick``, ``1m``, ``5m`` or ``1d``.
+    now_ms
+        The market's time when the job began.
+    """
+
+    def __init__(self, session: Session, period: str, now_ms: int) -> None:
+        self._session = session
+        self._terminal = session.terminal
+        self._period = period
+        self._now_ms = now_ms
+        self.today = day_number(now_ms)
+
+    def days(self, want: Want) -> Days:
+        """Return the trading days wanted of a code within its listed life."""
+        days = self._session.calendar.days(market_of(want.code), self._now_ms)
+        listing = want.listing or Listing()
+        first, last = max(want.first, listing.first), min(want.last, listing.last)
+        return days[(days >= first) & (days <= last)]
+
+    def rows(self, days: Iterable[Days]) -> int:
+        """Return how many rows missing days are estimated to have."""
+        return sum(len(some) for some in days) * ESTIMATED_ROWS[self._period]
+
+    def read(self, wants: list[Want], adjust: str = "none") -> dict[str, pd.DataFrame]:
+        """Read the wanted days of a few codes as the cache has them, without padding."""
+        codes = [want.code for want in wants]
+        start_ms = start_of(min(want.first for want in wants))
+        end_ms = start_of(max(want.last for want in wants) + 1) - 1
+        if self._period == "tick":
+            return self._terminal.history_ticks(codes, start_ms=start_ms, end_ms=end_ms, count=None)
+        return self._terminal.bars(
+            codes,
+            self._period,
+            start_ms=start_ms,
+            end_ms=end_ms,
+            count=None,
+            adjust=adjust,
+            fill=False,
+        )
+
+    # -- what is missing ------------------------------------------------------------------------
+
+    def missing(self, want: Want, frame: pd.DataFrame | None, *, downloaded: bool = False) -> Days:
+        """Return the wanted days that neither can be read whole nor are known not to exist."""
+        wanted = self.days(want)
+        if not len(wanted):
+            return wanted
+        present = self._present(want.code, frame, downloaded=downloaded)
+        lacking = wanted[~np.isin(wanted, present)]
+        verified = self._session.verified(want.code, self._period)
+        return np.array(
+            [day for day in lacking.tolist() if not self._excused(want.code, day, verified)],
+            dtype=np.int64,
+        )
+
+    def _excused(self, code: str, day: int, verified: Any) -> bool:
+        if day == self.today:
+            return self._session.gave_up_today(code, self._period)
+        return day in verified
+
+    def _present(self, code: str, frame: pd.DataFrame | None, *, downloaded: bool) -> Days:
+        sessions = self._session.sessions(code)
+        second = (self._now_ms - start_of(self.today)) // 1000 - _LAG_S
+        rows_today = self._rows_expected(sessions, second)
+        present: Days = np.empty(0, dtype=np.int64)
+        if frame is not None and len(frame):
+            if self._period == "tick":
+                present = _whole_tick_days(frame["time"].to_numpy(), sessions, self.today)
+            else:
+                real = real_rows(frame, self._period, suspended=downloaded)
+                days, counts = np.unique(day_numbers(real["time"].to_numpy()), return_counts=True)
+                enough = np.where(days == self.today, rows_today, FULL_DAY_ROWS[self._period])
+                present = days[counts >= enough]
+        return np.append(present, self.today) if rows_today == 0 else present
+
+    def _rows_expected(self, sessions: Sessions, second: int) -> int:
+        """Return the fewest rows that today has by now; a few may be late."""
+        if second < sessions.parts_s[0][0]:
+            return 0
+        if self._period in ("1d", "tick"):
+            return 1
+        return max(0, int(sessions.labels_until(self._period, second) * 0.9) - 2)
+
+    # -- today ----------------------------------------------------------------------------------
+
+    def follow_today(self, wants: list[Want]) -> list[Want]:
+        """Have the terminal keep today's part; returns whose part it has just begun to bring."""
+        new: list[Want] = []
+        for want in wants:
+            if want.listing is None or self.today not in self.days(want):
+                continue
+            try:
+                if self._session.subscribe(want.code, self._period):
+                    new.append(want)
+            except TerminalRefused:
+                # No room at the terminal: today's part can still be downloaded.
+                break
+        return new
+
+    def read_with_today(self, wants: list[Want], adjust: str) -> dict[str, pd.DataFrame]:
+        """Read as `read` does, having given today's part a moment to come."""
+        new = self.follow_today(wants)
+        frames = self.read(wants, adjust)
+        deadline_s = time.monotonic() + _TODAY_WAIT_S
+        while True:
+            new = [want for want in new if self._lacks_today(want, frames.get(want.code))]
+            if not new or time.monotonic() > deadline_s:
+                return frames
+            time.sleep(_POLL_S)
+            frames |= self.read(new, adjust)
+
+    def _lacks_today(self, want: Want, frame: pd.DataFrame | None) -> bool:
+        return self.today in self.missing(want, frame)
+
+    # -- fetching -------------------------------------------------------------------------------
+
+    def fetch(self, missing: dict[str, Days], wants: dict[str, Want], outlet: Outlet) -> None:
+        """Download missing days and wait until they can be read or nothing changes any more.
+
+        What is still missing then does not exist, and is remembered so.
+        """
+        ranges: dict[tuple[int, int], list[str]] = {}
+        for code, days in missing.items():
+            ranges.setdefault((int(days.min()), int(days.max())), []).append(code)
+        if len(ranges) > _MAX_RANGES:
+            first, last = min(key[0] for key in ranges), max(key[1] for key in ranges)
+            ranges = {(first, last): list(missing)}
+        done = 0
+        for (first, last), codes in ranges.items():
+
+            def tell(finished: int, _total: int, code: str, _text: str, done: int = done) -> None:
+                outlet.progress(done + finished, len(missing), f"downloaded {code}")
+
+            self._terminal.download(
+                codes,
+                self._period,
+                start_ms=start_of(first),
+                end_ms=start_of(last + 1) - 1,
+                on_progress=tell,
+            )
+            done += len(codes)
+        self._settle(missing, wants)
+
+    def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> None:
+        began_s = time.monotonic()
+        landings = {code: _Landing(len(days), len(days), began_s) for code, days in missing.items()}
+        open_codes = list(missing)
+        while open_codes and time.monotonic() - began_s < _SETTLE_LIMIT_S:
+            for codes in batches(open_codes):
+                frames = self.read([wants[code] for code in codes])
+                for code in codes:
+                    left = self.missing(wants[code], frames.get(code), downloaded=True)
+                    if len(left) != landings[code].missing:
+                        landings[code].missing = len(left)
+                        landings[code].changed_s = time.monotonic()
+            now_s = time.monotonic()
+            open_codes = [
+                code
+                for code in open_codes
+                if landings[code].missing and not landings[code].settled(now_s)
+            ]
+            if open_codes:
+                time.sleep(_POLL_S)
+        for code, days in missing.items():
+            self._remember(code, days, still=landings[code].missing)
+
+    def _remember(self, code: str, days: Days, *, still: int) -> None:
+        first, last = int(days.min()), int(days.max())
+        if last >= self.today:
+            if still:
+                self._session.give_up_today(code, self._period)
+            last = self.today - 1
+        if first <= last:
+            self._session.verified(code, self._period).add(first, last)
+
+
+def _whole_tick_days(times_ms: Days, sessions: Sessions, today: int) -> Days:
+    days = day_numbers(times_ms)
+    found, starts = np.unique(days, return_index=True)
+    firsts = times_ms[starts]
+    lasts = times_ms[np.append(starts[1:], len(times_ms)) - 1]
+    midnights = found * DAY_MS - 8 * 3_600_000
+    opens_s, closes_s = sessions.parts_s[0][0], sessions.close_s
+    whole = (firsts <= midnights + (opens_s + _EDGE_S) * 1000) & (
+        lasts >= midnights + (closes_s - _EDGE_S) * 1000
+    )
+    kept: Days = found[whole | (found == today)]
+    return kept

@@ -1,0 +1,174 @@
+"""The process of one queue: takes its jobs from RQ and has the child do them."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from importlib.metadata import version
+from typing import Any, Final
+
+import redis
+import structlog
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from qmt_protocol.errors import QMTError, RedisUnavailable
+from qmt_protocol.jobs import CATALOGUE, parse_params
+
+from .guard import guarded_job_class
+from .heartbeat import Beat
+from .keeper import ChildKeeper
+from .results import JobRecord
+from .settings import WorkerSettings
+
+__all__ = ["serve_queue"]
+
+_WORKER_TTL_S: Final = 16  # RQ waits for a job in slices of this less 15 s
+_LONGEST_BACKOFF_S: Final = 2.0
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class _QueueWorker(SimpleWorker):
+    """RQ's worker without its remote commands, and with a stop that does not wait for jobs."""
+
+    max_connection_wait_time = _LONGEST_BACKOFF_S
+    keeper: ChildKeeper
+
+    def subscribe(self) -> None:
+        """Take no commands over Redis: on Windows 'shutdown' kills, and anyone could send it."""
+
+    def unsubscribe(self) -> None:
+        """Nothing was subscribed to."""
+
+    def handle_warm_shutdown_request(self) -> None:
+        self.keeper.abandon()
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        error = exc_info[1]
+        if isinstance(error, QMTError):
+            # Told to the caller, with what to do: a traceback adds nothing.
+            _log.warning("job failed", job=job.id, error=error.slug, message=error.message)
+        else:
+            super().handle_exception(job, *exc_info)
+
+    def _install_signal_handlers(self) -> None:
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        if sys.platform == "win32":
+            signal.signal(signal.SIGBREAK, self.request_stop)
+
+
+class _Service:
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        # RQ sets the timeouts that its blocking reads need.
+        self._jobs = redis.Redis.from_url(settings.jobs_url)
+        self._beat = Beat(settings.streams_url, settings.keys, self._facts)
+        self._busy = ""
+        self._finished = 0
+        self._keeper = ChildKeeper(settings, self._state_changed)
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises
+        ------
+        ConfigurationError
+            When the child cannot work here at all.
+        RedisUnavailable
+            When the jobs server does not answer at the start.
+        """
+        worker = self._worker()
+        worker.keeper = self._keeper
+        self._keeper.start()
+        self._beat.start()
+        if self._settings.exit_with_stdin:
+            threading.Thread(target=_interrupt_at_end_of_stdin, daemon=True).start()
+        _log.info("worker serves", queue=self._settings.queue)
+        try:
+            worker.work(logging_level="WARNING")
+        finally:
+            self._keeper.stop()
+            self._beat.stop()
+            self._jobs.close()
+        if self._keeper.failure is not None:
+            raise self._keeper.failure
+
+    def _worker(self) -> _QueueWorker:
+        name = self._settings.queue
+        job_class = guarded_job_class(self._handle, name)
+        serializer = JSONSerializer
+        try:
+            queue = Queue(name, connection=self._jobs, job_class=job_class, serializer=serializer)
+            return _QueueWorker(
+                [queue],
+                connection=self._jobs,
+                job_class=job_class,
+                serializer=serializer,
+                worker_ttl=_WORKER_TTL_S,
+                log_job_description=False,
+            )
+        except redis.RedisError as error:
+            raise RedisUnavailable(
+                f"The jobs Redis does not answer: {error}.", hint="Check QMT_JOBS_URL."
+            ) from error
+
+    def _facts(self) -> dict[str, Any]:
+        terminal = dict(self._keeper.terminal)
+        return {
+            "queues": [self._settings.queue],
+            "simulated": bool(terminal.pop("simulated", False)),
+            "terminal": terminal,
+            "figures": {"busy": self._busy, "finished": self._finished},
+            "version": version("qmt-redis-bridge"),
+        }
+
+    def _state_changed(self) -> None:
+        self._beat.soon()
+        if self._keeper.failure is not None:
+            _thread.interrupt_main()
+
+    def _handle(self, job: Job, name: str, params: dict[str, Any]) -> None:
+        spec = CATALOGUE[name]
+        record = JobRecord(self._jobs, self._settings.job_keys, job.id, spec)
+        record.begin()
+        self._busy = name
+        try:
+            parse_params(name, params)
+            result = self._keeper.run(
+                name,
+                params,
+                spec.timeout_s,
+                cancelled=lambda: record.cancelled,
+                on_progress=record.progress,
+                on_chunk=record.chunk,
+            )
+            record.done(result.rows, result.document, result.meta)
+        except QMTError as error:
+            record.failed(error)
+            raise
+        except redis.ResponseError as error:
+            # Most likely the jobs server is full: small things still fit when chunks are gone.
+            refused = RedisUnavailable(
+                f"The jobs Redis refused the result of {name}: {error}.",
+                hint="Ask for less at once, or give the jobs server more memory.",
+            )
+            record.failed(refused)
+            raise refused from error
+        finally:
+            self._busy = ""
+            self._finished += 1
+
+
+def _interrupt_at_end_of_stdin() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    _thread.interrupt_main()
+
+
+def serve_queue(settings: WorkerSettings) -> None:
+    """Serve the queue that the settings name, until told to stop."""
+    _Service(settings).run()

@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 def problem(error: QMTError) -> Response:
     """Return an error as a problem document: what happened, what to do, and its facts."""
-    title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".")
+    title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "")
     headers = {}
     if isinstance(error, AccessDenied):
         headers["WWW-Authenticate"] = 'Bearer realm="qmt-gateway"'

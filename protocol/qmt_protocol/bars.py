@@ -10,7 +10,7 @@ import msgspec
 from .errors import CodecError, EncodeError
 from .numbers import decode_price, encode_number, encode_price
 
-__all__ = ["BAR_FIELDS", "decode_bar", "encode_bar"]
+__all__ = ["BAR_FIELDS", "Bar", "BarRow", "bar_from_row", "decode_bar", "encode_bar"]
 
 BAR_FIELDS: Final[tuple[tuple[str, str, str], ...]] = (
     ("time", "int", "ms since the epoch: the bar's label"),
@@ -30,7 +30,7 @@ BAR_FIELDS: Final[tuple[tuple[str, str, str], ...]] = (
 
 _NAMES: Final = tuple(name for name, _, _ in BAR_FIELDS)
 _Number = int | float
-_BarRow = tuple[
+BarRow = tuple[
     int,
     _Number | None,
     _Number | None,
@@ -46,7 +46,7 @@ _BarRow = tuple[
     dict[str, Any] | None,
 ]
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(_BarRow).decode
+_decode: Final = msgspec.msgpack.Decoder(BarRow).decode
 
 
 def encode_bar(bar: Mapping[str, Any]) -> bytes:
@@ -75,8 +75,33 @@ def _encode_field(kind: str, value: Any) -> Any:
     return encode_price(value) if kind == "price" else encode_number(value)
 
 
-def decode_bar(data: bytes) -> dict[str, Any]:
-    """Decode ``k1`` bytes into a dict with xtquant's names, prices in yuan.
+class Bar(dict[str, Any]):
+    """One bar: a dict with xtquant's own keys and ``closed``, and where it lies.
+
+    Attributes
+    ----------
+    code, period : str
+        Whose bar, and of which length.
+    id : str
+        Entry id in its stream, ``<label ms>-<number>``; empty where there is none.
+    """
+
+    __slots__ = ("code", "id", "period")
+
+    def __init__(self, values: Mapping[str, Any], code: str, period: str, entry_id: str) -> None:
+        super().__init__(values)
+        self.code = code
+        self.period = period
+        self.id = entry_id
+
+    @property
+    def closed(self) -> bool:
+        """Whether the bar will not change any more."""
+        return bool(self["closed"])
+
+
+def decode_bar(data: bytes, code: str = "", period: str = "", entry_id: str = "") -> Bar:
+    """Decode ``k1`` bytes into a bar with xtquant's names, prices in yuan.
 
     Raises
     ------
@@ -87,13 +112,18 @@ def decode_bar(data: bytes) -> dict[str, Any]:
         row = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CodecError(f"Not a k1 bar: {error}.") from error
-    bar: dict[str, Any] = {}
+    return bar_from_row(row, code, period, entry_id)
+
+
+def bar_from_row(row: BarRow, code: str, period: str, entry_id: str) -> Bar:
+    """Make a `Bar` of a decoded ``k1`` array."""
+    values: dict[str, Any] = {}
     for (name, kind, _), value in zip(BAR_FIELDS, row, strict=False):
         if value is not None:
-            bar[name] = _decode_field(kind, value)
+            values[name] = _decode_field(kind, value)
     if row[12]:
-        bar.update(row[12])
-    return bar
+        values.update(row[12])
+    return Bar(values, code, period, entry_id)
 
 
 def _decode_field(kind: str, value: Any) -> Any:

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from .codes import market_of
+from .codes import market_of, parse_code
 from .errors import ConfigurationError
+from .periods import parse_period
 
-__all__ = ["JobKeys", "Keys"]
+__all__ = ["JobKeys", "Keys", "parse_want", "want"]
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
@@ -48,7 +49,7 @@ class Keys:
         return f"{self._of(market_of(code))}:bar:{period}:{code}"
 
     def feed(self, market: str) -> str:
-        """Stream of published batches, field ``b1``."""
+        """Stream of published batches, field ``b1`` (ticks) or ``c1`` (bars)."""
         return f"{self._of(market)}:feed"
 
     def latest(self, market: str) -> str:
@@ -78,8 +79,13 @@ class Keys:
 
     @property
     def wanted(self) -> str:
-        """Sorted set of what readers want beyond the standing subscription."""
+        """Sorted set of `want` members that readers want, scored by expiry in Redis ms."""
         return f"{self.prefix}:wanted"
+
+    @property
+    def refused(self) -> str:
+        """Hash of want to the reason why no producer serves it."""
+        return f"{self.prefix}:refused"
 
     @property
     def status(self) -> str:
@@ -95,6 +101,23 @@ class Keys:
     def events(self) -> str:
         """Stream of what happened: connected, lost, gap, late, lease taken."""
         return f"{self.prefix}:events"
+
+
+def want(period: str, code: str) -> str:
+    """Return the member of ``wanted`` for a code's ticks or bars."""
+    return f"{period}|{code}"
+
+
+def parse_want(member: str) -> tuple[str, str]:
+    """Return period and code of a member of ``wanted``.
+
+    Raises
+    ------
+    InvalidRequest
+        When the member is none.
+    """
+    period, _, code = member.partition("|")
+    return parse_period(period), parse_code(code)
 
 
 @dataclass(frozen=True)

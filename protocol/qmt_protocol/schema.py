@@ -1,4 +1,4 @@
-"""The description of ``t1``, ``k1`` and ``b1`` that lies in Redis beside the data."""
+"""The description of ``t1``, ``k1``, ``b1`` and ``c1`` that lies in Redis beside the data."""
 
 from __future__ import annotations
 
@@ -61,6 +61,10 @@ def schema_documents() -> dict[str, str]:
         "b1": {
             "what": "one batch: the value of field b1 in a market's feed",
             "encoding": "msgpack array of [code, entry id, t1 array]",
+        },
+        "c1": {
+            "what": "one batch of bars: the value of field c1 in a market's feed",
+            "encoding": "msgpack array of [code, period, entry id, k1 array]",
         },
     }
     return {

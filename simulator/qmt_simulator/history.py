@@ -311,9 +311,9 @@ class History:
         key = (query.period, today if day == today else 0)
         if key not in self._patterns:
             at_ms = day_start_ms(day)
-            bars = self._market.bars(
-                GRID_CODE, query.period, at_ms, at_ms + DAY_MS, at_ms + DAY_MS - 1
-            )
+            # Around the clock only the day of the moment asked from is long.
+            as_of_ms = at_ms + DAY_MS - 1 if day == today else query.now_ms
+            bars = self._market.bars(GRID_CODE, query.period, at_ms, at_ms + DAY_MS - 1, as_of_ms)
             self._patterns[key] = bars.time - at_ms
         return self._patterns[key]
 

@@ -18,6 +18,7 @@ async def test_history_latest_and_live_ticks(
 ) -> None:
     worker.answers["history"] = bars
     tick = a_tick(10.5, 1, OPEN_MS)
+    producer.beat(markets=("CL",))
     producer.publish(("000001.CL", tick))
     async with AsyncQMTClient(gateway_process.url) as client:
         frame = await client.history("000001.SZ", count=3)
@@ -41,6 +42,7 @@ async def test_history_latest_and_live_ticks(
             await asyncio.sleep(0.05)
             if following.done():
                 break
+            producer.beat(markets=("CL",))
             producer.publish(("000001.CL", a_tick(10.5, number, OPEN_MS + number)))
         await asyncio.wait_for(following, 5)
         volumes = [one["volume"] for one in seen]

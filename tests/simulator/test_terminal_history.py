@@ -210,6 +210,26 @@ def test_padding_invents_rows(start_terminal: Callable[..., ScriptedTerminal]) -
             assert part["columns"][name][3:] == [close, close]
 
 
+def test_padding_knows_each_days_session(terminal: ScriptedTerminal) -> None:
+    own = Oracle(terminal.port)
+    try:
+        past = str(own.trading_days(20200101, 20991231)[-2])
+    finally:
+        own.close()
+    index = terminal.run(
+        TABLE
+        + f"""
+    tell(read(["600519.SH"], "1m", start_time="{past}", fill_data=True)["600519.SH"]["index"])
+    """
+    )
+    # The past day kept exchange hours; today, around the clock, has a row for every minute so far.
+    assert sum(stamp.startswith(past) for stamp in index) == 241
+    assert index == sorted(set(index))
+    later = index[241:]
+    assert all(stamp.endswith("00") for stamp in later)
+    assert not later or later[0].endswith("000100")
+
+
 def test_wrong_arguments_as_the_native_side_takes_them(midsession: ScriptedTerminal) -> None:
     output, _errors = midsession.output(
         TABLE

@@ -351,9 +351,25 @@ def test_a_queue_process_that_dies_is_started_again(
     beats = caller.heartbeats()
     victim = next(beat["pid"] for beat in beats if beat["queues"] == ["qmt-query"])
     os.kill(victim, signal.SIGKILL)
+    # Given to the dying process as like as not: it must not get lost there.
     assert caller.ask("sector_stocks", sector="上证50").state == "done"
     again = {beat["pid"] for beat in caller.heartbeats() if beat["queues"] == ["qmt-query"]}
     assert again - {victim}
+
+
+def test_a_job_of_a_killed_queue_process_fails_when_it_is_back(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port)
+    simulated.control.set_fault("stuck_download")
+    job_id = caller.enqueue("history", codes=[CODE], period="1d", count=100)
+    wait_for_running(caller, job_id)
+    beats = caller.heartbeats()
+    os.kill(next(one["pid"] for one in beats if one["figures"]["busy"]), signal.SIGKILL)
+    assert caller.wait(job_id, 20).error["data"]["reason"] == "worker died"
+    simulated.control.clear_fault()
+    assert caller.ask("history", codes=[CODE], period="1d", count=100).state == "done"
 
 
 def run_worker(**environment: str) -> "subprocess.CompletedProcess[str]":

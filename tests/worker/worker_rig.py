@@ -183,10 +183,11 @@ class Caller:
     def heartbeats(self) -> list[dict[str, Any]]:
         """Return the workers' heartbeats with their ages by Redis time."""
         seconds, micros = self.streams.time()
+        told = self.streams.hgetall(Keys().status)
         seen = dict(self.streams.zrange(Keys().seen, 0, -1, withscores=True))
         return [
             {**json.loads(raw), "age_s": seconds + micros / 1e6 - seen[member] / 1000}
-            for member, raw in self.streams.hgetall(Keys().status).items()
+            for member, raw in told.items()
         ]
 
     def wait_for_terminal(self, state: str, timeout_s: float = 30.0) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
@@ -15,12 +16,13 @@ from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from qmt_protocol.errors import QMTError, RedisUnavailable
+from qmt_protocol.errors import JobFailed, QMTError, RedisUnavailable
 from qmt_protocol.jobs import CATALOGUE, parse_params
 
 from .guard import guarded_job_class
 from .heartbeat import Beat
 from .keeper import ChildKeeper
+from .orphans import adopt_orphans
 from .results import JobRecord
 from .settings import WorkerSettings
 
@@ -103,6 +105,7 @@ class _Service:
         serializer = JSONSerializer
         try:
             queue = Queue(name, connection=self._jobs, job_class=job_class, serializer=serializer)
+            adopt_orphans(queue, self._fail_orphan)
             return _QueueWorker(
                 [queue],
                 connection=self._jobs,
@@ -115,6 +118,17 @@ class _Service:
             raise RedisUnavailable(
                 f"The jobs Redis does not answer: {error}.", hint="Check QMT_JOBS_URL."
             ) from error
+
+    def _fail_orphan(self, job: Job) -> None:
+        spec = next((one for one in CATALOGUE.values() if one.function == job.func_name), None)
+        if spec is not None:
+            JobRecord(self._jobs, self._settings.job_keys, job.id, spec).failed(
+                JobFailed(
+                    "The worker died while it did this job.",
+                    hint="Try again.",
+                    reason="worker died",
+                )
+            )
 
     def _facts(self) -> dict[str, Any]:
         terminal = dict(self._keeper.terminal)
@@ -164,7 +178,8 @@ class _Service:
 
 
 def _interrupt_at_end_of_stdin() -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not sys.stdin: a thread that waits in it holds a lock which Python needs to end.
+    while os.read(0, 4096):
         pass
     _thread.interrupt_main()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
 
 
 def _stop_at_end_of_stdin(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not sys.stdin: a thread that waits in it holds a lock which Python needs to end.
+    while os.read(0, 4096):
         pass
     stop.set()

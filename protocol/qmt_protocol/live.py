@@ -1,0 +1,195 @@
+"""WebSocket protocol v1: its messages, as JSON and msgpack alike, and its close codes.
+
+A client sends messages tagged ``op``, the gateway sends messages tagged ``type``. Both wires carry
+the same messages; in msgpack a tick is its ``t1`` array as it lies in Redis, in JSON it is a map
+with xtquant's names and prices in yuan.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+
+__all__ = [
+    "SUBPROTOCOLS",
+    "CloseCode",
+    "Failure",
+    "FromGateway",
+    "GapNotice",
+    "HeartbeatNotice",
+    "Live",
+    "Position",
+    "Shutdown",
+    "Skipped",
+    "Subscribe",
+    "Subscribed",
+    "ToGateway",
+    "Unsubscribe",
+    "Unsubscribed",
+    "Welcome",
+]
+
+JSON_SUBPROTOCOL: Final = "qmt.v1.json"
+MSGPACK_SUBPROTOCOL: Final = "qmt.v1.msgpack"
+SUBPROTOCOLS: Final = (MSGPACK_SUBPROTOCOL, JSON_SUBPROTOCOL)
+"""In the gateway's order of preference; a client that names none speaks JSON."""
+
+Position = dict[str, tuple[str, str]]
+"""Market to (epoch, id of the last feed entry seen): where a reader stands."""
+
+
+class CloseCode(IntEnum):
+    """Why the gateway closes a connection."""
+
+    GOING_AWAY = 1001
+    """The gateway stops; come back with your position."""
+    BAD_MESSAGE = 4400
+    """A message that is none of the protocol; the reason names the fault."""
+    ACCESS_DENIED = 4401
+    """Key missing or wrong."""
+    STALLED = 4408
+    """The client has read nothing for too long."""
+    UNAVAILABLE = 4503
+    """Redis went away and stayed away."""
+
+
+class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", kw_only=True):
+    """Add to what the connection gets; what it has already is not sent twice."""
+
+    id: str = ""
+    """Returned in the answer."""
+    codes: list[str] = []
+    """Instruments; ``*`` is everything that is published."""
+    sectors: list[str] = []
+    markets: list[str] = []
+    period: str = "tick"
+    """``tick`` or a bar period."""
+    snapshot: bool = True
+    """Whether the latest tick of each code comes first; not where a position is given."""
+    position: Position | None = None
+    """Go on behind it: first exactly what was missed, or a gap, then live."""
+    last_ids: dict[str, str] | None = None
+    """Code to its last entry id seen: used where the feed no longer reaches back far enough."""
+    conflate: bool = False
+    """Only the latest tick of each code per frame is wanted."""
+
+
+class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", kw_only=True):
+    """Take away from what the connection gets."""
+
+    id: str = ""
+    codes: list[str] = []
+    sectors: list[str] = []
+    markets: list[str] = []
+    period: str = "tick"
+
+
+ToGateway = Subscribe | Unsubscribe
+
+
+class Welcome(msgspec.Struct, tag_field="type", tag="welcome", kw_only=True):
+    """First message of a connection."""
+
+    version: int
+    simulated: bool
+    flush_ms: int
+    """Longest time that small frames are held back to go together."""
+    max_bytes: int
+    """Bytes that may wait for this connection before it is conflated."""
+    stall_s: float
+    """After so long without reading the connection is closed with 4408."""
+    heartbeat_s: float
+
+
+class Subscribed(msgspec.Struct, tag_field="type", tag="subscribed", kw_only=True):
+    """Answer to a subscription; its snapshot or missed ticks follow."""
+
+    id: str
+    codes: int
+    """Instruments that the connection now gets, ``*`` and markets counted by what they hold."""
+    absent: list[str] = []
+    """Codes of which nothing is stored (yet)."""
+
+
+class Unsubscribed(msgspec.Struct, tag_field="type", tag="unsubscribed", kw_only=True):
+    """Answer to the end of a subscription."""
+
+    id: str
+    codes: int
+
+
+class Live(msgspec.Struct, tag_field="type", tag="live", kw_only=True):
+    """Data. Frames of all connections with the same subscription are the same bytes."""
+
+    kind: str
+    """``snapshot``, ``missed`` (asked for by position) or ``live``."""
+    position: Position
+    """Where a reader stands who has taken this frame; only the markets that moved."""
+    ticks: list[Any] = []
+    """[code, entry id, tick]: JSON [code, id, flags, {name: value}], msgpack [code, id, t1]."""
+    bars: list[Any] = []
+    """[code, period, entry id, bar]: JSON a map, msgpack k1."""
+
+
+class GapNotice(msgspec.Struct, tag_field="type", tag="gap", kw_only=True):
+    """Data that this connection should have had and cannot get; what follows is behind it."""
+
+    market: str
+    reason: str
+    """``trimmed``, ``epoch``, ``unreadable``, or the producer's own reason."""
+    after: tuple[str, str]
+    """(epoch, entry id) of the last entry before the gap."""
+    from_ms: int = 0
+    to_ms: int = 0
+    """Redis time of the last entry before and of the first behind the gap; 0 where unknown."""
+
+
+class Skipped(msgspec.Struct, tag_field="type", tag="skipped", kw_only=True):
+    """What conflation left out because the connection was read too slowly."""
+
+    ticks: int
+    codes: dict[str, int]
+    """Code to how many of its ticks were left out."""
+    from_ms: int
+    to_ms: int
+    """Exchange time of the oldest and newest tick left out."""
+
+
+class HeartbeatNotice(msgspec.Struct, tag_field="type", tag="heartbeat", kw_only=True):
+    """Sent when nothing else was: the connection lives, and this is where it stands."""
+
+    position: Position
+    now_ms: int
+    """Redis time."""
+    producer_age_ms: int | None = None
+    """How long ago a producer was last heard of; ``None``: never."""
+
+
+class Shutdown(msgspec.Struct, tag_field="type", tag="shutdown", kw_only=True):
+    """The gateway stops; the close frame follows."""
+
+    reason: str
+    position: Position
+
+
+class Failure(msgspec.Struct, tag_field="type", tag="error", kw_only=True):
+    """A message could not be followed; the connection and its subscriptions go on."""
+
+    id: str
+    error: dict[str, Any]
+    """As `QMTError.to_dict`."""
+
+
+FromGateway = (
+    Welcome
+    | Subscribed
+    | Unsubscribed
+    | Live
+    | GapNotice
+    | Skipped
+    | HeartbeatNotice
+    | Shutdown
+    | Failure
+)

@@ -25,7 +25,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def _wrong_skips(config: pytest.Config) -> list[str]:
-    whole = not config.option.keyword and not config.option.markexpr and not config.option.lf
+    whole = (
+        not config.option.keyword
+        and not config.option.markexpr
+        and not getattr(config.option, "lf", False)
+    )
     whole = whole and config.args_source.name == "TESTPATHS" and not config.option.maxfail
     return [
         f"{_skipped[reason]} skipped, {SKIPS.get(reason, 0)} allowed: {reason}"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.errors import (
-    Gap,
     InstrumentNotFound,
     InvalidRequest,
     NoProducer,
@@ -23,7 +21,18 @@ from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import CHINA, parse_end, parse_start
 
-from .answers import HistoryFrames, QMTWarning, Ticks
+from .answers import HistoryFrames, Ticks
+from .arguments import (
+    Codes,
+    is_one,
+    parse_count,
+    parse_names,
+    parse_one,
+    parse_scope,
+    warn,
+    warn_absent,
+    warn_gap,
+)
 from .processes import Status
 from .progress import ShowProgress, shown
 from .settings import find_target
@@ -36,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncQMTClient"]
 
-Codes = str | Iterable[str]
 OnData = Callable[[dict[str, list[Tick]]], Awaitable[None] | None]
 
 _LIVE_RETRY_S: Final = 300.0  # a restart of Redis or the gateway is over by then
@@ -221,7 +229,7 @@ class AsyncQMTClient:
         wanted = parse_codes(codes)
         period = parse_period(period)
         adjust = parse_adjust(adjust)
-        columns = _names(fields)
+        columns = parse_names(fields)
         manifest, table = await self._job(
             "history",
             {
@@ -240,7 +248,7 @@ class AsyncQMTClient:
         assert table is not None  # the catalogue says so
         from .frames import frames_of, long_frame_of
 
-        one = layout is None and _is_one(codes)
+        one = layout is None and is_one(codes)
         absent: Mapping[str, str] = manifest.meta.get("absent") or {}
         if one and wanted[0] in absent:
             raise NotFound(
@@ -248,7 +256,7 @@ class AsyncQMTClient:
                 hint="Check the code, the period and the range.",
                 code=wanted[0],
             )
-        _warn_absent(absent, "history")
+        warn_absent(absent, "history")
         make: Callable[..., Any] = long_frame_of if layout == "long" else frames_of
         answer = await asyncio.to_thread(
             make, table, manifest, wanted, period, fields=columns, adjust=adjust, tz=self._tz
@@ -268,11 +276,11 @@ class AsyncQMTClient:
     ) -> pd.DataFrame:
         """Return the last ``count`` rows of one code; -1 means all. See `history`."""
         frame: pd.DataFrame = await self.history(
-            _one(stock),
+            parse_one(stock),
             period,
             start=start,
             end=end,
-            count=_count(count),
+            count=parse_count(count),
             fields=fields,
             adjust=adjust,
         )
@@ -295,7 +303,7 @@ class AsyncQMTClient:
             period,
             start=start,
             end=end,
-            count=_count(count),
+            count=parse_count(count),
             fields=fields,
             adjust=adjust,
         )
@@ -398,14 +406,14 @@ class AsyncQMTClient:
                 hint="Check the code and its market.",
                 codes=absent,
             )
-        if _is_one(codes):
+        if is_one(codes):
             return dict(found[wanted[0]])
-        _warn_absent(dict.fromkeys(absent, "no such instrument"), "instrument_detail")
+        warn_absent(dict.fromkeys(absent, "no such instrument"), "instrument_detail")
         return {code: document for code, document in found.items() if document}
 
     async def get_instrument_detail(self, stock: str) -> dict[str, Any]:
         """Return what the terminal knows about one instrument; see `instrument_detail`."""
-        return await self.instrument_detail(_one(stock))
+        return await self.instrument_detail(parse_one(stock))
 
     # Ticks
 
@@ -439,14 +447,14 @@ class AsyncQMTClient:
         except NoProducer as error:
             if not found:
                 raise
-            _warn(f"{error.message} These are the last ticks it published.")
+            warn(f"{error.message} These are the last ticks it published.")
         if absent and len(wanted) == 1:
             raise InstrumentNotFound(
                 f"No tick of {wanted[0]} was published.",
                 hint="Check the code; or it was not traded since the producer began.",
                 codes=absent,
             )
-        _warn_absent(dict.fromkeys(absent, "no tick was published"), "full_tick")
+        warn_absent(dict.fromkeys(absent, "no tick was published"), "full_tick")
         return Ticks(found, absent, simulated=status.simulated)
 
     async def get_full_tick(self, stocks: Codes) -> Ticks:
@@ -461,7 +469,7 @@ class AsyncQMTClient:
         Unlike `full_tick` it asks nobody whether they are fresh, and codes without a tick are
         just not there. Whole markets are served over ``redis://`` only.
         """
-        wanted, markets = _scope(codes, markets)
+        wanted, markets = parse_scope(codes, markets)
         return await self.transport.latest(wanted, markets)
 
     async def ticks(
@@ -470,7 +478,7 @@ class AsyncQMTClient:
         *,
         markets: Sequence[str] = (),
         on_gap: OnGap | None = None,
-    ) -> AsyncIterator[Tick]:
+    ) -> AsyncGenerator[Tick, None]:
         """Iterate over ticks as they are published, from now on, without end.
 
         Each tick comes once, in published order. Memory is bounded: nothing is read ahead of the
@@ -507,26 +515,25 @@ class AsyncQMTClient:
         *,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
-    ) -> Any:
-        wanted, markets = _scope(codes, markets)
+    ) -> AsyncGenerator[list[Tick], None]:
+        wanted, markets = parse_scope(codes, markets)
         of_markets = list(markets) or list(dict.fromkeys(market_of(code) for code in wanted or ()))
         (await self.transport.status()).require_producer(of_markets)
         if wanted is not None:
             known = await self.transport.latest(wanted)
             strange = {code: "no tick so far" for code in wanted if code not in known}
-            _warn_absent(strange, "ticks", left_out=False)
+            warn_absent(strange, "ticks", left_out=False)
         watch = asyncio.create_task(self._watch_producer(of_markets))
         batches = self.transport.batches(
-            wanted, markets, snapshot=snapshot, on_gap=on_gap or _warn_gap
+            wanted, markets, snapshot=snapshot, on_gap=on_gap or warn_gap
         )
         try:
-            async for batch in batches:
-                yield batch
+            async with aclosing(batches):
+                async for batch in batches:
+                    yield batch
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
-            if inspect.isasyncgen(batches):
-                await batches.aclose()
 
     async def _watch_producer(self, markets: Sequence[str]) -> None:
         """Warn when a producer goes away: silence must not look like a quiet market."""
@@ -538,7 +545,7 @@ class AsyncQMTClient:
                 away = False
             except NoProducer as error:
                 if not away:
-                    _warn(f"{error.message} No ticks come until it returns.")
+                    warn(f"{error.message} No ticks come until it returns.")
                 away = True
             except QMTError:
                 continue  # a lost connection is the reader's to tell
@@ -586,50 +593,3 @@ class AsyncQMTClient:
     async def status(self) -> Status:
         """Return who is alive: producers, workers, gateways, and the state of their terminals."""
         return await self.transport.status()
-
-
-def _scope(codes: Codes | None, markets: Sequence[str]) -> tuple[list[str] | None, Sequence[str]]:
-    if isinstance(markets, str):
-        markets = [part.strip() for part in markets.split(",") if part.strip()]
-    if bool(markets) == (codes is not None):
-        raise InvalidRequest("Give codes, or markets.", hint="codes=['600519.SH'].", field="codes")
-    return (None if codes is None else parse_codes(codes)), markets
-
-
-def _is_one(codes: Codes) -> bool:
-    return isinstance(codes, str) and "," not in codes
-
-
-def _one(code: str) -> str:
-    found = parse_codes(code)
-    if len(found) != 1:
-        raise InvalidRequest("Give one code.", hint="Several go to get_batch_history().")
-    return found[0]
-
-
-def _count(count: int) -> int | None:
-    return None if count == -1 else count
-
-
-def _names(fields: Codes | None) -> list[str] | None:
-    if fields is None or fields == "":
-        return None
-    parts = fields.split(",") if isinstance(fields, str) else fields
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, QMTWarning, stacklevel=3)
-
-
-def _warn_gap(gap: Gap) -> None:
-    _warn(str(gap))
-
-
-def _warn_absent(absent: Mapping[str, str], where: str, *, left_out: bool = True) -> None:
-    if not absent:
-        return
-    named = "; ".join(f"{code}: {reason}" for code, reason in list(absent.items())[:5])
-    more = f"; and {len(absent) - 5} more" if len(absent) > 5 else ""
-    what = "left out" if left_out else "nothing known of"
-    _warn(f"{where}: {what} {len(absent)} code(s). {named}{more}.")

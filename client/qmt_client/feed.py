@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -121,7 +121,7 @@ class FeedReader:
         self._started = True
         self.connected = True
 
-    async def batches(self) -> AsyncIterator[list[Tick]]:
+    async def batches(self) -> AsyncGenerator[list[Tick], None]:
         """Yield the ticks of one feed entry after the other, in published order.
 
         Nothing is read ahead of the caller but the entries of one read, so a slow caller holds

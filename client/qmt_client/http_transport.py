@@ -6,7 +6,8 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -222,7 +223,7 @@ class HttpTransport:
         *,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
-    ) -> AsyncIterator[list[Tick]]:
+    ) -> AsyncGenerator[list[Tick], None]:
         """Yield live ticks; see `Transport.batches`.
 
         The gateway's frames carry no positions, and each connection begins with the latest ticks.
@@ -243,12 +244,13 @@ class HttpTransport:
                 async with self._socket() as socket:
                     wish = {"stocks": list(codes), "period": "tick", "notices": True}
                     await socket.send(json.dumps(wish))
-                    async for ticks in self._frames(socket, seen, on_gap):
-                        if again and ticks and on_gap is not None:
-                            on_gap(self._lost({tick.code for tick in ticks}))
-                        again, lost_at, pause_s = False, None, _BACKOFF_S
-                        if ticks:
-                            yield ticks
+                    async with aclosing(self._frames(socket, seen, on_gap)) as frames:
+                        async for ticks in frames:
+                            if again and ticks and on_gap is not None:
+                                on_gap(self._lost({tick.code for tick in ticks}))
+                            again, lost_at, pause_s = False, None, _BACKOFF_S
+                            if ticks:
+                                yield ticks
             except Unavailable:
                 now = time.monotonic()
                 lost_at = now if lost_at is None else lost_at
@@ -266,7 +268,7 @@ class HttpTransport:
         socket: ClientConnection,
         seen: dict[str, Mapping[str, Any]],
         on_gap: OnGap | None,
-    ) -> AsyncIterator[list[Tick]]:
+    ) -> AsyncGenerator[list[Tick], None]:
         async for message in socket:
             frame = json.loads(message)
             if "notice" in frame:

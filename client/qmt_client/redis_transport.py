@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -376,7 +377,7 @@ class RedisTransport:
         *,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
-    ) -> AsyncIterator[list[Tick]]:
+    ) -> AsyncGenerator[list[Tick], None]:
         """Yield live ticks as they are published, each once; see `Transport.batches`."""
         of_codes = [market_of(code) for code in codes or ()]
         reader = self.feed(list(markets) or of_codes, codes=codes, on_gap=on_gap)
@@ -388,10 +389,11 @@ class RedisTransport:
             told = {tick.code: tick.id for tick in first}
             if first:
                 yield first
-        async for batch in reader.batches():
-            ticks = [tick for tick in batch if _is_news(tick, told)] if told else batch
-            if ticks:
-                yield ticks
+        async with aclosing(reader.batches()) as batches:
+            async for batch in batches:
+                ticks = [tick for tick in batch if _is_news(tick, told)] if told else batch
+                if ticks:
+                    yield ticks
 
     async def status(self) -> Status:
         """Return who is alive, by the heartbeats on the streams server."""

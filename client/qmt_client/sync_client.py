@@ -6,13 +6,14 @@ import asyncio
 import concurrent.futures
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from qmt_protocol.ticks import Tick
 
 from .answers import HistoryFrames, Ticks
-from .async_client import AsyncQMTClient, Codes, OnData
+from .arguments import Codes
+from .async_client import AsyncQMTClient, OnData
 from .processes import Status
 from .progress import ShowProgress
 from .transport import OnGap
@@ -279,7 +280,7 @@ class QMTClient:
         *,
         markets: Sequence[str] = (),
         on_gap: OnGap | None = None,
-    ) -> Iterator[Tick]:
+    ) -> Generator[Tick, None, None]:
         batches = self._client._batches(codes, markets, on_gap=on_gap)
         try:
             while (batch := self._run(_next(batches))) is not None:

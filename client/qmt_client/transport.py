@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qmt_protocol.errors import Gap
@@ -52,7 +52,7 @@ class Transport(Protocol):
         *,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
-    ) -> AsyncIterator[list[Tick]]:
+    ) -> AsyncGenerator[list[Tick], None]:
         """Yield live ticks as they are published, each once; ``snapshot``: the latest first."""
 
     async def status(self) -> Status:

@@ -12,11 +12,7 @@ __all__ = ["start_logging"]
 
 def start_logging(level: str) -> None:
     """Send structlog's and the libraries' logs to standard error, JSON unless a person reads."""
-    number = (
-        logging.getLevelNamesMapping()[level.upper()]
-        if hasattr(logging, "getLevelNamesMapping")
-        else getattr(logging, level.upper())
-    )
+    number: int = getattr(logging, level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -5,21 +5,38 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import structlog
 
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import EncodeError, InvalidCode
+from qmt_protocol.keys import want
 
+from .bar_maker import BarMaker
 from .losses import Losses
-from .push_codec import DecodeBson, PushCodec
-from .ring import Batch, Entry, Ring, RingUnwritable
+from .push_codec import DecodeBson, Encoded, PushCodec, encode_one
+from .ring import Batch, Entry, Kind, NewBatch, Ring, RingUnwritable
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "Rows"]
 
 log: Final = structlog.get_logger(__name__)
+
+Rows = dict[str, list[dict[str, Any]]]
+"""What a subscription of a single code pushes."""
+
+_ROW_BYTES: Final = 1000  # about what a decoded tick takes in memory
+_LOOK_S: Final = 0.2
+
+
+@dataclass(frozen=True)
+class _Push:
+    received_ms: int
+    size_bytes: int
+    body: bytes | Rows
+    period: str = "tick"
 
 
 class Intake:
@@ -30,7 +47,9 @@ class Intake:
     ring
         Where encoded batches go.
     markets
-        Markets that are published; codes of others are counted and left out.
+        Markets that are published in whole; other codes of a whole push are left out.
+    bars
+        Tells forming and closed bars.
     batch_ticks
         Most ticks in a batch.
     queue_bytes
@@ -44,23 +63,27 @@ class Intake:
         ring: Ring,
         markets: list[str],
         *,
+        bars: BarMaker,
         batch_ticks: int,
         queue_bytes: int,
         decode_bson: DecodeBson,
     ) -> None:
         self._ring = ring
         self._codec = PushCodec(decode_bson)
+        self._bars = bars
         self._markets = frozenset(markets)
         self._batch_ticks = batch_ticks
         self._queue_bytes = queue_bytes
-        self._pushes: deque[tuple[int, bytes]] = deque()
+        self._pushes: deque[_Push] = deque()
         self._waiting_bytes = 0
         self._arrived = threading.Condition()
         self._stopping = False
         self._market_of: dict[str, str | None] = {}
         self.losses = Losses()
         self.received_ticks = 0
-        self.last_push_monotonic = 0.0
+        self.received_bars = 0
+        self.last_push_ms = 0
+        """When the standing subscription pushed last, by the wall clock; 0: not yet."""
         self.is_ours: Callable[[str], bool] = lambda market: True
         self.on_stored: threading.Event = threading.Event()
         self.thread = threading.Thread(target=self._run, name="intake")
@@ -70,26 +93,49 @@ class Intake:
         """Bytes of pushes received and not yet in the ring."""
         return self._waiting_bytes
 
+    @property
+    def waiting_pushes(self) -> int:
+        """Pushes received and not yet looked at."""
+        return len(self._pushes)
+
     def put(self, push: bytes) -> None:
         """Take one push; called by the terminal's threads, never blocks on I/O, never raises."""
+        self.last_push_ms = received_ms = time.time_ns() // 1_000_000
+        self._take(_Push(received_ms, len(push), push))
+
+    def put_rows(self, period: str, rows: Rows) -> None:
+        """Take what a single code's subscription pushes: ticks, or bars of a period."""
         received_ms = time.time_ns() // 1_000_000
+        size_bytes = sum(map(len, rows.values())) * _ROW_BYTES
+        self._take(_Push(received_ms, size_bytes, rows, period))
+
+    def _take(self, push: _Push) -> None:
         with self._arrived:
-            self.last_push_monotonic = time.monotonic()
-            full = self._stopping or self._waiting_bytes + len(push) > self._queue_bytes
+            full = self._stopping or self._waiting_bytes + push.size_bytes > self._queue_bytes
             if not full:
-                self._pushes.append((received_ms, push))
-                self._waiting_bytes += len(push)
+                self._pushes.append(push)
+                self._waiting_bytes += push.size_bytes
                 self._arrived.notify()
         if full:
-            self._refuse(push, received_ms)
+            self._refuse(push)
 
-    def _refuse(self, push: bytes, received_ms: int) -> None:
+    def _refuse(self, push: _Push) -> None:
         reason = "stopping" if self._stopping else "queue full"
-        try:
-            ticks = self._codec.glance(push, received_ms)
-        except ValueError:
-            ticks = [("?", received_ms)]
-        self.losses.add(reason, ticks)
+        if isinstance(push.body, bytes):
+            try:
+                lost = self._codec.glance(push.body, push.received_ms)
+            except ValueError:
+                lost = [("?", push.received_ms)]
+        else:
+            lost = [
+                (
+                    code if push.period == "tick" else want(push.period, code),
+                    int(row.get("time") or push.received_ms),
+                )
+                for code, rows in push.body.items()
+                for row in rows
+            ]
+        self.losses.add(reason, lost)
 
     def stop(self) -> None:
         """Take nothing more, encode what waits, end the thread."""
@@ -101,32 +147,55 @@ class Intake:
     def _run(self) -> None:
         while True:
             with self._arrived:
-                while not self._pushes and not self._stopping:
-                    self._arrived.wait()
-                if not self._pushes:
+                if not self._pushes and not self._stopping:
+                    self._arrived.wait(_LOOK_S)
+                if not self._pushes and self._stopping:
                     return
                 pushes = list(self._pushes)
                 self._pushes.clear()
-            self._store(pushes)
+            batches = [batch for push in pushes for batch in self._batches_of(push)]
+            batches += self._closed_bars()
+            if batches:
+                self._store(batches)
+                self.on_stored.set()
             with self._arrived:
-                self._waiting_bytes -= sum(len(push) for _, push in pushes)
-            self.on_stored.set()
+                self._waiting_bytes -= sum(push.size_bytes for push in pushes)
 
-    def _store(self, pushes: list[tuple[int, bytes]]) -> None:
-        batches: list[tuple[str, int, list[Entry]]] = []
-        for received_ms, push in pushes:
-            for market, entries in self._by_market(push, received_ms).items():
-                step = self._batch_ticks
-                batches += [
-                    (market, received_ms, entries[at : at + step])
-                    for at in range(0, len(entries), step)
-                ]
+    def _batches_of(self, push: _Push) -> list[NewBatch]:
+        kind: Kind = "tick"
+        if isinstance(push.body, bytes):
+            by_market = self._whole(push.body, push.received_ms)
+        elif push.period == "tick":
+            by_market = self._ticks(push.body, push.received_ms)
+        else:
+            kind = "bar"
+            by_market = self._made_bars(push.period, push.body)
+        return self._cut(kind, push.received_ms, by_market)
+
+    def _closed_bars(self) -> list[NewBatch]:
+        by_market: dict[str, list[Entry]] = {}
+        if self._bars.busy:
+            for period, code, (label_ms, k1) in self._bars.due():
+                self._sort(want(period, code), label_ms, k1, market_of(code), by_market)
+        return self._cut("bar", time.time_ns() // 1_000_000, by_market)
+
+    def _cut(
+        self, kind: Kind, received_ms: int, by_market: dict[str, list[Entry]]
+    ) -> list[NewBatch]:
+        step = self._batch_ticks
+        return [
+            (market, kind, received_ms, entries[at : at + step])
+            for market, entries in by_market.items()
+            for at in range(0, len(entries), step)
+        ]
+
+    def _store(self, batches: list[NewBatch]) -> None:
         try:
             for lost in self._ring.append(batches):
                 self._given_up(lost)
         except RingUnwritable as error:
             log.error("ticks could not be kept", error=str(error))
-            for _, _, entries in batches:
+            for *_, entries in batches:
                 self.losses.add(error.message, _times(entries))
 
     def _given_up(self, lost: Batch) -> None:
@@ -135,23 +204,50 @@ class Intake:
         else:  # the holder has them; should we take over, they are what we did not hear
             self._ring.add_silence(lost.received_ms, lost.received_ms + 1)
 
-    def _by_market(self, push: bytes, received_ms: int) -> dict[str, list[Entry]]:
-        """Encode one push, in its own order, split by market."""
+    def _whole(self, push: bytes, received_ms: int) -> dict[str, list[Entry]]:
+        """Encode one push of the standing subscription, in its own order, split by market."""
         try:
             encoded = self._codec.encode(push, received_ms)
         except ValueError as error:
             log.error("a push could not be read", error=str(error), push_bytes=len(push))
             self.losses.add(f"unreadable push: {error}", [("?", received_ms)])
             return {}
-        self.received_ticks += len(encoded)
+        return self._by_market((one, self._market(one[0])) for one in encoded)
+
+    def _ticks(self, rows: Rows, received_ms: int) -> dict[str, list[Entry]]:
+        return self._by_market(
+            (encode_one(code, tick, received_ms), market_of(code))
+            for code, ticks in rows.items()
+            for tick in ticks
+        )
+
+    def _by_market(self, encoded: Iterable[tuple[Encoded, str | None]]) -> dict[str, list[Entry]]:
         done: dict[str, list[Entry]] = {}
-        for code, at_ms, t1 in encoded:
-            market = self._market(code)
-            if isinstance(t1, EncodeError):
-                self.losses.add(f"rejected: {t1.message}", [(code, at_ms)])
-            elif market is not None:
-                done.setdefault(market, []).append((code, at_ms, t1))
+        for (code, at_ms, t1), market in encoded:
+            self.received_ticks += 1
+            self._sort(code, at_ms, t1, market, done)
         return done
+
+    def _made_bars(self, period: str, rows: Rows) -> dict[str, list[Entry]]:
+        done: dict[str, list[Entry]] = {}
+        for code, bars in rows.items():
+            self.received_bars += len(bars)
+            for label_ms, k1 in self._bars.take(period, code, bars):
+                self._sort(want(period, code), label_ms, k1, market_of(code), done)
+        return done
+
+    def _sort(
+        self,
+        name: str,
+        at_ms: int,
+        data: bytes | EncodeError,
+        market: str | None,
+        done: dict[str, list[Entry]],
+    ) -> None:
+        if isinstance(data, EncodeError):
+            self.losses.add(f"rejected: {data.message}", [(name, at_ms)])
+        elif market is not None:
+            done.setdefault(market, []).append((name, at_ms, data))
 
     def _market(self, code: str) -> str | None:
         """Return the market of a code; ``None`` for one that is not published here."""

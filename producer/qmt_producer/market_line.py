@@ -6,70 +6,24 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, Final
 
-import redis
 import structlog
 
-from qmt_protocol.keys import Keys
+from qmt_protocol.keys import Keys, parse_want
 
+from .figures import Figures
 from .redis_link import reach
-from .ring import Batch, Ring
+from .ring import Batch, Kind, Ring
+from .scripts import Scripts
 
-__all__ = ["Figures", "MarketLine", "Scripts"]
+__all__ = ["MarketLine"]
 
 log: Final = structlog.get_logger(__name__)
 
 _READ_AHEAD: Final = 8
 _MARGIN_MS: Final = 30_000
 """How far before the last accepted tick a new holder begins; repeats are dropped by content."""
-
-# Takes the lease where it is free or ours. Returns holder, then what the taker must know: its
-# last batch applied, the id of the feed's last entry, Redis time, and whether the market is new.
-_LEASE_LUA: Final = """
-local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[1] then return { held } end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('SET', KEYS[2], ARGV[3], 'NX')
-local tail = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)
-local time = redis.call('TIME')
-return {
-  ARGV[1],
-  redis.call('HGET', KEYS[3], ARGV[4]) or '0',
-  tail[1] and tail[1][1] or '',
-  time[1] * 1000 + math.floor(time[2] / 1000),
-}
-"""
-_IF_HELD: Final = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end "
-_EPOCH_LUA: Final = _IF_HELD + "redis.call('SET', KEYS[2], ARGV[2]) return 1"
-_RELEASE_LUA: Final = _IF_HELD + "return redis.call('DEL', KEYS[1])"
-
-
-class Scripts:
-    """The Lua scripts of one connection."""
-
-    def __init__(self, connection: redis.Redis) -> None:
-        source = files(__package__).joinpath("publish.lua").read_text("utf-8")
-        self.publish = connection.register_script(source)
-        self.lease = connection.register_script(_LEASE_LUA)
-        self.epoch = connection.register_script(_EPOCH_LUA)
-        self.release = connection.register_script(_RELEASE_LUA)
-
-
-@dataclass
-class Figures:
-    """Counts since the start, over all markets."""
-
-    published: int = 0
-    repeated: int = 0
-    late: int = 0
-    clamped: int = 0
-    rejected: int = 0
-    redis_away: str = ""
-    standby: dict[str, str] = field(default_factory=dict)
-    """Market to the producer that holds it."""
 
 
 class MarketLine:
@@ -123,10 +77,13 @@ class MarketLine:
         self._lease_key, self._epoch_key = keys.lease(market), keys.epoch(market)
         self._acked_key, self._feed_key = keys.acked(market), keys.feed(market)
         self._latest_key = keys.latest(market)
+        self._keys = keys
         self._stem = keys.tick(f"@.{market}").removesuffix(f"@.{market}")
         self._renewed = -math.inf
         self._sure_until = -math.inf
         self.cursor = ring.acked(market)
+        self.published = 0
+        """Ticks and bars added to this market's streams since the start."""
 
     def step(self) -> bool:
         """Publish a few batches; return whether there may be more at once.
@@ -174,33 +131,55 @@ class MarketLine:
             self._feed_keep_ms,
             self._future_ms,
         ]
-        for code, at_ms, t1 in batch.entries:
-            names.append(self._stem + code)
-            arguments += (code, at_ms, t1)
-        answer = reach(lambda: self._scripts.publish(keys=names, args=arguments))
-        state, *counts, _, reason = answer
+        script = self._scripts.publish_ticks
+        if batch.kind == "bar":
+            script = self._scripts.publish_bars
+            self._name_bars(batch, names, arguments)
+        else:
+            for code, at_ms, t1 in batch.entries:
+                names.append(self._stem + code)
+                arguments += (code, at_ms, t1)
+        answer = reach(lambda: script(keys=names, args=arguments))
+        state, *counts, _, words = answer
         if state == b"fenced":
             self._renewed = self._sure_until = -math.inf
             return False
         self._renew(time.monotonic())
         self.cursor = batch.number
         self._ring.acknowledge(self.market, batch.number)
-        self._count([int(count) for count in counts], reason.decode("utf-8", "replace"))
+        self._figures.latency.add(time.time_ns() // 1_000_000 - batch.received_ms)
+        self._count(batch.kind, [int(one) for one in counts], words.decode("utf-8", "replace"))
         return True
 
-    def _count(self, counts: list[int], reason: str) -> None:
+    def _name_bars(self, batch: Batch, names: list[str], arguments: list[Any]) -> None:
+        for member, label_ms, k1 in batch.entries:
+            period, code = parse_want(member)
+            names.append(self._keys.bar(period, code))
+            arguments += (code, period, label_ms, k1)
+
+    def _count(self, kind: Kind, counts: list[int], words: str) -> None:
         added, repeated, late, clamped, rejected = counts
         figures = self._figures
-        figures.published += added
-        figures.repeated += repeated
-        figures.late += late
+        self.published += added
         figures.clamped += clamped
         figures.rejected += rejected
-        if late:
-            self._on_event({"kind": "late", "market": self.market, "ticks": late})
+        if kind == "bar":
+            figures.bars += added
+            figures.bars_repeated += repeated
+            figures.bars_late += late
+            if late:
+                event = {"kind": "late bar", "market": self.market, "bars": late}
+                self._on_event({**event, "which": words})
+        else:
+            figures.published += added
+            figures.repeated += repeated
+            figures.late += late
+            if late:
+                self._on_event({"kind": "late", "market": self.market, "ticks": late})
         if rejected:
-            log.error("Redis rejected ticks", market=self.market, ticks=rejected, reason=reason)
-            self._gap(f"rejected by Redis: {reason}", ticks=rejected)
+            log.error("Redis rejected entries", market=self.market, what=kind, words=words)
+            counted = {"bars" if kind == "bar" else "ticks": rejected}
+            self._gap(f"rejected by Redis: {words}", **counted)
 
     # -- the lease ----------------------------------------------------------------------------
 
@@ -292,10 +271,6 @@ class MarketLine:
         self._ring.acknowledge(self.market, applied)
         self.cursor = applied
 
-    def _gap(self, reason: str, from_ms: int = 0, to_ms: int = 0, ticks: int | None = None) -> None:
+    def _gap(self, reason: str, from_ms: int = 0, to_ms: int = 0, **counted: int) -> None:
         event: dict[str, Any] = {"kind": "gap", "market": self.market, "reason": reason}
-        if ticks is not None:
-            event["ticks"] = ticks
-        else:
-            event |= {"from_ms": from_ms, "to_ms": to_ms}
-        self._on_event(event)
+        self._on_event(event | (counted or {"from_ms": from_ms, "to_ms": to_ms}))

@@ -13,6 +13,8 @@ from qmt_protocol.errors import QMTError, TerminalNotConnected
 from qmt_protocol.status import Heartbeat, new_heartbeat
 from qmt_terminal import Terminal
 
+from .bar_maker import BarMaker
+from .figures import Rate
 from .intake import Intake
 from .publisher import Publisher
 from .reporter import Reporter
@@ -37,9 +39,11 @@ class Producer:
         self._terminal = Terminal(settings)
         self._ring = Ring(settings.ring, settings.ring_max_mb * 1_000_000)
         self._started_ms = time.time_ns() // 1_000_000
+        self._bars = BarMaker(self._terminal.now_ms, int(settings.bar_grace_s * 1000))
         self._intake = Intake(
             self._ring,
             settings.markets,
+            bars=self._bars,
             batch_ticks=settings.batch_ticks,
             queue_bytes=settings.queue_mb * 1_000_000,
             decode_bson=self._terminal.decode_push,
@@ -66,7 +70,7 @@ class Producer:
         self._since_ms = self._started_ms
         self._silent_since_ms = self._ring.last_received_ms
         self._subscribed = False
-        self._rate = _Rate()
+        self._rate = Rate()
 
     def stop(self) -> None:
         """Ask `run` to end; safe from any thread and from a signal handler."""
@@ -188,17 +192,3 @@ class Producer:
                 "standby": figures.standby,
             },
         )
-
-
-class _Rate:
-    """Ticks a second between two looks."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._at = time.monotonic()
-
-    def of(self, count: int) -> float:
-        now = time.monotonic()
-        rate = (count - self._count) / max(now - self._at, 1e-3)
-        self._count, self._at = count, now
-        return round(rate, 1)

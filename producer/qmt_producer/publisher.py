@@ -12,9 +12,11 @@ import structlog
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
 
-from .market_line import Figures, MarketLine, Scripts
+from .figures import Figures
+from .market_line import MarketLine
 from .redis_link import connect
 from .ring import Ring
+from .scripts import Scripts
 
 __all__ = ["Publisher"]
 
@@ -32,7 +34,7 @@ class Publisher:
     ring
         Where the batches come from.
     markets
-        Which ones.
+        Which ones from the start; those that the ring still holds come by themselves.
     keys, url
         Where they go.
     listening
@@ -56,46 +58,76 @@ class Publisher:
     ) -> None:
         self._redis = connect(url)
         self._ring = ring
+        self._keys = keys
+        self._listening = listening
         self._on_event = on_event
+        self._limits = limits
         self._stopping = threading.Event()
         # The ring is locked to one process, so its id names this producer over a restart too.
         self.holder = ring.id
         self.figures = Figures()
         self.more = threading.Event()
-        scripts = Scripts(self._redis)
-        self._lines = [
-            MarketLine(
+        self._scripts = Scripts(self._redis)
+        self._lines: dict[str, MarketLine] = {}
+        for market in [*markets, *ring.markets]:
+            self.add(market)
+        self.thread = threading.Thread(target=self._run, name="publisher")
+
+    def add(self, market: str) -> None:
+        """Publish this market too; nothing happens when it is published already."""
+        if market not in self._lines:
+            line = MarketLine(
                 market,
-                ring,
-                keys,
-                scripts,
+                self._ring,
+                self._keys,
+                self._scripts,
                 self.figures,
                 holder=self.holder,
-                listening=listening,
-                on_event=on_event,
-                **limits,
+                listening=self._listening,
+                on_event=self._on_event,
+                **self._limits,
             )
-            for market in markets
-        ]
-        self.thread = threading.Thread(target=self._run, name="publisher")
+            self._lines = {**self._lines, market: line}
+            self.more.set()
+
+    @property
+    def markets(self) -> list[str]:
+        """What is published, with or without the lease."""
+        return list(self._lines)
 
     @property
     def cursors(self) -> dict[str, int]:
         """Market to the number below which nothing will be published again."""
-        return {line.market: line.cursor for line in self._lines}
+        return {market: line.cursor for market, line in self._lines.items()}
 
     def holds(self, market: str) -> bool:
         """Whether this producer publishes the market."""
-        return any(line.market == market and line.holding for line in self._lines)
+        line = self._lines.get(market)
+        return line is not None and line.holding
+
+    def _ours(self) -> list[MarketLine]:
+        return [line for line in self._lines.values() if line.market not in self.figures.standby]
 
     @property
     def waiting_batches(self) -> int:
         """Batches in the ring that Redis does not have yet, of the markets that are ours."""
-        return sum(
-            self._ring.waiting(line.market, line.cursor)
-            for line in self._lines
-            if line.market not in self.figures.standby
-        )
+        return sum(self._ring.waiting(line.market, line.cursor) for line in self._ours())
+
+    def market_figures(self) -> dict[str, dict[str, Any]]:
+        """Return per market: who holds it, entries added, and what waits in the ring."""
+        now_ms = time.time_ns() // 1_000_000
+        found = {}
+        for market, line in self._lines.items():
+            batches, size_bytes = self._ring.lag(market, line.cursor)
+            oldest_ms = self._ring.oldest_after(market, line.cursor)
+            found[market] = {
+                "holding": line.holding,
+                "published": line.published,
+                "waiting_batches": batches,
+                "waiting_bytes": size_bytes,
+                "waiting_ms": now_ms - oldest_ms if oldest_ms else 0,
+            }
+        return found
 
     def stop(self, drain_s: float) -> None:
         """Publish what the ring still holds, for so long at most, then give the leases back."""
@@ -108,7 +140,7 @@ class Publisher:
         self.more.set()
         self.thread.join()
         try:
-            for line in self._lines:
+            for line in self._lines.values():
                 line.release()
         except RedisUnavailable as error:
             log.warning("the leases were not given back", error=error.message)
@@ -119,7 +151,7 @@ class Publisher:
         while not self._stopping.is_set():
             self.more.clear()
             try:
-                busy = [line.step() for line in self._lines]
+                busy = [line.step() for line in self._lines.values()]
                 failures = 0
                 self._back()
             except RedisUnavailable as error:
@@ -135,7 +167,7 @@ class Publisher:
             log.warning("Redis is away; ticks wait in the ring", error=error.message)
             self._on_event({"kind": "redis away", "reason": error.message})
         self.figures.redis_away = error.message
-        for line in self._lines:
+        for line in self._lines.values():
             line.forget_lease()
 
     def _back(self) -> None:

@@ -22,7 +22,7 @@ from qmt_protocol.errors import CodecError, EncodeError
 from qmt_protocol.numbers import scale_prices
 from qmt_protocol.ticks import TICK_FIELDS, encode_ticks, exchange_ms
 
-__all__ = ["Encoded", "PushCodec"]
+__all__ = ["Encoded", "PushCodec", "encode_one"]
 
 Encoded = tuple[str, int, bytes | EncodeError]
 """Code, ms that orders the tick, ``t1`` with its flags set, or why there is none."""
@@ -125,11 +125,7 @@ class PushCodec:
             tick = self._decode_bson(document)
         except CodecError as error:
             return code, received_ms, EncodeError(error.message)
-        (t1,) = encode_ticks([tick])
-        at_ms, flags = exchange_ms(tick, received_ms)
-        if flags and isinstance(t1, bytes):
-            t1 = t1[:-1] + bytes([flags])
-        return code, at_ms, t1
+        return encode_one(code, tick, received_ms)
 
     def _layout(self, size: int, example: bytes) -> _Layout | None:
         known = self._layouts.get(size)
@@ -138,6 +134,15 @@ class PushCodec:
                 self._layouts.clear()
             self._layouts[size] = known = _learn(example)
         return known
+
+
+def encode_one(code: str, tick: Mapping[str, Any], received_ms: int) -> Encoded:
+    """Encode one decoded tick."""
+    (t1,) = encode_ticks([tick])
+    at_ms, flags = exchange_ms(tick, received_ms)
+    if flags and isinstance(t1, bytes):
+        t1 = t1[:-1] + bytes([flags])
+    return code, at_ms, t1
 
 
 def _split(push: bytes) -> tuple[list[str], list[tuple[int, int]]]:

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from qmt_protocol.errors import ConfigurationError, QMTError
 
-__all__ = ["Batch", "Entry", "Ring", "RingUnwritable"]
+__all__ = ["Batch", "Entry", "Kind", "NewBatch", "Ring", "RingUnwritable"]
 
 
 class RingUnwritable(QMTError):
@@ -30,13 +30,17 @@ class RingUnwritable(QMTError):
     slug = "ring-unwritable"
 
 
+Kind = Literal["tick", "bar"]
 Entry = tuple[str, int, bytes]
-"""Code, ms that orders it, ``t1`` bytes."""
+"""A tick: code, ms that orders it, ``t1``. A bar: its `want`, its label, ``k1``."""
+NewBatch = tuple[str, Kind, int, list[Entry]]
+"""Market, kind, receipt in ms, entries."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS ring (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     market TEXT NOT NULL,
+    kind TEXT NOT NULL,
     received_ms INTEGER NOT NULL,
     body BLOB NOT NULL
 );
@@ -46,16 +50,18 @@ CREATE TABLE IF NOT EXISTS silence (from_ms INTEGER NOT NULL, to_ms INTEGER NOT 
 CREATE TABLE IF NOT EXISTS acked (market TEXT PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_COLUMNS: Final = "number, market, kind, received_ms, body"
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One numbered batch of one market."""
+    """One numbered batch of one market, all ticks or all bars."""
 
     number: int
     market: str
+    kind: Kind
     received_ms: int
     entries: list[Entry]
 
@@ -121,8 +127,8 @@ class Ring:
 
     # -- batches ------------------------------------------------------------------------------
 
-    def append(self, batches: Iterable[tuple[str, int, list[Entry]]]) -> list[Batch]:
-        """Store batches (market, receipt, entries) in one transaction.
+    def append(self, batches: Iterable[NewBatch]) -> list[Batch]:
+        """Store batches in one transaction.
 
         Returns
         -------
@@ -138,11 +144,11 @@ class Ring:
         before = self._bytes
         try:
             with self._transaction():
-                for market, received_ms, entries in batches:
+                for market, kind, received_ms, entries in batches:
                     body = _encode(entries)
                     self._db.execute(
-                        "INSERT INTO ring (market, received_ms, body) VALUES (?, ?, ?)",
-                        (market, received_ms, body),
+                        "INSERT INTO ring (market, kind, received_ms, body) VALUES (?, ?, ?, ?)",
+                        (market, kind, received_ms, body),
                     )
                     self._bytes += len(body)
                 self._write_acked()
@@ -161,11 +167,11 @@ class Ring:
         while self._bytes > self._max_bytes:
             row = self._db.execute(
                 "DELETE FROM ring WHERE number = (SELECT min(number) FROM ring)"
-                " RETURNING number, market, received_ms, body"
+                f" RETURNING {_COLUMNS}"
             ).fetchone()
             if row is None:
                 break
-            self._bytes -= len(row[3])
+            self._bytes -= len(row[4])
             if row[0] > self._acked.get(row[1], 0):
                 lost.append(_batch(row))
         return lost
@@ -173,7 +179,7 @@ class Ring:
     def after(self, market: str, number: int, limit: int) -> list[Batch]:
         """Return up to `limit` of a market's batches that follow the given number, in order."""
         rows = self._all(
-            "SELECT number, market, received_ms, body FROM ring"
+            f"SELECT {_COLUMNS} FROM ring"  # noqa: S608
             " WHERE market = ? AND number > ? ORDER BY number LIMIT ?",
             market,
             number,
@@ -186,6 +192,35 @@ class Ring:
         return int(
             self._one("SELECT count(*) FROM ring WHERE market = ? AND number > ?", market, number)
         )
+
+    def lag(self, market: str, number: int) -> tuple[int, int]:
+        """Return number and bytes of a market's batches that follow the given number."""
+        rows = self._all(
+            "SELECT count(*), coalesce(sum(length(body)), 0) FROM ring"
+            " WHERE market = ? AND number > ?",
+            market,
+            number,
+        )
+        return int(rows[0][0]), int(rows[0][1])
+
+    def oldest_after(self, market: str, number: int) -> int:
+        """Return when the first of a market's batches behind a number was received; 0: none."""
+        rows = self._all(
+            "SELECT received_ms FROM ring WHERE market = ? AND number > ? ORDER BY number LIMIT 1",
+            market,
+            number,
+        )
+        return int(rows[0][0]) if rows else 0
+
+    @property
+    def markets(self) -> list[str]:
+        """Markets of which batches are kept."""
+        return [market for (market,) in self._all("SELECT DISTINCT market FROM ring")]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the batches kept."""
+        return self._bytes
 
     def number_before(self, market: str, received_ms: int) -> int:
         """Return the number of a market's last batch received before a time; 0 for none."""
@@ -281,6 +316,6 @@ class Ring:
             self._db.close()
 
 
-def _batch(row: tuple[int, str, int, bytes]) -> Batch:
-    number, market, received_ms, body = row
-    return Batch(number, market, received_ms, _decode(body))
+def _batch(row: tuple[int, str, Kind, int, bytes]) -> Batch:
+    number, market, kind, received_ms, body = row
+    return Batch(number, market, kind, received_ms, _decode(body))

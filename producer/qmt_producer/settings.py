@@ -31,6 +31,12 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     future_ms: int = Field(
         10_000, ge=0, description="how far ahead of Redis time a tick may be before it is clamped"
     )
+    wanted_max: int = Field(
+        50, ge=0, description="most single codes and bars subscribed because readers want them"
+    )
+    bar_grace_s: float = Field(
+        5.0, ge=0, description="how long after its end a bar may change before it is called closed"
+    )
     exit_with_stdin: bool = Field(False, description="end when standard input closes")
 
     @field_validator("markets", mode="before")

@@ -45,8 +45,9 @@ BAR_TABLE: Final[tuple[Column, ...]] = (
     Column("suspendFlag", "int32", "0 normal, 1 suspended, -1 resumed that day"),
     Column("closed", "bool", "False while the bar still forms"),
 )
-"""Bars of every period. The index is the bar's label: 00:00 of its (first) day for ``1d`` and
-longer, the end of the bar for intraday; a day's first 1m bar, 09:30, is the opening auction."""
+"""Bars of every period. The index is the bar's label: 00:00 of its day for ``1d``, the end of the
+bar for intraday; a day's first 1m bar, 09:30, is the opening auction. ``1w`` and longer keep the
+terminal's own label (simulator: 00:00 of the last trading day they hold so far)."""
 
 _LEVELS: Final = tuple(
     Column(f"{side}{what}{level}", dtype, unit, null)

@@ -58,6 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     except QMTError as error:
         print(f"qmt-standalone: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Who read our output is gone; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(stack: Stack, temporary: Path | None) -> int:
@@ -102,7 +106,7 @@ def _watch(stack: Stack, supervisor: Supervisor, console: Console, stop: _Stop) 
         if now - figures_at >= _FIGURES_S:
             figures_at = now
             stack.probe.time_history()
-            console.figures(stack.probe.figures(), simulated=stack.simulated)
+            console.figures(stack.probe.figures(), stack)
         time.sleep(_LOOK_S)
 
 

@@ -41,11 +41,11 @@ class Console:
         """Say what is about to start."""
         if stack.simulated:
             self.say("QMT Bridge · SIMULATED market: every number below is invented")
-            self.say("QMT Bridge · 模拟行情:以下所有数据均为虚构")
+            self.say("QMT Bridge · 模拟行情：以下所有数据均为虚构")
         else:
             self.say("QMT Bridge · market data of the QMT terminal on this machine")
             self.say("QMT Bridge · 数据来自本机 QMT 终端")
-        self.say(f"data, logs · 数据与日志: {stack.data_dir}")
+        self.say(f"data, logs · 数据与日志： {stack.data_dir}")
 
     def ready(self, stack: Stack) -> None:
         """Say where to look, and three things to try."""
@@ -53,7 +53,7 @@ class Console:
             port = stack.settings.bridge_port
             self.say()
             self.say(f"!! port {port} is taken: the gateway listens on {stack.http_port}")
-            self.say(f"!! 端口 {port} 已被占用,网关改用 {stack.http_port}")
+            self.say(f"!! 端口 {port} 已被占用，网关改用 {stack.http_port}")
         url = stack.http_url
         python = shlex.quote(_short(sys.executable))
         snippet = (
@@ -75,19 +75,19 @@ Ctrl-C stops everything · 按 Ctrl-C 全部停止
 """
         )
 
-    def figures(self, figures: Figures, *, simulated: bool) -> None:
+    def figures(self, figures: Figures, stack: Stack) -> None:
         """Show the current figures: each time on a terminal, now and then on a pipe."""
         now = time.monotonic()
         if not self._live and now - self._plain_at < _PLAIN_EVERY_S:
             return
         self._plain_at = now
-        label = "SIMULATED " if simulated else ""
+        label = "SIMULATED " if stack.simulated else ""
         text = (
             f"{label}{_number(figures.ticks_per_s)} ticks/s · "
             f"{_number(figures.published)} published · "
             f"newest tick {_seconds(figures.age_ms)} old · "
             f"60 bars in {_number(figures.history_ms)} ms · "
-            f"Redis {_number(figures.memory_mb)} MB"
+            f"Redis {_number(figures.memory_mb)} of {stack.settings.streams_memory_mb:,} MB"
         )
         if not self._live:
             self._write(text + "\n")

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import httpx
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from qmt_protocol.errors import QMTError
 from qmt_protocol.feed import decode_latest
@@ -45,9 +47,7 @@ class Probe:
     def __init__(self, streams_url: str, http_url: str, markets: Iterable[str]) -> None:
         self._keys = Keys()
         self._markets = tuple(markets)
-        self._redis = redis.Redis.from_url(
-            streams_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        )
+        self._redis = _connect(streams_url)
         self._http = httpx.Client(timeout=_TIMEOUT_S, trust_env=False)
         self.http_url = http_url
         self._history_ms: float | None = None
@@ -63,7 +63,7 @@ class Probe:
     def ping(self, url: str) -> str:
         """Return ``""`` when the Redis server answers, else why not."""
         try:
-            with redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S) as connection:
+            with _connect(url) as connection:
                 connection.ping()
         except redis.RedisError as error:
             return str(error)
@@ -196,6 +196,16 @@ class Probe:
             for code, data in zip(flat[::2], flat[1::2], strict=True):
                 newest = max(newest, decode_latest(data, code.decode()).time_ms)
         return now_ms - newest if newest else None
+
+
+def _connect(url: str) -> redis.Redis:
+    """Return a connection that tries once: the supervisor asks again by itself."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 def _terminal_reason(beats: list[Heartbeat]) -> str:

@@ -49,6 +49,10 @@ class Reaper:
         """
         self._tell(f"+{os.getpid()}")
 
+    def register(self, group: int) -> None:
+        """Register a group that runs already."""
+        self._tell(f"+{group}")
+
     def forget(self, group: int) -> None:
         """Tell that a group has ended and its number may be used by others."""
         self._tell(f"-{group}")

@@ -16,6 +16,8 @@ import redis
 
 from qmt_protocol.errors import ConfigurationError, RedisUnavailable
 
+from .reaper import Reaper
+
 __all__ = ["RedisServer", "find_server", "free_port"]
 
 _START_TIMEOUT_S: Final = 10.0
@@ -112,6 +114,7 @@ class RedisServer:
         self.max_memory_bytes = max_memory_bytes
         self.binary = binary or find_server()
         self.process: subprocess.Popen[bytes] | None = None
+        self._reaper: Reaper | None = None
 
     @property
     def url(self) -> str:
@@ -146,6 +149,10 @@ class RedisServer:
                 cwd=self.directory,
                 start_new_session=True,
             )
+        if os.name == "posix":
+            # Also a killed test run must not leave a server behind.
+            self._reaper = Reaper()
+            self._reaper.register(self.process.pid)
         self._wait_until_ready()
 
     def _config(self) -> str:
@@ -192,15 +199,23 @@ class RedisServer:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(timeout_s)
-        self.process = None
+        self._bury()
 
     def kill(self) -> None:
         """Kill it at once, as a crash would."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
-            self.process = None
+            self._bury()
+
+    def _bury(self) -> None:
+        if self.process is None:
+            return
+        self.process.wait(10)
+        if self._reaper is not None:
+            self._reaper.forget(self.process.pid)
+            self._reaper.close()
+            self._reaper = None
+        self.process = None
 
 
 def _quoted(path: Path) -> str:

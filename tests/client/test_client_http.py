@@ -190,7 +190,7 @@ async def test_a_gateway_that_comes_back_is_followed_and_the_gap_is_told(
     found: list[int] = []
 
     async def take(client: AsyncQMTClient, until: int) -> None:
-        async with aclosing(client.ticks(CODE, on_gap=gaps.append)) as ticks:  # type: ignore[type-var]
+        async with aclosing(client.ticks(CODE, on_gap=gaps.append)) as ticks:
             async for tick in ticks:
                 found.append(tick["volume"])
                 if tick["volume"] == until:

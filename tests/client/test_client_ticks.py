@@ -457,5 +457,5 @@ def test_memory_is_bounded_by_the_reader_not_by_the_feed(
         reader = batches.ag_frame.f_locals["batches"].ag_frame.f_locals["reader"]
         behind = streams.xrange(Keys().feed("SH"), min=f"({reader.positions['SH']}")
         sizes.append(len(behind))
-    ticks.close()  # type: ignore[attr-defined]
+    ticks.close()
     assert sizes[-1] > 100, "what was not asked for was left in Redis"

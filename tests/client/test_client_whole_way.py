@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -73,13 +74,13 @@ class Bridge:
         return pd.DataFrame(columns, index=index.tz_convert("Asia/Shanghai"))
 
     def one_of(self, kind: str, market: str) -> str:
-        return next(
-            code
-            for code in self.oracle.codes()
-            if asset_class(code) == kind
-            and code.endswith(f".{market}")
-            and len(self.oracle.bars(code, "1d")["time"]) > 60
-        )
+        """Return a code that trades today and did so for sixty days."""
+        for code in self.oracle.codes():
+            if asset_class(code) == kind and code.endswith(f".{market}"):
+                labels = self.truth(code, "1d").index
+                if len(labels) > 60 and labels[-1].date().isoformat() == TODAY:
+                    return code
+        raise LookupError(f"no {kind} of {market}")
 
 
 @contextmanager
@@ -121,7 +122,8 @@ def _wait_for_all(client: QMTClient) -> None:
         ]
         if ready.count("worker") == 2 and "producer" in ready and client.latest(markets=["BJ"]):
             return
-        assert time.monotonic() < deadline, f"not ready: {client.status().to_dict()}"
+        if time.monotonic() > deadline:
+            pytest.fail(f"not ready after a minute, but {ready}")
         time.sleep(0.1)
 
 
@@ -298,18 +300,35 @@ def test_full_tick_equals_the_oracle(bridge: Bridge, way: QMTClient) -> None:
         assert tick["bidVol"] == truth["bidVol"][-1].tolist()
 
 
-def test_live_ticks_are_those_that_were_pushed(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    """A bridge whose market moves."""
+    with running_bridge(tmp_path_factory.mktemp("moving"), "--start", NOW) as made:
+        yield made
+
+
+def test_the_guides_examples_run(moving: Bridge) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text("utf-8")
+    examples = re.findall(r"<!-- run -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 6
+    with QMTClient(**moving.target) as client:
+        namespace: dict[str, Any] = {"client": client}
+        for example in examples:
+            exec(compile(example, "docs/client.md", "exec"), namespace)
+    assert list(namespace["frames"]) == ["000001.SZ", "600519.SH"]
+    assert namespace["number"] == 3
+    assert len(namespace["codes"]) == 300
+
+
+def test_live_ticks_are_those_that_were_pushed(moving: Bridge) -> None:
     wanted = 3000
-    with running_bridge(tmp_path_factory.mktemp("running"), "--start", NOW) as bridge:
-        with QMTClient(**bridge.target) as client:
-            found = []
-            for tick in client.ticks(markets=["SZ"]):
-                found.append(tick)
-                if len(found) == wanted:
-                    break
-        log = read_push_log(bridge.push_log)
+    found = []
+    with QMTClient(**moving.target) as client:
+        for tick in client.ticks(markets=["SZ"]):
+            found.append(tick)
+            if len(found) == wanted:
+                break
+    log = read_push_log(moving.push_log)
     pushed: dict[str, list[tuple[Any, ...]]] = {}
     for row in log[["code", "time", "lastPrice", "volume"]].tolist():
         pushed.setdefault(row[0].decode(), []).append(row[1:])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import httpx
 from test_gateway_market import problem_of
 
+from qmt_gateway.app import create_app
+from qmt_gateway.settings import GatewaySettings
+
 INCUMBENT = {
     ("/api/history", "get"): ({"stock"}, {"period", "count", "fields"}),
     ("/api/batch_history", "get"): ({"stocks"}, {"period", "count", "fields"}),
@@ -62,6 +65,20 @@ def test_the_page_is_there(http: httpx.Client) -> None:
     page = http.get("/docs")
     assert page.status_code == 200
     assert "/openapi.json" in page.text
+
+
+async def test_an_unforeseen_error_tells_nothing_of_the_inside() -> None:
+    app = create_app(GatewaySettings())
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise RuntimeError("the inside")
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        response = await client.get("/fails")
+    problem_of(response, 500, "unexpected")
+    assert "the inside" not in response.text
 
 
 def test_unknown_paths_and_methods_are_problems_too(http: httpx.Client) -> None:

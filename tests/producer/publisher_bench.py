@@ -11,7 +11,7 @@ import msgpack
 import redis
 
 from qmt_producer.publisher import Publisher
-from qmt_producer.ring import Entry, Ring
+from qmt_producer.ring import Entry, Kind, Ring
 from qmt_protocol.keys import Keys
 from qmt_protocol.ticks import encode_tick
 
@@ -58,8 +58,8 @@ class Bench:
     def done(self) -> bool:
         return self.publisher.waiting_batches == 0
 
-    def publish(self, *entries: Entry, market: str = "SH") -> None:
-        self.ring.append([(market, 0, list(entries))])
+    def publish(self, *entries: Entry, market: str = "SH", kind: Kind = "tick") -> None:
+        self.ring.append([(market, kind, 0, list(entries))])
         self.publisher.more.set()
         wait_for(lambda: self.done)
 

@@ -48,8 +48,7 @@ def test_ids_are_exchange_time_and_all_places_agree(bench: Bench, streams: redis
 def test_a_batch_sent_again_adds_nothing(bench: Bench, streams: redis.Redis) -> None:
     bench.publish(entry(NOON_MS, 10.0), entry(NOON_MS + 1, 10.1))
     before = stored(streams), fed(streams)
-    (line,) = [line for line in bench.publisher._lines if line.market == "SH"]
-    line.cursor = 0  # as if the answer had been lost
+    bench.publisher._lines["SH"].cursor = 0  # as if the answer had been lost
     bench.publisher.more.set()
     wait_for(lambda: bench.done)
     assert (stored(streams), fed(streams)) == before
@@ -100,6 +99,26 @@ def test_one_bad_key_rejects_its_tick_alone(bench: Bench, streams: redis.Redis) 
     assert "600001.SH" in gap["reason"]
 
 
+def test_long_codes_are_readable_everywhere(bench: Bench, streams: redis.Redis) -> None:
+    code = "A" * 24 + ".MARKET12"
+    bench.ring.append([("MARKET12", "tick", 0, [entry(NOON_MS, 10.0, code=code)])])
+    bench.publisher.add("MARKET12")
+    wait_for(lambda: bench.done)
+    ((fed_code, entry_id, _),) = fed(streams, "MARKET12")
+    assert (fed_code, entry_id) == (code, f"{NOON_MS}-0")
+    assert stored(streams, code)[0][0] == entry_id
+
+
+def test_a_trimmed_stream_does_not_take_its_last_tick_again(
+    bench: Bench, streams: redis.Redis
+) -> None:
+    bench.publish(entry(NOON_MS, 10.0))
+    streams.delete(KEYS.tick(CODE))  # swept: the code stopped trading
+    bench.publish(entry(NOON_MS, 10.0))
+    assert streams.exists(KEYS.tick(CODE)) == 0
+    assert len(fed(streams)) == 1
+
+
 def test_latest_lost_does_not_reorder(bench: Bench, streams: redis.Redis) -> None:
     bench.publish(entry(NOON_MS + 3000, 10.0))
     streams.delete(KEYS.latest("SH"))
@@ -113,7 +132,7 @@ def test_a_stranger_with_the_lease_is_respected(
     streams.set(KEYS.lease("SH"), "stranger", px=700)
     bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
     try:
-        bench.ring.append([("SH", 0, [entry(NOON_MS, 10.0)])])
+        bench.ring.append([("SH", "tick", 0, [entry(NOON_MS, 10.0)])])
         wait_for(lambda: bench.publisher.figures.standby == {"SH": "stranger"})
         assert streams.exists(KEYS.tick(CODE)) == 0
         wait_for(lambda: bench.ring.acked("SH") == 1)  # the stranger's lease ran out
@@ -125,13 +144,15 @@ def test_a_stranger_with_the_lease_is_respected(
     assert streams.exists(KEYS.lease("SH")) == 0, "a clean stop gives the lease back"
 
 
-def test_redis_killed_and_back_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path / "redis")
+def test_redis_killed_and_back_loses_and_repeats_nothing(
+    tmp_path: Path, server_binary: Path
+) -> None:
+    server = RedisServer(tmp_path / "redis", binary=server_binary)
     server.start()
     bench = Bench(tmp_path / "ring.sqlite", server.url)
     try:
         for number in range(30):
-            bench.ring.append([("SH", 0, [entry(NOON_MS + number, 10 + number / 100)])])
+            bench.ring.append([("SH", "tick", 0, [entry(NOON_MS + number, 10 + number / 100)])])
             bench.publisher.more.set()
             if number == 10:
                 server.kill()
@@ -149,19 +170,21 @@ def test_redis_killed_and_back_loses_and_repeats_nothing(tmp_path: Path) -> None
         server.stop()
 
 
-def test_out_of_memory_waits_and_then_publishes(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path / "redis", aof=False)
+def test_out_of_memory_waits_and_then_publishes(tmp_path: Path, server_binary: Path) -> None:
+    server = RedisServer(tmp_path / "redis", binary=server_binary, aof=False)
     server.start()
     bench = Bench(tmp_path / "ring.sqlite", server.url)
     try:
         with redis.Redis.from_url(server.url) as streams:
-            streams.config_set("maxmemory", "1")
-            bench.ring.append([("SH", 0, [entry(NOON_MS, 10.0)])])
+            bench.publish(entry(NOON_MS - 1, 9.0))
+            streams.config_set("maxmemory", "1")  # in the middle of a lease: the batch is refused
+            bench.ring.append([("SH", "tick", 0, [entry(NOON_MS, 10.0)])])
             bench.publisher.more.set()
             wait_for(lambda: "OutOfMemory" in bench.publisher.figures.redis_away)
-            streams.config_set("maxmemory", "0")
-            wait_for(lambda: bench.ring.acked("SH") == 1)
             assert len(stored(streams)) == 1
+            streams.config_set("maxmemory", "0")
+            wait_for(lambda: bench.ring.acked("SH") == 2)
+            assert len(stored(streams)) == len(fed(streams)) == 2
     finally:
         bench.close()
         server.stop()

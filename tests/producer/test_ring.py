@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qmt_producer.bar_maker import BarMaker
 from qmt_producer.intake import Intake
 from qmt_producer.losses import Losses
 from qmt_producer.ring import Entry, Ring
@@ -30,7 +31,13 @@ def test_numbers_have_no_holes_and_outlive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "ring.sqlite"
     ring = Ring(path, 10_000_000)
     ring_id = ring.id
-    ring.append([("SH", 1, entries(3)), ("SZ", 2, entries(2)), ("SH", 3, entries(1))])
+    ring.append(
+        [
+            ("SH", "tick", 1, entries(3)),
+            ("SZ", "tick", 2, entries(2)),
+            ("SH", "tick", 3, entries(1)),
+        ]
+    )
     assert [batch.number for batch in ring.after("SH", 0, 10)] == [1, 3]
     assert [batch.number for batch in ring.after("SZ", 0, 10)] == [2]
     ring.acknowledge("SH", 1)
@@ -41,9 +48,14 @@ def test_numbers_have_no_holes_and_outlive_a_restart(tmp_path: Path) -> None:
     assert (ring.first("SH"), ring.first("SZ"), ring.first("BJ")) == ((3, 3), (2, 2), (0, 0))
     assert (ring.number_before("SH", 3), ring.number_before("SH", 4)) == (0, 3)
     (third,) = ring.after("SH", ring.acked("SH"), 10)
-    assert (third.market, third.received_ms, third.entries) == ("SH", 3, entries(1))
+    assert (third.market, third.kind, third.received_ms, third.entries) == (
+        "SH",
+        "tick",
+        3,
+        entries(1),
+    )
     ring.tidy({"SH": 3, "SZ": 3}, before_ms=10**15)
-    ring.append([("SH", 4, entries(1))])
+    ring.append([("SH", "tick", 4, entries(1))])
     assert ring.first("SH") == (4, 4), "a number is never used twice, even after all were dropped"
     ring.close()
 
@@ -59,7 +71,7 @@ def test_silences_are_cut_to_what_is_asked(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
-    ring.append([("SH", 1, entries(1))])
+    ring.append([("SH", "tick", 1, entries(1))])
     with pytest.raises(ConfigurationError, match="another producer"):
         Ring(tmp_path / "ring.sqlite", 10_000_000)
     ring.close()
@@ -67,9 +79,9 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -> None:
     ring = Ring(tmp_path / "ring.sqlite", 50_000)
-    ring.append([("SH", n, entries(100, AT_MS + 1000 * n)) for n in range(1, 4)])
+    ring.append([("SH", "tick", n, entries(100, AT_MS + 1000 * n)) for n in range(1, 4)])
     ring.acknowledge("SH", 1)
-    lost = ring.append([("SH", 4, entries(100, AT_MS + 4000))])
+    lost = ring.append([("SH", "tick", 4, entries(100, AT_MS + 4000))])
     kept = ring.after("SH", 0, 10)
     gone = {1, 2, 3, 4} - {batch.number for batch in kept}
     assert [batch.number for batch in lost] == sorted(gone - {1}), "what Redis has is not lost"
@@ -87,7 +99,7 @@ def test_committed_batches_survive_kill_9(tmp_path: Path) -> None:
             "from qmt_producer.ring import Ring\n"
             "ring = Ring(pathlib.Path(sys.argv[1]), 10**9)\n"
             "for n in range(10**9):\n"
-            "    ring.append([('SH', n, [('600519.SH', n, b'x' * 500)] * 50)])\n"
+            "    ring.append([('SH', 'tick', n, [('600519.SH', n, b'x' * 500)] * 50)])\n"
             "    print(n + 1, flush=True)\n",
             str(path),
         ],
@@ -135,7 +147,12 @@ def run_intake(
 ) -> tuple[Ring, Intake]:
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
     intake = Intake(
-        ring, ["SH", "SZ"], batch_ticks=2, queue_bytes=queue_bytes, decode_bson=bson.decode
+        ring,
+        ["SH", "SZ"],
+        bars=BarMaker(lambda: AT_MS, 1000),
+        batch_ticks=2,
+        queue_bytes=queue_bytes,
+        decode_bson=bson.decode,
     )
     for push in pushes:
         intake.put(bson.encode(push))

@@ -18,7 +18,7 @@ def now_ms() -> int:
 def push(bench: Bench, *numbers: int) -> None:
     """Give a ring the ticks of these numbers, as its terminal pushed them just now."""
     for number in numbers:
-        bench.ring.append([("SH", now_ms(), [entry(NOON_MS + number, 10 + number / 100)])])
+        bench.ring.append([("SH", "tick", now_ms(), [entry(NOON_MS + number, 10 + number / 100)])])
     bench.publisher.more.set()
 
 
@@ -106,8 +106,10 @@ def test_what_nobody_heard_is_a_gap_with_its_times(
         second.close()
 
 
-def test_redis_restored_from_an_older_copy_is_filled_in_a_new_epoch(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path / "redis")
+def test_redis_restored_from_an_older_copy_is_filled_in_a_new_epoch(
+    tmp_path: Path, server_binary: Path
+) -> None:
+    server = RedisServer(tmp_path / "redis", binary=server_binary)
     server.start()
     bench = Bench(tmp_path / "ring", server.url)
     try:

@@ -33,6 +33,13 @@ def wait_for(look: Callable[[], T | None], timeout_s: float, what: str) -> T:
         time.sleep(0.1)
 
 
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 class Demo:
     """One run in a folder of its own; every process it makes carries a mark."""
 

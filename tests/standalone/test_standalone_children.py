@@ -8,8 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
-from standalone_runs import wait_for
+from standalone_runs import gone, wait_for
 
 from qmt_standalone.child import Child
 from qmt_standalone.reaper import Reaper
@@ -28,13 +27,6 @@ def make(tmp_path: Path, code: str, reaper: Reaper | None = None) -> Child:
     child = Child("one", log=tmp_path / "one.log", cwd=tmp_path, reaper=reaper)
     child.start([sys.executable, "-c", code], os.environ)
     return child
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_stubborn_child_is_killed_at_the_deadline(tmp_path: Path) -> None:

@@ -208,6 +208,13 @@ FROZEN = (
 )
 
 
+def wait_for_running(caller: Caller, job_id: str) -> None:
+    end = time.monotonic() + 20
+    while not caller.entries(job_id):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 class Rig:
     """A worker over a terminal whose clock stands at 10:30 of an ordinary day."""
 

@@ -38,6 +38,8 @@ _EMPTY_S: Final = 5.0
 """The same where nothing landed at all: data may come seconds after a download returns."""
 _SETTLE_LIMIT_S: Final = 60.0
 _MAX_RANGES: Final = 8
+_REFRESH_S: Final = 2.5
+"""A day that can be read already gives no sign when its newer bar has landed: time is given."""
 _EDGE_S: Final = 300
 """A day's ticks are whole when they begin and end that close to its sessions."""
 _LAG_S: Final = 5
@@ -147,6 +149,21 @@ class Coverage:
             dtype=np.int64,
         )
 
+    def unsettled(self, want: Want, frame: pd.DataFrame | None) -> Days:
+        """Return the last day before today whose daily bar may be older than its close.
+
+        A cache filled in mid-session keeps that day's forming bar, and nothing in it tells so. It
+        is fetched again once, on the first request of its code; what lies farther back was
+        fetched again the same way, or together with the days that followed it.
+        """
+        if self._period != "1d" or frame is None or not len(frame):
+            return np.empty(0, dtype=np.int64)
+        days = day_numbers(frame["time"].to_numpy())
+        past = days[(days < self.today) & (days <= want.last)]
+        verified = self._session.verified(want.code, self._period)
+        kept: Days = past[-1:] if len(past) and int(past[-1]) not in verified else past[:0]
+        return kept
+
     def _excused(self, code: str, day: int, verified: Any) -> bool:
         if day == self.today:
             return self._session.gave_up_today(code, self._period)
@@ -208,10 +225,18 @@ class Coverage:
 
     # -- fetching -------------------------------------------------------------------------------
 
-    def fetch(self, missing: dict[str, Days], wants: dict[str, Want], outlet: Outlet) -> None:
+    def fetch(
+        self,
+        missing: dict[str, Days],
+        wants: dict[str, Want],
+        outlet: Outlet,
+        *,
+        refresh: bool = False,
+    ) -> None:
         """Download missing days and wait until they can be read or nothing changes any more.
 
-        What is still missing then does not exist, and is remembered so.
+        What is still missing then does not exist, and is remembered so. With ``refresh`` some of
+        the days can be read already, in an older state.
         """
         ranges: dict[tuple[int, int], list[str]] = {}
         for code, days in missing.items():
@@ -233,7 +258,10 @@ class Coverage:
                 on_progress=tell,
             )
             done += len(codes)
+        returned_s = time.monotonic()
         self._settle(missing, wants)
+        if refresh:
+            time.sleep(max(0.0, returned_s + _REFRESH_S - time.monotonic()))
 
     def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> None:
         began_s = time.monotonic()

@@ -194,12 +194,17 @@ class _History:
     def _ensure(self, wants: list[Want]) -> None:
         """Fetch what is missing, or raise `HistoryMissing`."""
         missing: dict[str, Days] = {}
+        refresh = False
         for group in batches(wants):
             now_ms = self._terminal.now_ms()
             frames = self._coverage.read_with_today(group, self._adjust)
             for want in group:
                 frame = frames.get(want.code)
                 lacking = self._coverage.missing(want, frame) if want.listing else _NO_DAYS
+                if self._params.download == "auto":
+                    unsettled = self._coverage.unsettled(want, frame)
+                    refresh = refresh or bool(len(unsettled))
+                    lacking = np.union1d(lacking, unsettled)
                 if len(lacking):
                     missing[want.code] = lacking
                 elif frame is not None:
@@ -212,7 +217,7 @@ class _History:
             return
         if self._coverage.rows(missing.values()) > self._params.auto_download_rows:
             raise self._history_missing(missing, "is more than may be fetched by itself")
-        self._coverage.fetch(missing, by_code, self._outlet)
+        self._coverage.fetch(missing, by_code, self._outlet, refresh=refresh)
 
     @property
     def _adjust(self) -> str:

@@ -11,6 +11,7 @@ import redis
 import structlog
 from rq import Queue, SimpleWorker
 from rq.job import Job, JobStatus
+from rq.utils import as_text
 
 __all__ = ["adopt_orphans"]
 
@@ -54,6 +55,6 @@ def _died_here(connection: redis.Redis, worker_name: str | None) -> bool:
     """Return whether the worker was a process of this machine that is gone."""
     key = f"{SimpleWorker.redis_worker_namespace_prefix}{worker_name}"
     host, pid = connection.hmget(key, "hostname", "pid")
-    if host is None or pid is None or host.decode() != socket.gethostname():
+    if host is None or pid is None or as_text(host) != socket.gethostname():
         return False
     return not psutil.pid_exists(int(pid))

@@ -1,0 +1,109 @@
+"""``python -m benchmarks``: run the benchmarks named, or all, and write result and report."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from . import machine, report
+from .measure import SIZES, Context, Section
+from .processes import ROOT
+
+NAMES: Final = (
+    "publish",
+    "codec",
+    "latency",
+    "throughput",
+    "deliveries",
+    "rest",
+    "memory",
+    "growth",
+)
+HERE: Final = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 1 when a benchmark failed, 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument(
+        "--quick", action="store_const", const="quick", dest="size", help="under three minutes"
+    )
+    parser.add_argument(
+        "--no-incumbent", action="store_true", help="leave out the side that pip must install"
+    )
+    parser.add_argument("--output", type=Path, help="folder for result and report")
+    parser.add_argument("--scratch", type=Path, help="folder on a disk for servers and rings")
+    options = parser.parse_args(arguments)
+    wrong = [name for name in options.names if name not in NAMES]
+    if wrong:
+        parser.error(f"no benchmark {', '.join(wrong)}; there are {', '.join(NAMES)}")
+    names = [name for name in NAMES if name in (options.names or NAMES)]
+    return _run(names, options, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(names: list[str], options: argparse.Namespace, words: list[str]) -> int:
+    began = dt.datetime.now(dt.timezone.utc)
+    run: dict[str, Any] = {
+        "command": " ".join(["./scripts/bench", *words]),
+        "date": began.strftime("%Y-%m-%d %H:%M UTC"),
+        "size": options.size,
+        "machine": machine.describe(),
+        "load": [machine.load_now()],
+    }
+    sections = []
+    for name in names:
+        _say(f"{name} ...")
+        started = time.monotonic()
+        sections.append(_one(name, options))
+        run["load"].append(machine.load_now())
+        _say(f"{name}: {time.monotonic() - started:.0f} s")
+    page = report.as_markdown(run, sections)
+    _write(options, began, report.as_json(run, sections), page, whole=names == list(NAMES))
+    print(page)
+    return int(any(section.failed for section in sections))
+
+
+def _one(name: str, options: argparse.Namespace) -> Section:
+    scratch = Path(tempfile.mkdtemp(prefix=f"qmt-bench-{name}-", dir=options.scratch))
+    ctx = Context(options.size, scratch, _say, incumbent=not options.no_incumbent)
+    run: Callable[[Context], Section] = import_module(f"{__package__}.{name}").run
+    try:
+        return run(ctx)
+    except Exception as error:  # noqa: BLE001 - told in the report; the others still run
+        traceback.print_exc()
+        return Section(name, "", failed=f"{type(error).__name__}: {error}".splitlines()[0])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(
+    options: argparse.Namespace, began: dt.datetime, raw: str, page: str, *, whole: bool
+) -> None:
+    folder = options.output or HERE / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = began.strftime("%Y%m%d-%H%M%S")
+    (folder / f"{stem}.json").write_text(raw, encoding="utf-8")
+    (folder / f"{stem}.md").write_text(page, encoding="utf-8")
+    _say(f"written: {folder / stem}.json and .md")
+    if options.output is None and whole and options.size == "full":
+        (HERE / "REPORT.md").write_text(page, encoding="utf-8")
+        _say(f"written: {(HERE / 'REPORT.md').relative_to(ROOT)}")
+
+
+def _say(text: str) -> None:
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

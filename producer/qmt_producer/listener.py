@@ -1,0 +1,231 @@
+"""The standing subscription: made, kept alive, watched for silence, and its silences named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import structlog
+
+from qmt_protocol.errors import QMTError, TerminalNotConnected
+from qmt_terminal import Terminal
+
+from .hours import TradingHours
+
+__all__ = ["Listener"]
+
+log: Final = structlog.get_logger(__name__)
+
+_PULSES: Final = {"SH": "000001.SH", "SZ": "399001.SZ", "BJ": "899050.BJ"}
+"""Per market an index that moves all the time; a feed is deaf when these trade and it is silent."""
+_STEPS: Final = ("resubscribed", "reconnected", "restart")
+_SNAPSHOT_MS: Final = 2000
+"""A new subscription begins with a snapshot even where nothing follows: no sign of life."""
+
+
+class Listener:
+    """Keeps the whole-market subscription of one terminal; `look` is called again and again.
+
+    A connection that is up and silent in trading hours is deaf. It is subscribed again, after as
+    long again connected anew, and after as long again `must_restart` is set. The silence from the
+    last push before it to the first one behind it is named.
+
+    Parameters
+    ----------
+    put
+        Takes the pushes.
+    last_push_ms
+        Tells when the last one came, by the wall clock.
+    deaf_after_s
+        Length of a silence that is suspicious.
+    on_silence
+        Called with begin and end (wall ms) and the reason when a silence is over.
+    on_event
+        Called with an event document when something is to be told.
+    silent_since_ms
+        Since when nothing was heard before the start; 0: unknown.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        markets: list[str],
+        hours: TradingHours,
+        *,
+        put: Callable[[bytes], None],
+        last_push_ms: Callable[[], int],
+        deaf_after_s: float,
+        on_silence: Callable[[int, int, str], None],
+        on_event: Callable[[dict[str, Any]], None],
+        silent_since_ms: int,
+    ) -> None:
+        self._terminal = terminal
+        self._markets = markets
+        self._hours = hours
+        self._put = put
+        self._last_push_ms = last_push_ms
+        self._deaf_after_ms = int(deaf_after_s * 1000)
+        self._on_silence = on_silence
+        self._on_event = on_event
+        self._pulse = next((_PULSES[market] for market in markets if market in _PULSES), "")
+        self._silent_since_ms = silent_since_ms
+        self._subscribed = False
+        self._number = -1
+        self._generation = terminal.generation
+        self._subscribed_ms = 0
+        self._alive_ms = 0
+        self._market_ms = 0
+        self._steps_done = 0
+        self.state: Literal["ok", "not_connected", "deaf"] = "not_connected"
+        self.reason = "not tried yet"
+        self.since_ms = _now_ms()
+        self.subscriptions = 0
+        """How often it has subscribed: whatever else was subscribed before is gone or stale."""
+        self.must_restart = False
+
+    @property
+    def listening(self) -> bool:
+        """Whether the terminal pushes, as far as can be known."""
+        return self.state == "ok"
+
+    def look(self) -> bool:
+        """Do what the subscription needs now; return whether it stands."""
+        if self._subscribed and not self._terminal.connected:
+            self._lost("the terminal closed the connection")
+        if not self._subscribed:
+            return self._connect()
+        if self._terminal.generation != self._generation:
+            return self._renew_after_drop()
+        self._listen()
+        self._alive_ms = _now_ms()
+        return True
+
+    # -- subscribing --------------------------------------------------------------------------
+
+    def _connect(self) -> bool:
+        try:
+            info = self._terminal.connect()
+            self._subscribe()
+        except TerminalNotConnected as error:
+            self.reason = error.message
+            return False
+        except QMTError as error:
+            log.error("the subscription failed", error=str(error))
+            self.reason = error.message
+            return False
+        log.info("subscribed", markets=self._markets, terminal=info.address)
+        self._on_event({"kind": "connected", "terminal": info.address, "markets": self._markets})
+        if self._steps_done:
+            self._set("deaf", self.reason)
+            return True
+        self._set("ok", "")
+        if self._silent_since_ms:
+            self._end_silence("the terminal was away", self._subscribed_ms)
+        return True
+
+    def _subscribe(self) -> None:
+        """Subscribe, once: an older subscription of this connection would push everything twice."""
+        generation = self._terminal.generation
+        if self._number >= 0 and generation[0] == self._generation[0]:
+            self._terminal.unsubscribe(self._number)
+        self._number = self._terminal.subscribe_pushes(self._markets, self._put)
+        self._generation = generation
+        self._subscribed = True
+        self._subscribed_ms = self._alive_ms = _now_ms()
+        self.subscriptions += 1
+
+    def _renew_after_drop(self) -> bool:
+        """The connection broke and came back by itself: its subscriptions may be gone."""
+        self._silent_since_ms = self._silent_since_ms or self._heard_ms()
+        try:
+            self._subscribe()
+        except QMTError as error:
+            self._lost(error.message)
+            return False
+        log.warning("the connection broke and came back")
+        self._on_event({"kind": "resubscribed", "reason": "the connection broke and came back"})
+        if not self._steps_done:
+            self._end_silence("the terminal was away", self._subscribed_ms)
+        return True
+
+    def _heard_ms(self) -> int:
+        """Return until when certainly nothing was missed: the last push, or sign of life."""
+        return max(self._last_push_ms(), self._alive_ms)
+
+    def _lost(self, reason: str) -> None:
+        self._subscribed = False
+        self._silent_since_ms = self._silent_since_ms or self._heard_ms()
+        self._set("not_connected", reason)
+        log.warning("the terminal is gone", reason=reason)
+        self._on_event({"kind": "lost", "reason": reason})
+
+    def _end_silence(self, reason: str, at_ms: int) -> None:
+        from_ms, self._silent_since_ms = self._silent_since_ms, 0
+        self._on_silence(from_ms, at_ms, reason)
+
+    def _set(self, state: Literal["ok", "not_connected", "deaf"], reason: str) -> None:
+        self.state, self.reason, self.since_ms = state, reason, _now_ms()
+
+    # -- alive but deaf -----------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        heard_ms, now_ms = self._last_push_ms(), _now_ms()
+        settle_ms = min(_SNAPSHOT_MS, self._deaf_after_ms // 2)
+        if self._steps_done and heard_ms > self._subscribed_ms + settle_ms:
+            self._recovered("pushes came again", heard_ms)
+            return
+        since_ms = self._subscribed_ms if self._steps_done else max(heard_ms, self._subscribed_ms)
+        if now_ms - since_ms < self._deaf_after_ms:
+            return
+        try:
+            open_for_ms = self._open_for_ms()
+        except QMTError as error:  # the next look finds the connection gone
+            log.warning("trading hours are not known", error=error.message)
+            return
+        if self._steps_done and open_for_ms == 0:
+            self._recovered("the market closed", now_ms)
+        elif open_for_ms >= self._deaf_after_ms:
+            self._help(heard_ms, now_ms)
+
+    def _open_for_ms(self) -> int:
+        """Return for how long pushes should have come; 0 when none are due."""
+        market_ms = self._terminal.now_ms()
+        stands = market_ms <= self._market_ms  # a simulated clock can
+        self._market_ms = market_ms
+        return self._hours.open_for_ms(self._pulse) if self._pulse and not stands else 0
+
+    def _help(self, heard_ms: int, now_ms: int) -> None:
+        """Take the next step against a silence."""
+        if not self._steps_done:
+            self._silent_since_ms = heard_ms or self._subscribed_ms
+        silent_s = round((now_ms - self._silent_since_ms) / 1000, 1)
+        step = _STEPS[min(self._steps_done, len(_STEPS) - 1)]
+        self._steps_done += 1
+        reason = f"connected, but nothing came for {silent_s} s of trading"
+        self._set("deaf", reason)
+        log.error("the feed is deaf", silent_s=silent_s, step=step)
+        self._on_event({"kind": "deaf", "done": step, "silent_s": silent_s})
+        if step == "restart":
+            self.must_restart = True
+            return
+        try:
+            if step == "reconnected":
+                self._terminal.close()
+                self._number = -1
+                self._terminal.connect()
+            self._subscribe()
+        except QMTError as error:
+            self._lost(error.message)
+
+    def _recovered(self, done: str, at_ms: int) -> None:
+        self._steps_done = 0
+        self._set("ok", "")
+        log.info("the feed is no longer deaf", why=done)
+        silent_s = round((at_ms - self._silent_since_ms) / 1000, 1)
+        self._on_event({"kind": "deaf", "done": done, "silent_s": silent_s})
+        self._end_silence("the terminal was silent", at_ms)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,168 @@
+"""Workers from start to end: lost terminals, killed processes, orderly stops."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+from worker_rig import Caller, WorkerProcess, wait_for_running
+
+CODE = "600000.SH"
+
+
+def children_gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    _gone, alive = psutil.wait_procs(processes, timeout_s)
+    return alive
+
+
+def test_terminal_death_shows_and_heals(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port, "--queue", "qmt-query")
+    beat = caller.wait_for_terminal("ok")
+    assert beat["simulated"] is True
+    assert beat["queues"] == ["qmt-query"]
+    assert beat["terminal"]["edition"] == "research"
+    simulated.stop()
+    lost = caller.wait_for_terminal("not_connected", 3)
+    assert lost["terminal"]["reason"]
+    assert lost["terminal"]["since_ms"] > 0
+    error = caller.ask("full_tick", 10, codes=[CODE]).error
+    assert error["error"] == "terminal-not-connected"
+    start_simulated(port=simulated.port)
+    caller.wait_for_terminal("ok", 15)
+    assert caller.ask("history", codes=[CODE], period="1d", count=5).manifest["rows"] == 5
+    assert worker.process.poll() is None
+
+
+# -- both queues, and the end -------------------------------------------------------------------
+
+
+def test_downloads_are_verified_and_do_not_delay_reads(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port)
+    end = time.monotonic() + 20
+    while {queue for beat in caller.heartbeats() for queue in beat["queues"]} != {
+        "qmt-query",
+        "qmt-download",
+    }:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    codes = [code for code in simulated.oracle.codes() if code.startswith("6011")][:60]
+    job_id = caller.enqueue("download", codes=codes, period="1d", start_ms=1_780_000_000_000)
+    wait_for_running(caller, job_id)
+    began = time.monotonic()
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+    assert not any(one["state"] == "done" for one in caller.entries(job_id))
+    assert time.monotonic() - began < 5
+    answer = caller.wait(job_id)
+    for code in codes:
+        told = answer.manifest["document"][code]
+        truth = simulated.oracle.bars(code, "1d", 1_780_000_000_000 - 86_400_000)["time"]
+        assert told["rows"] == sum(truth >= 1_780_000_000_000 - 86_400_000 * 1), code
+        assert told["rows"] == told["expected_days"]
+    assert answer.progress[-2]["finished"] == len(codes)
+
+
+def test_sigterm_stops_all_of_it_in_time_also_during_a_job(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port)
+    simulated.control.set_fault("stuck_download")
+    job_id = caller.enqueue("history", codes=[CODE], period="1d", count=100)
+    wait_for_running(caller, job_id)
+    below = worker.children()
+    assert len(below) >= 4
+    assert worker.stop() < 4
+    assert worker.process.returncode == 0
+    assert children_gone(below, 2) == []
+    assert caller.wait(job_id, 1).error["data"]["reason"] == "worker stopping"
+
+
+def test_kill_leaves_nothing_behind(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port)
+    simulated.control.set_fault("stuck_download")
+    wait_for_running(caller, caller.enqueue("history", codes=[CODE], period="1d", count=100))
+    below = worker.children()
+    worker.process.kill()
+    worker.process.wait(5)
+    assert children_gone(below, 6) == []
+
+
+def test_the_end_of_stdin_ends_the_worker(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    worker: WorkerProcess = start_worker(simulated.port, "--exit-with-stdin")
+    below = worker.children()
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(8) == 0
+    assert children_gone(below, 3) == []
+
+
+def test_a_queue_process_that_dies_is_started_again(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port)
+    beats = caller.heartbeats()
+    victim = next(beat["pid"] for beat in beats if beat["queues"] == ["qmt-query"])
+    os.kill(victim, signal.SIGKILL)
+    # Given to the dying process as like as not: it must not get lost there.
+    assert caller.ask("sector_stocks", sector="上证50").state == "done"
+    again = {beat["pid"] for beat in caller.heartbeats() if beat["queues"] == ["qmt-query"]}
+    assert again - {victim}
+
+
+def test_a_job_of_a_killed_queue_process_fails_when_it_is_back(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port)
+    simulated.control.set_fault("stuck_download")
+    job_id = caller.enqueue("history", codes=[CODE], period="1d", count=100)
+    wait_for_running(caller, job_id)
+    beats = caller.heartbeats()
+    os.kill(next(one["pid"] for one in beats if one["queues"] == ["qmt-query"]), signal.SIGKILL)
+    assert caller.wait(job_id, 20).error["data"]["reason"] == "worker died"
+    simulated.control.clear_fault()
+    assert caller.ask("history", codes=[CODE], period="1d", count=100).state == "done"
+
+
+def run_worker(**environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "qmt_worker"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=30,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def test_it_refuses_another_time_zone() -> None:
+    done = run_worker(TZ="UTC")
+    assert done.returncode == 2
+    assert "not China Standard Time" in done.stderr
+    assert "TZ=Asia/Shanghai" in done.stderr
+
+
+def test_without_a_native_module_it_says_so_and_ends(caller: Caller, worker_jobs: Any) -> None:
+    done = run_worker(
+        TZ="Asia/Shanghai", QMT_NATIVE_MODULE="no_such_module", QMT_JOBS_URL=worker_jobs.url
+    )
+    assert done.returncode == 2
+    assert "no_such_module" in done.stderr

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from qmt_simulator.clock import DAY_MS, day_of, day_start_ms
+
 BASE_PERIOD: Final = {
     "tick": "tick",
     "1m": "1m",
@@ -49,6 +51,8 @@ class Readable:
 
     spans: tuple[Span, ...]
     live_from_ms: int | None
+    edges: dict[int, int]
+    """00:00 of days that were only known while they went on, and until when."""
 
     def seen_until_ms(self, now_ms: int) -> int:
         """Return the market time up to which its newest bar was made."""
@@ -78,12 +82,15 @@ class Cache:
         self._coming: dict[_Key, list[tuple[float, Span]]] = {}
         self._live: collections.Counter[_Key] = collections.Counter()
         self._live_from_ms: dict[_Key, int] = {}
+        self._edges: dict[_Key, dict[int, int]] = {}
         self._dirty = False
         self._file = folder / "cache.json" if folder is not None else None
         if self._file is not None and self._file.exists():
             stored = json.loads(self._file.read_text("utf-8"))
-            for code, period, *numbers in stored:
-                self._spans.setdefault((code, period), []).append(Span(*numbers))
+            for code, period, *numbers in stored["spans"]:
+                self._merge((code, period), Span(*numbers))
+            for code, period, day_ms, as_of_ms in stored["edges"]:
+                self._edges.setdefault((code, period), {})[day_ms] = as_of_ms
 
     def add(self, code: str, period: str, span: Span, delay_s: float = 0.0) -> None:
         """Add a downloaded part that becomes readable after `delay_s`."""
@@ -121,7 +128,9 @@ class Cache:
                     self._merge(key, span)
                 self._coming[key] = [item for item in coming if item[0] > now_s]
             return Readable(
-                tuple(self._spans.get(key, ())), self._live_from_ms.get(key) if live else None
+                tuple(self._spans.get(key, ())),
+                self._live_from_ms.get(key) if live else None,
+                dict(self._edges.get(key, ())),
             )
 
     def save(self) -> None:
@@ -139,11 +148,23 @@ class Cache:
                 for key, spans in table.items()
                 for span in spans
             ]
+            edges = [
+                [*key, day_ms, as_of_ms]
+                for key, days in self._edges.items()
+                for day_ms, as_of_ms in days.items()
+            ]
         partial = self._file.with_suffix(".tmp")
-        partial.write_text(json.dumps(rows), "utf-8")
+        partial.write_text(json.dumps({"spans": rows, "edges": edges}), "utf-8")
         os.replace(partial, self._file)
 
     def _merge(self, key: _Key, span: Span) -> None:
+        edges = self._edges.setdefault(key, {})
+        going_on_ms = day_start_ms(day_of(span.as_of_ms))
+        for day_ms in [day for day in edges if span.start_ms < day + DAY_MS and day <= span.end_ms]:
+            if day_ms < going_on_ms:
+                del edges[day_ms]  # known to its end by now
+        if span.start_ms < going_on_ms + DAY_MS and going_on_ms <= span.end_ms:
+            edges[going_on_ms] = max(span.as_of_ms, edges.get(going_on_ms, 0))
         merged: list[Span] = []
         for other in sorted([*self._spans.get(key, []), span], key=lambda item: item.start_ms):
             if merged and other.start_ms <= merged[-1].end_ms + 1:

@@ -240,9 +240,24 @@ class History:
             keep |= (bars.time >= span.start_ms) & (bars.time <= span.end_ms)
         if readable.live_from_ms is not None:
             keep |= bars.time >= readable.live_from_ms
-        if keep.all():
-            return bars
-        return bars.take(keep)
+        bars = bars if keep.all() else bars.take(keep)
+        return self._with_edges(code, bars, query, readable) if query.period == "1d" else bars
+
+    def _with_edges(self, code: str, bars: Bars, query: Query, readable: Readable) -> Bars:
+        """Put in daily bars as they were when their day was last looked at, before its end."""
+        today_ms = day_start_ms(day_of(query.now_ms))
+        for day_ms, as_of_ms in readable.edges.items():
+            (found,) = np.nonzero(bars.time == day_ms)
+            if not len(found) or (day_ms == today_ms and readable.live_from_ms is not None):
+                continue
+            then = self._market.bars(code, "1d", day_ms, day_ms, as_of_ms)
+            if not len(then.time):
+                continue
+            columns = {name: getattr(bars, name).copy() for name in BAR_COLUMNS}
+            for name, values in columns.items():
+                values[found] = getattr(then, name)
+            bars = dataclasses.replace(bars, **columns)
+        return bars
 
     def _pad(self, code: str, query: Query, columns: dict[str, Any]) -> dict[str, Any]:
         have: Ints = columns["time"]

@@ -50,7 +50,8 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     markets: list[str] = []
     """Markets that a producer publishes."""
     terminal: dict[str, Any] = {}
-    """``state`` (``ok``, ``not_connected``), ``reason``, ``edition``, ``version``, ``address``."""
+    """``state`` (``ok``, ``not_connected``, a producer's ``deaf``, a worker's ``restarting``),
+    ``reason``, ``since_ms``, ``edition``, ``version``, ``address``."""
     rates: dict[str, float] = {}
     figures: dict[str, Any] = {}
 

@@ -39,6 +39,25 @@ def test_terminal_death_shows_and_heals(
     assert worker.process.poll() is None
 
 
+def test_a_cancelled_job_does_not_look_like_a_lost_terminal(
+    start_simulated: Any, start_worker: Any, caller: Caller
+) -> None:
+    simulated = start_simulated()
+    start_worker(simulated.port, "--queue", "qmt-query")
+    simulated.control.set_fault("stuck_download")
+    job_id = caller.enqueue("history", codes=[CODE], period="1d", count=5)
+    wait_for_running(caller, job_id)
+    caller.jobs.set(caller.keys.cancel(job_id), "1", ex=60)
+    seen: set[str] = set()
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        seen |= {beat["terminal"]["state"] for beat in caller.heartbeats()}
+        time.sleep(0.02)
+    assert caller.wait(job_id, 5).error["data"]["reason"] == "cancelled"
+    assert "not_connected" not in seen
+    assert caller.ask("full_tick", 20, codes=[CODE]).state == "done"
+
+
 # -- both queues, and the end -------------------------------------------------------------------
 
 

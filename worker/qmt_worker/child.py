@@ -29,10 +29,11 @@ _RECONNECT_S: Final = 1.0
 _log: Final = structlog.get_logger(__name__)
 
 
-def state(connected: bool, reason: str = "", **facts: Any) -> dict[str, Any]:
-    """Return a heartbeat's ``terminal``."""
+def state(connected: bool | None, reason: str = "", **facts: Any) -> dict[str, Any]:
+    """Return a heartbeat's ``terminal``; ``None``: nobody looked yet, jobs may come."""
+    names = {True: "ok", False: "not_connected", None: "restarting"}
     return {
-        "state": "ok" if connected else "not_connected",
+        "state": names[connected],
         "reason": reason,
         "since_ms": time.time_ns() // 1_000_000,
         **facts,

@@ -144,7 +144,9 @@ class ChildKeeper:
             started.line.close()
             if self._stop.is_set() or self.failure is not None:
                 break
-            self._tell(child.state(False, f"the terminal process ended ({ending}); restarting"))
+            if self.terminal["state"] == "ok":
+                # The terminal may be as well as ever: this says nothing against the next job.
+                self._tell(child.state(None, f"the terminal process ended ({ending})"))
             steady = time.monotonic() - started.started_s > _STEADY_S
             failures = 0 if steady else failures + 1
             _log.warning("child ended", ending=ending, failures=failures)

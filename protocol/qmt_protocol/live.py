@@ -13,6 +13,8 @@ from typing import Any, Final
 import msgspec
 
 __all__ = [
+    "JSON_SUBPROTOCOL",
+    "MSGPACK_SUBPROTOCOL",
     "SUBPROTOCOLS",
     "CloseCode",
     "Failure",
@@ -20,6 +22,7 @@ __all__ = [
     "GapNotice",
     "HeartbeatNotice",
     "Live",
+    "NowLive",
     "Position",
     "Shutdown",
     "Skipped",
@@ -37,7 +40,11 @@ SUBPROTOCOLS: Final = (MSGPACK_SUBPROTOCOL, JSON_SUBPROTOCOL)
 """In the gateway's order of preference; a client that names none speaks JSON."""
 
 Position = dict[str, tuple[str, str]]
-"""Market to (epoch, id of the last feed entry seen): where a reader stands."""
+"""Market to (epoch, id of the last feed entry seen): where a reader stands.
+
+``events`` stands beside the markets, with an empty epoch: up to which of the producers' events the
+reader was told their gaps.
+"""
 
 
 class CloseCode(IntEnum):
@@ -69,11 +76,15 @@ class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", kw_only=True):
     snapshot: bool = True
     """Whether the latest tick of each code comes first; not where a position is given."""
     position: Position | None = None
-    """Go on behind it: first exactly what was missed, or a gap, then live."""
+    """Go on behind it: first exactly what was missed, or a gap, then live. Markets that it does
+    not name begin at their present end."""
     last_ids: dict[str, str] | None = None
-    """Code to its last entry id seen: used where the feed no longer reaches back far enough."""
+    """Code to its last entry id seen, of all codes subscribed: used where the feed no longer
+    reaches back far enough."""
+    start_ms: int | None = None
+    """Begin with the ticks stored since this exchange time, in place of a position."""
     conflate: bool = False
-    """Only the latest tick of each code per frame is wanted."""
+    """Only the latest tick of each code per frame is wanted; holds for the connection."""
 
 
 class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", kw_only=True):
@@ -107,10 +118,19 @@ class Subscribed(msgspec.Struct, tag_field="type", tag="subscribed", kw_only=Tru
     """Answer to a subscription; its snapshot or missed ticks follow."""
 
     id: str
+    position: Position
+    """What follows of these markets is exactly what lies behind it."""
     codes: int
     """Instruments that the connection now gets, ``*`` and markets counted by what they hold."""
     absent: list[str] = []
     """Codes of which nothing is stored (yet)."""
+
+
+class NowLive(msgspec.Struct, tag_field="type", tag="now", kw_only=True):
+    """All that was asked for by position or start has been sent; what follows is live."""
+
+    id: str
+    position: Position
 
 
 class Unsubscribed(msgspec.Struct, tag_field="type", tag="unsubscribed", kw_only=True):
@@ -124,7 +144,8 @@ class Live(msgspec.Struct, tag_field="type", tag="live", kw_only=True):
     """Data. Frames of all connections with the same subscription are the same bytes."""
 
     kind: str
-    """``snapshot``, ``missed`` (asked for by position) or ``live``."""
+    """``snapshot``; ``stored`` (from the codes' own streams, asked for by start or last ids);
+    ``missed`` (from the feed, asked for by position); ``live``."""
     position: Position
     """Where a reader stands who has taken this frame; only the markets that moved."""
     ticks: list[Any] = []
@@ -137,13 +158,21 @@ class GapNotice(msgspec.Struct, tag_field="type", tag="gap", kw_only=True):
     """Data that this connection should have had and cannot get; what follows is behind it."""
 
     market: str
+    """Empty where a producer names codes alone."""
     reason: str
     """``trimmed``, ``epoch``, ``unreadable``, or the producer's own reason."""
-    after: tuple[str, str]
-    """(epoch, entry id) of the last entry before the gap."""
+    message: str = ""
+    after: tuple[str, str] | None = None
+    """(epoch, entry id) of the last entry before the gap; none where a producer names it."""
     from_ms: int = 0
     to_ms: int = 0
-    """Redis time of the last entry before and of the first behind the gap; 0 where unknown."""
+    """Redis time of the last entry before and of the first behind the gap, or the exchange times
+    that the producer or the streams tell; 0 where unknown."""
+    ticks: int = 0
+    """How many, where the producer counted them."""
+    codes: dict[str, list[Any]] = {}
+    """Those concerned, where not all: with the producer's [first ms, last ms, ticks], or with
+    [last id seen, first id left] where their streams were trimmed."""
 
 
 class Skipped(msgspec.Struct, tag_field="type", tag="skipped", kw_only=True):
@@ -187,6 +216,7 @@ FromGateway = (
     | Subscribed
     | Unsubscribed
     | Live
+    | NowLive
     | GapNotice
     | Skipped
     | HeartbeatNotice

@@ -20,8 +20,8 @@ __all__ = [
 PRICE_SCALE: Final = 10_000
 """Units of a scaled price in one yuan."""
 
-PRICE_TOLERANCE: Final = 1e-6
-"""How far, in units of 1/10000 yuan, a price may lie beside a whole unit and still be scaled.
+PRICE_TOLERANCE: Final = 1e-10
+"""How far, in yuan, a scaled price may lie beside the price it stands for.
 
 It is wide enough for the binary noise of a terminal (11.370000000000001 becomes 11.37) and far
 below the finest price step of any exchange (0.0001 yuan is one unit).
@@ -63,7 +63,7 @@ def encode_price(value: Any) -> int | float:
     if not abs(units) < _EXACT:
         return literal
     whole = round(units)
-    return whole if abs(units - whole) <= PRICE_TOLERANCE else literal
+    return whole if abs(whole / PRICE_SCALE - literal) <= PRICE_TOLERANCE else literal
 
 
 def scale_prices(prices: npt.NDArray[np.float64]) -> list[int | float]:
@@ -71,7 +71,8 @@ def scale_prices(prices: npt.NDArray[np.float64]) -> list[int | float]:
     with np.errstate(invalid="ignore", over="ignore"):
         units = prices * PRICE_SCALE
         whole = np.rint(units)
-        fits = (np.abs(units - whole) <= PRICE_TOLERANCE) & (np.abs(whole) < _EXACT)
+        beside = np.abs(whole / PRICE_SCALE - prices)
+        fits = (beside <= PRICE_TOLERANCE) & (np.abs(units) < _EXACT)
     scaled: list[int | float] = np.where(fits, whole, 0).astype(np.int64).tolist()
     for at in np.flatnonzero(~fits).tolist():
         scaled[at] = float(prices[at])

@@ -29,7 +29,7 @@ def schema_documents() -> dict[str, str]:
     price = {
         "price_scale": PRICE_SCALE,
         "price_rule": "an integer is a price times price_scale, a float is the price itself",
-        "price_tolerance_units": PRICE_TOLERANCE,
+        "price_tolerance_yuan": PRICE_TOLERANCE,
         "missing": "nil",
     }
     documents: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 The array holds, in schema order, the 22 fields that xtdata pushes, then a map of all other keys
 (or nil), then one byte of flags. A missing field is nil. A price is an integer in 1/10000 yuan,
-or, where that would change it by more than `PRICE_TOLERANCE` units, the literal float: integer
+or, where that would change it by more than `PRICE_TOLERANCE` yuan, the literal float: integer
 means scaled, float means literal. Other numbers are as they came, whole floats as integers.
 """
 

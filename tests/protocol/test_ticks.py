@@ -88,9 +88,10 @@ def test_vectors_hold_the_real_recorded_ticks() -> None:
         (1686, 16_860_000),  # get_full_tick sends whole floats as int
         (0.00005, 0.00005),  # half a unit stays literal
         (11.37001, 11.37001),
-        (100.0 + 0.9e-10, 1_000_000),  # within the tolerance of 1e-6 units
+        (100.0 + 0.9e-10, 1_000_000),  # within the tolerance of 1e-10 yuan
         (100.0 + 2e-10, 100.0 + 2e-10),  # beyond it
         (-0.0, 0),
+        (450359962737.71875, 450359962737.71875),  # here a float is coarser than a unit
         (1e300, 1e300),
         (math.inf, math.inf),
     ],

@@ -134,7 +134,7 @@ def test_unknown_keys_and_none_are_kept() -> None:
         {"lastPrice": 2**2000},
         {"odd": object()},
     ],
-    ids=str,
+    ids=",".join,
 )
 def test_what_is_no_tick_is_refused_alone(bad: dict[str, Any]) -> None:
     with pytest.raises(EncodeError):

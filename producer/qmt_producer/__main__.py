@@ -1,4 +1,4 @@
-"""``qmt-producer``: push the terminal's whole-market ticks into Redis Streams."""
+"""``qmt-producer``: push the terminal's ticks and bars into Redis Streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the producer until Ctrl-C; return the exit code."""
+    """Run the producer until Ctrl-C; return the exit code, 3 where it should be started again."""
     try:
         settings = load_settings(ProducerSettings, arguments)
         level = logging.getLevelName(settings.log_level.upper())
@@ -37,8 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(getattr(signal, name), lambda *_: producer.stop())
     if settings.exit_with_stdin:
         threading.Thread(target=_stop_with_stdin, args=(producer,), daemon=True).start()
-    producer.run()
-    return 0
+    return producer.run()
 
 
 def _stop_with_stdin(producer: Producer) -> None:

@@ -89,10 +89,10 @@ class BarMaker:
                     made.append((now_ms, EncodeError(f"A bar without a usable time: {label_ms}.")))
                 elif label_ms < state.label_ms:
                     # Redis will call it late, unless it is nothing new.
-                    made += [one for one in _made(label_ms, row) if one != state.before]
+                    made += [one for one in _made(int(label_ms), row) if one != state.before]
                 else:
                     self._move_on(period, state, label_ms, made)
-                    state.label_ms, state.row = label_ms, row
+                    state.label_ms, state.row = int(label_ms), row
             self._tell(period, state, now_ms, made)
         return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +29,10 @@ Rows = dict[str, list[dict[str, Any]]]
 
 _ROW_BYTES: Final = 1000  # about what a decoded tick takes in memory
 _LOOK_S: Final = 0.2
+_PART_BATCHES: Final = 2
+"""A large push is encoded in parts of so many batches: while one is published, the next is made."""
+
+_ByMarket = dict[str, list[Entry]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class _Push:
     size_bytes: int
     body: bytes | Rows
     period: str = "tick"
+
+    @property
+    def kind(self) -> Kind:
+        return "tick" if self.period == "tick" else "bar"
 
 
 class Intake:
@@ -73,6 +81,7 @@ class Intake:
         self._bars = bars
         self._markets = frozenset(markets)
         self._batch_ticks = batch_ticks
+        self._part_ticks = _PART_BATCHES * batch_ticks
         self._queue_bytes = queue_bytes
         self._pushes: deque[_Push] = deque()
         self._waiting_bytes = 0
@@ -153,43 +162,67 @@ class Intake:
                     return
                 pushes = list(self._pushes)
                 self._pushes.clear()
-            batches = [batch for push in pushes for batch in self._batches_of(push)]
-            batches += self._closed_bars()
-            if batches:
-                self._store(batches)
-                self.on_stored.set()
+            for push in pushes:
+                for by_market in self._encoded(push):
+                    self._store(push.kind, push.received_ms, by_market)
+            self._store("bar", time.time_ns() // 1_000_000, self._closed_bars())
             with self._arrived:
                 self._waiting_bytes -= sum(push.size_bytes for push in pushes)
 
-    def _batches_of(self, push: _Push) -> list[NewBatch]:
-        kind: Kind = "tick"
-        if isinstance(push.body, bytes):
-            by_market = self._whole(push.body, push.received_ms)
-        elif push.period == "tick":
-            by_market = self._ticks(push.body, push.received_ms)
-        else:
-            kind = "bar"
-            by_market = self._made_bars(push.period, push.body)
-        return self._cut(kind, push.received_ms, by_market)
+    def _encoded(self, push: _Push) -> Iterator[_ByMarket]:
+        """Yield a push's entries by market, part by part, each market in the push's order."""
+        if not isinstance(push.body, bytes):
+            encode = self._ticks if push.kind == "tick" else self._made_bars
+            yield encode(push.period, push.body, push.received_ms)
+            return
+        try:
+            for market, part in self._codec.parts(
+                push.body, push.received_ms, self._part_ticks, self._market
+            ):
+                yield self._by_market((one, market) for one in part)
+        except ValueError as error:
+            size_bytes = len(push.body)
+            log.error("a push could not be read", error=str(error), push_bytes=size_bytes)
+            self.losses.add(f"unreadable push: {error}", [("?", push.received_ms)])
 
-    def _closed_bars(self) -> list[NewBatch]:
-        by_market: dict[str, list[Entry]] = {}
+    def _ticks(self, _period: str, rows: Rows, received_ms: int) -> _ByMarket:
+        return self._by_market(
+            (encode_one(code, tick, received_ms), market_of(code))
+            for code, ticks in rows.items()
+            for tick in ticks
+        )
+
+    def _made_bars(self, period: str, rows: Rows, _received_ms: int) -> _ByMarket:
+        done: _ByMarket = {}
+        for code, bars in rows.items():
+            self.received_bars += len(bars)
+            for label_ms, k1 in self._bars.take(period, code, bars):
+                self._sort(want(period, code), label_ms, k1, market_of(code), done)
+        return done
+
+    def _closed_bars(self) -> _ByMarket:
+        done: _ByMarket = {}
         if self._bars.busy:
             for period, code, (label_ms, k1) in self._bars.due():
-                self._sort(want(period, code), label_ms, k1, market_of(code), by_market)
-        return self._cut("bar", time.time_ns() // 1_000_000, by_market)
+                self._sort(want(period, code), label_ms, k1, market_of(code), done)
+        return done
 
-    def _cut(
-        self, kind: Kind, received_ms: int, by_market: dict[str, list[Entry]]
-    ) -> list[NewBatch]:
+    def _by_market(self, encoded: Iterable[tuple[Encoded, str]]) -> _ByMarket:
+        done: _ByMarket = {}
+        for (code, at_ms, t1), market in encoded:
+            self.received_ticks += 1
+            self._sort(code, at_ms, t1, market, done)
+        return done
+
+    def _store(self, kind: Kind, received_ms: int, by_market: _ByMarket) -> None:
         step = self._batch_ticks
-        return [
+        batches: list[NewBatch] = [
             (market, kind, received_ms, entries[at : at + step])
             for market, entries in by_market.items()
             for at in range(0, len(entries), step)
         ]
-
-    def _store(self, batches: list[NewBatch]) -> None:
+        if not batches:
+            return
         try:
             for lost in self._ring.append(batches):
                 self._given_up(lost)
@@ -197,6 +230,7 @@ class Intake:
             log.error("ticks could not be kept", error=str(error))
             for *_, entries in batches:
                 self.losses.add(error.message, _times(entries))
+        self.on_stored.set()
 
     def _given_up(self, lost: Batch) -> None:
         if self.is_ours(lost.market):
@@ -204,49 +238,17 @@ class Intake:
         else:  # the holder has them; should we take over, they are what we did not hear
             self._ring.add_silence(lost.received_ms, lost.received_ms + 1)
 
-    def _whole(self, push: bytes, received_ms: int) -> dict[str, list[Entry]]:
-        """Encode one push of the standing subscription, in its own order, split by market."""
-        try:
-            encoded = self._codec.encode(push, received_ms)
-        except ValueError as error:
-            log.error("a push could not be read", error=str(error), push_bytes=len(push))
-            self.losses.add(f"unreadable push: {error}", [("?", received_ms)])
-            return {}
-        return self._by_market((one, self._market(one[0])) for one in encoded)
-
-    def _ticks(self, rows: Rows, received_ms: int) -> dict[str, list[Entry]]:
-        return self._by_market(
-            (encode_one(code, tick, received_ms), market_of(code))
-            for code, ticks in rows.items()
-            for tick in ticks
-        )
-
-    def _by_market(self, encoded: Iterable[tuple[Encoded, str | None]]) -> dict[str, list[Entry]]:
-        done: dict[str, list[Entry]] = {}
-        for (code, at_ms, t1), market in encoded:
-            self.received_ticks += 1
-            self._sort(code, at_ms, t1, market, done)
-        return done
-
-    def _made_bars(self, period: str, rows: Rows) -> dict[str, list[Entry]]:
-        done: dict[str, list[Entry]] = {}
-        for code, bars in rows.items():
-            self.received_bars += len(bars)
-            for label_ms, k1 in self._bars.take(period, code, bars):
-                self._sort(want(period, code), label_ms, k1, market_of(code), done)
-        return done
-
     def _sort(
         self,
         name: str,
         at_ms: int,
         data: bytes | EncodeError,
-        market: str | None,
-        done: dict[str, list[Entry]],
+        market: str,
+        done: _ByMarket,
     ) -> None:
         if isinstance(data, EncodeError):
             self.losses.add(f"rejected: {data.message}", [(name, at_ms)])
-        elif market is not None:
+        else:
             done.setdefault(market, []).append((name, at_ms, data))
 
     def _market(self, code: str) -> str | None:

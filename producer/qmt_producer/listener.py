@@ -171,6 +171,9 @@ class Listener:
 
     def _listen(self) -> None:
         heard_ms, now_ms = self._last_push_ms(), _now_ms()
+        market_ms = self._terminal.now_ms()
+        moves = market_ms > self._market_ms  # a simulated clock can stand
+        self._market_ms = market_ms
         settle_ms = min(_SNAPSHOT_MS, self._deaf_after_ms // 2)
         if self._steps_done and heard_ms > self._subscribed_ms + settle_ms:
             self._recovered("pushes came again", heard_ms)
@@ -179,7 +182,8 @@ class Listener:
         if now_ms - since_ms < self._deaf_after_ms:
             return
         try:
-            open_for_ms = self._open_for_ms()
+            trades = moves and self._pulse
+            open_for_ms = self._hours.open_for_ms(self._pulse) if trades else 0
         except QMTError as error:  # the next look finds the connection gone
             log.warning("trading hours are not known", error=error.message)
             return
@@ -187,13 +191,6 @@ class Listener:
             self._recovered("the market closed", now_ms)
         elif open_for_ms >= self._deaf_after_ms:
             self._help(heard_ms, now_ms)
-
-    def _open_for_ms(self) -> int:
-        """Return for how long pushes should have come; 0 when none are due."""
-        market_ms = self._terminal.now_ms()
-        stands = market_ms <= self._market_ms  # a simulated clock can
-        self._market_ms = market_ms
-        return self._hours.open_for_ms(self._pulse) if self._pulse and not stands else 0
 
     def _help(self, heard_ms: int, now_ms: int) -> None:
         """Take the next step against a silence."""

@@ -93,8 +93,7 @@ class MarketLine:
         RedisUnavailable
             When Redis is away; the same batch comes again.
         """
-        batches = self._ring.after(self.market, self.cursor, _READ_AHEAD)
-        if not batches and not self._listening():
+        if not self._listening() and not self._ring.oldest_after(self.market, self.cursor):
             return False  # nothing to give: another producer may have the lease
         if not self._hold():
             self._follow()

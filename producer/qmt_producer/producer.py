@@ -1,4 +1,4 @@
-"""Puts the parts together and keeps the terminal's subscription alive."""
+"""Puts the parts together and runs them until told to stop."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ from typing import Any, Final
 
 import structlog
 
-from qmt_protocol.errors import QMTError, TerminalNotConnected
 from qmt_protocol.status import Heartbeat, new_heartbeat
 from qmt_terminal import Terminal
 
 from .bar_maker import BarMaker
 from .figures import Rate
+from .hours import TradingHours
 from .intake import Intake
+from .listener import Listener
 from .publisher import Publisher
 from .reporter import Reporter
 from .ring import Ring
 from .settings import ProducerSettings
+from .sweeper import Sweeper
+from .wants import Wants
 
-__all__ = ["Producer"]
+__all__ = ["EXIT_BROKEN", "EXIT_RESTART", "Producer"]
 
 log: Final = structlog.get_logger(__name__)
+
+EXIT_RESTART: Final = 3
+"""The feed stayed deaf; a supervisor starts the producer again."""
+EXIT_BROKEN: Final = 4
+"""A part of the producer died; what it held is in the ring or will be named by the next start."""
 
 _LOOK_S: Final = 0.5
 _RECONNECT_S: Final = (0.5, 1.0, 2.0, 5.0)
@@ -32,7 +40,7 @@ _DRAIN_S: Final = 5.0
 
 
 class Producer:
-    """One terminal's whole-market ticks into Redis, until told to stop."""
+    """One terminal's ticks and bars into Redis, until told to stop."""
 
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
@@ -51,6 +59,18 @@ class Producer:
         self._reporter = Reporter(
             self._ring, keys=settings.keys, url=settings.streams_url, heartbeat=self._heartbeat
         )
+        hours = TradingHours(self._terminal)
+        self._listener = Listener(
+            self._terminal,
+            settings.markets,
+            hours,
+            put=self._intake.put,
+            last_push_ms=lambda: self._intake.last_push_ms,
+            deaf_after_s=settings.deaf_after_s,
+            on_silence=self._silence,
+            on_event=self._reporter.event,
+            silent_since_ms=self._ring.last_received_ms,
+        )
         self._publisher = Publisher(
             self._ring,
             settings.markets,
@@ -60,32 +80,60 @@ class Producer:
             feed_keep_ms=settings.feed_keep_s * 1000,
             future_ms=settings.future_ms,
             ring_keep_ms=settings.ring_keep_s * 1000,
-            listening=lambda: self._subscribed,
+            listening=lambda: self._listener.listening,
             on_event=self._reporter.event,
         )
-        self._intake.is_ours = lambda market: market not in self._publisher.figures.standby
+        self._intake.is_ours = self._is_ours
         self._intake.on_stored = self._publisher.more
+        self._wants = Wants(
+            self._terminal,
+            self._bars,
+            hours,
+            keys=settings.keys,
+            url=settings.streams_url,
+            standing=settings.markets,
+            limit=settings.wanted_max,
+            stamp=lambda: self._listener.subscriptions if self._terminal.connected else None,
+            put_rows=self._intake.put_rows,
+            is_ours=self._is_ours,
+            on_market=self._publisher.add,
+            on_event=self._reporter.event,
+        )
+        self._sweeper = Sweeper(
+            keys=settings.keys,
+            url=settings.streams_url,
+            markets=lambda: self._publisher.markets,
+            holder=self._publisher.holder,
+            keep_days=settings.keep_days,
+            max_memory_share=settings.max_memory_share,
+            on_event=self._reporter.event,
+        )
         self._stopping = threading.Event()
-        self._reason = "not tried yet"
-        self._since_ms = self._started_ms
-        self._silent_since_ms = self._ring.last_received_ms
-        self._subscribed = False
-        self._rate = Rate()
+        self._rates = {"ticks_per_s": Rate(), "bars_per_s": Rate()}
 
     def stop(self) -> None:
         """Ask `run` to end; safe from any thread and from a signal handler."""
         self._stopping.set()
 
-    def run(self) -> None:
-        """Publish until `stop`; the terminal and Redis may come and go."""
-        threads = (self._intake, self._publisher, self._reporter)
-        for part in threads:
+    def run(self) -> int:
+        """Publish until `stop`; the terminal and Redis may come and go.
+
+        Returns
+        -------
+        int
+            The process's exit code: 0, `EXIT_RESTART` or `EXIT_BROKEN`.
+        """
+        parts = (self._intake, self._publisher, self._reporter, self._wants, self._sweeper)
+        for part in parts:
             part.thread.start()
         failures = 0
         next_tidy = time.monotonic() + _TIDY_S
         try:
-            while not self._stopping.is_set():
-                if self._keep_subscribed():
+            while not self._stopping.is_set() and not self._listener.must_restart:
+                if not all(part.thread.is_alive() for part in parts):
+                    log.critical("a thread has ended by a fault of its own; see above")
+                    return EXIT_BROKEN
+                if self._listener.look():
                     failures = 0
                     self._stopping.wait(_LOOK_S)
                 else:
@@ -98,62 +146,26 @@ class Producer:
                     before_ms = time.time_ns() // 1_000_000 - keep_ms
                     self._ring.tidy(self._publisher.cursors, before_ms)
         finally:
+            self._wants.stop()
+            self._sweeper.stop()
             self._terminal.close()
             self._intake.stop()
             self._publisher.stop(_DRAIN_S)
             self._tell_losses()
             self._reporter.stop()
             self._ring.close()
+        return EXIT_RESTART if self._listener.must_restart else 0
 
-    def _keep_subscribed(self) -> bool:
-        if self._subscribed and self._terminal.connected:
-            return True
-        if self._subscribed:
-            self._lost("the terminal closed the connection")
-        try:
-            info = self._terminal.connect()
-            self._terminal.subscribe_pushes(self._settings.markets, self._intake.put)
-        except TerminalNotConnected as error:
-            self._reason = error.message
-            return False
-        except QMTError as error:
-            log.error("the subscription failed", error=str(error))
-            self._reason = error.message
-            return False
-        self._reason = ""
-        self._since_ms = time.time_ns() // 1_000_000
-        if self._silent_since_ms:
-            self._silence(self._silent_since_ms, self._since_ms)
-        self._subscribed = True
-        log.info("subscribed", markets=self._settings.markets, terminal=info.address)
-        self._reporter.event(
-            {"kind": "connected", "terminal": info.address, "markets": self._settings.markets}
-        )
-        return True
+    def _is_ours(self, market: str) -> bool:
+        return market not in self._publisher.figures.standby
 
-    def _silence(self, from_ms: int, to_ms: int) -> None:
+    def _silence(self, from_ms: int, to_ms: int, reason: str) -> None:
         """Note the time in which nothing could be heard; the holder of a lease names it."""
-        self._silent_since_ms = 0
         self._ring.add_silence(from_ms, to_ms)
-        ours = [m for m in self._settings.markets if self._publisher.holds(m)]
+        ours = [market for market in self._publisher.markets if self._publisher.holds(market)]
         if ours:
-            self._reporter.event(
-                {
-                    "kind": "gap",
-                    "reason": "the terminal was away",
-                    "from_ms": from_ms,
-                    "to_ms": to_ms,
-                    "markets": ours,
-                }
-            )
-
-    def _lost(self, reason: str) -> None:
-        self._subscribed = False
-        self._silent_since_ms = time.time_ns() // 1_000_000
-        self._reason = reason
-        self._since_ms = time.time_ns() // 1_000_000
-        log.warning("the terminal is gone", reason=reason)
-        self._reporter.event({"kind": "lost", "reason": reason})
+            told = {"kind": "gap", "reason": reason, "from_ms": from_ms, "to_ms": to_ms}
+            self._reporter.event({**told, "markets": ours})
 
     def _tell_losses(self) -> None:
         for gap in self._intake.losses.take():
@@ -164,9 +176,9 @@ class Producer:
         figures = self._publisher.figures
         info = self._terminal.info
         terminal: dict[str, Any] = {
-            "state": "ok" if self._subscribed and self._terminal.connected else "not_connected",
-            "reason": self._reason,
-            "since_ms": self._since_ms,
+            "state": self._listener.state,
+            "reason": self._listener.reason,
+            "since_ms": self._listener.since_ms,
         }
         if info is not None:
             terminal.update(address=info.address, edition=info.edition, version=info.version)
@@ -175,19 +187,36 @@ class Producer:
             self._started_ms,
             version=version("qmt-redis-bridge"),
             simulated=bool(info and info.simulated),
-            markets=self._settings.markets,
+            markets=self._publisher.markets,
             terminal=terminal,
-            rates={"ticks_per_s": self._rate.of(figures.published)},
+            rates={
+                "ticks_per_s": self._rates["ticks_per_s"].of(figures.published),
+                "bars_per_s": self._rates["bars_per_s"].of(figures.bars),
+            },
             figures={
                 "received": self._intake.received_ticks,
+                "received_bars": self._intake.received_bars,
                 "published": figures.published,
                 "repeated": figures.repeated,
                 "late": figures.late,
                 "clamped": figures.clamped,
                 "rejected": figures.rejected,
+                "bars": figures.bars,
+                "bars_repeated": figures.bars_repeated,
+                "bars_late": figures.bars_late,
                 "lost": self._intake.losses.total_ticks,
+                "waiting_pushes": self._intake.waiting_pushes,
                 "waiting_bytes": self._intake.waiting_bytes,
                 "waiting_batches": self._publisher.waiting_batches,
+                "ring_bytes": self._ring.size_bytes,
+                "latency_ms": figures.latency.summary(),
+                "markets": self._publisher.market_figures(),
+                "wanted": {
+                    "served": self._wants.served,
+                    "subscriptions": self._wants.subscriptions,
+                    "refused": self._wants.refused,
+                },
+                "retention": self._sweeper.figures,
                 "redis_away": figures.redis_away,
                 "standby": figures.standby,
             },

@@ -78,6 +78,36 @@ class PushCodec:
             When the bytes are not a BSON document of ticks.
         """
         codes, places = _split(push)
+        return self._part(push, codes, places, received_ms)
+
+    def parts(
+        self, push: bytes, received_ms: int, size: int, market_of: Callable[[str], str | None]
+    ) -> Iterator[tuple[str, list[Encoded]]]:
+        """Encode a push market by market, at most `size` ticks at a time, each in its own order.
+
+        The first part can be published while the next is made. Codes without a market are left
+        out.
+
+        Raises
+        ------
+        ValueError
+            As `encode` does, before the first part.
+        """
+        codes, places = _split(push)
+        by_market: dict[str, list[int]] = {}
+        for number, code in enumerate(codes):
+            market = market_of(code)
+            if market is not None:
+                by_market.setdefault(market, []).append(number)
+        for market, members in by_market.items():
+            for at in range(0, len(members), size):
+                some = members[at : at + size]
+                part_codes, part_places = [codes[n] for n in some], [places[n] for n in some]
+                yield market, self._part(push, part_codes, part_places, received_ms)
+
+    def _part(
+        self, push: bytes, codes: list[str], places: list[tuple[int, int]], received_ms: int
+    ) -> list[Encoded]:
         by_size: dict[int, list[int]] = {}
         for number, (start, end) in enumerate(places):
             by_size.setdefault(end - start, []).append(number)
@@ -132,7 +162,11 @@ class PushCodec:
         if known is None or not known.matching(np.frombuffer(example, np.uint8)[None, :])[0]:
             if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
-            self._layouts[size] = known = _learn(example)
+            try:
+                known = _learn(example)
+            except (IndexError, ValueError, struct.error):  # damaged: the decoder will say how
+                known = None
+            self._layouts[size] = known
         return known
 
 
@@ -142,7 +176,7 @@ def encode_one(code: str, tick: Mapping[str, Any], received_ms: int) -> Encoded:
     at_ms, flags = exchange_ms(tick, received_ms)
     if flags and isinstance(t1, bytes):
         t1 = t1[:-1] + bytes([flags])
-    return code, at_ms, t1
+    return code, int(at_ms), t1  # BSON's own int is no plain one
 
 
 def _split(push: bytes) -> tuple[list[str], list[tuple[int, int]]]:

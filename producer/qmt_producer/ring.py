@@ -51,6 +51,9 @@ CREATE TABLE IF NOT EXISTS acked (market TEXT PRIMARY KEY, number INTEGER NOT NU
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _COLUMNS: Final = "number, market, kind, received_ms, body"
+_DROP_OLDEST: Final = (
+    f"DELETE FROM ring WHERE number = (SELECT min(number) FROM ring) RETURNING {_COLUMNS}"  # noqa: S608
+)
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
 
@@ -165,10 +168,7 @@ class Ring:
     def _shrink(self) -> list[Batch]:
         lost: list[Batch] = []
         while self._bytes > self._max_bytes:
-            row = self._db.execute(
-                "DELETE FROM ring WHERE number = (SELECT min(number) FROM ring)"
-                f" RETURNING {_COLUMNS}"
-            ).fetchone()
+            row = self._db.execute(_DROP_OLDEST).fetchone()
             if row is None:
                 break
             self._bytes -= len(row[4])

@@ -14,7 +14,7 @@ __all__ = ["ProducerSettings"]
 
 
 class ProducerSettings(RedisSettings, TerminalSettings):
-    """Push the terminal's whole-market ticks into Redis Streams."""
+    """Push the terminal's ticks, and wanted bars, into Redis Streams."""
 
     markets: Annotated[list[str], NoDecode] = Field(
         ["SH", "SZ", "BJ"], min_length=1, description="markets to publish, comma-separated"
@@ -31,11 +31,18 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     future_ms: int = Field(
         10_000, ge=0, description="how far ahead of Redis time a tick may be before it is clamped"
     )
+    deaf_after_s: float = Field(
+        60.0, ge=0.5, description="silence in trading hours after which the feed is taken for deaf"
+    )
     wanted_max: int = Field(
         50, ge=0, description="most single codes and bars subscribed because readers want them"
     )
     bar_grace_s: float = Field(
         5.0, ge=0, description="how long after its end a bar may change before it is called closed"
+    )
+    keep_days: int = Field(3, ge=1, description="trading days that the streams keep")
+    max_memory_share: float = Field(
+        0.85, gt=0, le=1, description="part of Redis' maxmemory beyond which the oldest goes early"
     )
     exit_with_stdin: bool = Field(False, description="end when standard input closes")
 

@@ -168,6 +168,8 @@ class GapNotice(msgspec.Struct, tag_field="type", tag="gap", kw_only=True):
     to_ms: int = 0
     """Redis time of the last entry before and of the first behind the gap, or the exchange times
     that the producer or the streams tell; 0 where unknown."""
+    event: str = ""
+    """Id of the producer's event that named it: the position's ``events`` from now on."""
     ticks: int = 0
     """How many, where the producer counted them."""
     codes: dict[str, list[Any]] = {}

@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import redis
+
+from qmt_standalone.redis_server import RedisServer
 
 
 @contextmanager
@@ -38,8 +42,30 @@ def process(
 
 
 def producer_status(streams: redis.Redis) -> dict[str, Any]:
-    for beat in streams.hgetall("qmt:status").values():
-        status = json.loads(beat)
-        if status["role"] == "producer":
+    """Return the last heartbeat of the producer that was heard of last."""
+    for member, _ in streams.zrevrange("qmt:seen", 0, -1, withscores=True):
+        status = json.loads(streams.hget("qmt:status", member) or b"{}")
+        if status.get("role") == "producer":
             return dict(status)
     return {}
+
+
+def producer_env(server: RedisServer, port: int, ring: Path) -> dict[str, str]:
+    return {
+        "QMT_STREAMS_URL": server.url,
+        "QMT_TERMINAL_PORT": str(port),
+        "QMT_NATIVE_MODULE": "qmt_simulator.native",
+        "QMT_RING": str(ring),
+        "QMT_LOG_LEVEL": "error",
+    }
+
+
+def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        time.sleep(0.1)
+
+
+def events(streams: redis.Redis) -> list[dict[str, Any]]:
+    return [json.loads(fields[b"e"]) for _, fields in streams.xrange("qmt:events")]

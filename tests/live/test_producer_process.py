@@ -6,44 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import redis
-from live_processes import process, producer_status
+from live_processes import events, process, producer_env, producer_status, wait_for
 
 from qmt_standalone.redis_server import RedisServer
 
 INDEX = "000001.SH"
 
 
-def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.1)
-
-
-def producer_env(server: RedisServer, port: int, ring: Path) -> dict[str, str]:
-    return {
-        "QMT_STREAMS_URL": server.url,
-        "QMT_TERMINAL_PORT": str(port),
-        "QMT_NATIVE_MODULE": "qmt_simulator.native",
-        "QMT_RING": str(ring),
-        "QMT_LOG_LEVEL": "error",
-    }
-
-
 def stored(streams: redis.Redis, code: str = INDEX) -> list[list[Any]]:
     entries = streams.xrange(f"{{qmt:SH}}:tick:{code}")
     return [msgpack.unpackb(fields[b"t1"]) for _, fields in entries]
-
-
-def events(streams: redis.Redis) -> list[dict[str, Any]]:
-    return [json.loads(fields[b"e"]) for _, fields in streams.xrange("qmt:events")]
 
 
 def test_terminal_killed_and_back(
@@ -109,6 +86,9 @@ def test_ctrl_c_ends_it_in_order(
     figures = producer_status(streams)["figures"]
     assert figures["waiting_batches"] == 0, "what was received was published before the end"
     assert figures["lost"] == 0
+    assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["max"] < 30_000
+    assert sum(one["published"] for one in figures["markets"].values()) == figures["published"]
+    assert figures["retention"]["memory_bytes"] > 0
     assert not streams.exists("{qmt:SH}:lease")
 
 

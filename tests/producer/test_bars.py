@@ -17,6 +17,7 @@ from qmt_producer.ring import Entry
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.errors import EncodeError
 from qmt_protocol.keys import want
+from qmt_simulator import bson
 from qmt_standalone.redis_server import RedisServer
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
@@ -33,7 +34,8 @@ FIRST_MS = at("2026-01-05 09:31:00")
 
 
 def row(label_ms: int, close: float, volume: int = 100) -> dict[str, Any]:
-    return {"time": label_ms, "open": 10.0, "close": close, "volume": volume, "amount": 1.5}
+    volume = bson.Int64(volume)
+    return {"time": bson.Int64(label_ms), "open": 10.0, "close": close, "volume": volume}
 
 
 class Clock:
@@ -55,6 +57,7 @@ def told(made: list[MadeBar]) -> list[tuple[int, int, bool]]:
         assert isinstance(k1, bytes)
         bar = msgpack.unpackb(k1)
         assert bar[0] == label_ms
+        assert type(label_ms) is int, "BSON's Int64 cannot go on to the ring"
         rows.append((label_ms, bar[4], bar[11]))
     return rows
 

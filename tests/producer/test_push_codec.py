@@ -59,6 +59,7 @@ def assert_same(push: dict[str, dict[str, Any]]) -> None:
             tick = decode(bson.encode(push[code]))
             wanted_ms, flags = exchange_ms(tick, 7)
             assert (at_ms, t1) == (wanted_ms, encode_tick(tick, flags)), code
+            assert type(at_ms) is int, "BSON's Int64 cannot go on to the ring"
 
 
 def test_full_ticks_are_equal_to_the_ordinary_way() -> None:
@@ -112,6 +113,15 @@ def test_a_tick_of_another_type_is_refused_alone() -> None:
     )
     assert isinstance(done[0][2], bytes)
     assert isinstance(done[1][2], EncodeError)
+
+
+def test_a_document_without_its_end_is_left_to_the_decoder() -> None:
+    first = bson.encode(full_tick(1))
+    push = bytearray(bson.encode({"1.SH": full_tick(1), "2.SH": full_tick(2)}))
+    push[push.index(first) + len(first) - 1] = 0x10  # another field begins where the tick ends
+    done = PushCodec(decode).encode(bytes(push), 7)
+    assert isinstance(done[0][2], EncodeError)
+    assert done[1][2] == encode_tick(full_tick(2))
 
 
 @given(st.data())

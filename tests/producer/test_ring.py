@@ -172,7 +172,7 @@ def test_a_push_becomes_batches_by_market_in_its_order(tmp_path: Path) -> None:
         ("SH", ["600004.SH"]),
         ("SZ", ["000001.SZ"]),
     ]
-    assert intake.received_ticks == 5
+    assert intake.received_ticks == 4
     assert intake.losses.take() == [], "BJ was not asked for: not published, not lost"
     ring.close()
 

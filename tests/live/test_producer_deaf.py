@@ -1,0 +1,62 @@
+"""A terminal that is connected and pushes nothing: noticed, helped, named, and at last given up."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import redis
+from live_processes import events, process, producer_env, producer_status, wait_for
+
+from qmt_producer.producer import EXIT_RESTART
+from qmt_simulator.control import Control
+from qmt_standalone.redis_server import RedisServer
+
+
+def steps(streams: redis.Redis) -> list[str]:
+    return [event["done"] for event in events(streams) if event["kind"] == "deaf"]
+
+
+def test_deaf_is_told_recovered_from_and_else_ends_in_a_restart(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    with (
+        process("qmt_simulator", "--port", "0") as (_, ready),
+        closing(Control(port := int(json.loads(ready.readline())["port"]))) as control,
+    ):
+        env = producer_env(streams_server, port, tmp_path / "ring")
+        env["QMT_DEAF_AFTER_S"] = "1.5"
+        with process("qmt_producer", **env) as (producer, _):
+            wait_for(lambda: streams.xlen("{qmt:SH}:tick:000001.SH") >= 1, "ticks flow")
+            assert steps(streams) == []
+            control.set_fault("deaf")
+            deaf_ms = int(streams.time()[0] * 1000)
+            wait_for(
+                lambda: producer_status(streams)["terminal"]["state"] == "deaf",
+                "the heartbeat says that the feed is deaf",
+            )
+            assert "nothing came" in producer_status(streams)["terminal"]["reason"]
+            wait_for(lambda: steps(streams) == ["resubscribed", "reconnected"], "two steps", 10)
+            assert producer.poll() is None
+            control.clear_fault("deaf")
+            wait_for(lambda: len(steps(streams)) == 3, "it hears again")
+            wait_for(lambda: producer_status(streams)["terminal"]["state"] == "ok", "and says so")
+            gaps = [event for event in events(streams) if event["kind"] == "gap"]
+            assert sorted(m for gap in gaps for m in gap.get("markets", [gap.get("market")])) == [
+                "BJ",
+                "SH",
+                "SZ",
+            ]
+            assert all(gap["from_ms"] < deaf_ms + 1500 < gap["to_ms"] for gap in gaps), gaps
+
+            control.set_fault("deaf")
+            assert producer.wait(20) == EXIT_RESTART
+        assert steps(streams)[3:] == ["resubscribed", "reconnected", "restart"]
+        control.clear_fault("deaf")
+        with process("qmt_producer", **env):
+            wait_for(
+                lambda: len([e for e in events(streams) if e["kind"] == "gap"]) > len(gaps),
+                "the next start names the silence",
+            )
+            wait_for(lambda: producer_status(streams)["terminal"]["state"] == "ok", "and listens")

@@ -1,0 +1,187 @@
+"""What the listener does about drops and silence, step by step; the terminal is a stand-in.
+
+The same against a real process is tests/live/test_producer_deaf.py.
+"""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from qmt_producer.hours import TradingHours
+from qmt_producer.listener import Listener
+from qmt_protocol.errors import TerminalNotConnected, TerminalUnsupported
+from qmt_terminal import Terminal, TradingSession
+
+# Monday, Saturday; in China time.
+MONDAY_10 = 1_767_578_400_000
+SATURDAY_10 = MONDAY_10 + 5 * 86_400_000
+DEAF_AFTER_S = 0.5
+
+
+class StandIn:
+    """A terminal that does what it is told."""
+
+    def __init__(self) -> None:
+        self.market_ms = MONDAY_10
+        self.connected = False
+        self.reachable = True
+        self.generation = (0, 0)
+        self.numbers: list[int] = []
+        self.sessions: list[TradingSession] | None = None
+        self.calls: list[str] = []
+
+    def connect(self) -> Any:
+        if not self.reachable:
+            raise TerminalNotConnected("nobody there")
+        if not self.connected:
+            self.connected, self.numbers = True, []
+            self.generation = (self.generation[0] + 1, self.generation[1])
+        return SimpleNamespace(address="here")
+
+    def close(self) -> None:
+        self.connected = False
+        self.calls.append("close")
+
+    def subscribe_pushes(self, _markets: list[str], _put: Any) -> int:
+        self.calls.append("subscribe")
+        self.numbers.append(len(self.calls))
+        return self.numbers[-1]
+
+    def unsubscribe(self, number: int) -> None:
+        self.numbers.remove(number)
+
+    def now_ms(self) -> int:
+        self.market_ms += 10
+        return self.market_ms
+
+    def trading_sessions(self, _code: str) -> list[TradingSession]:
+        if self.sessions is None:
+            raise TerminalUnsupported("too old")
+        return self.sessions
+
+    def trading_days(self, _market: str, _start_ms: int, _end_ms: int) -> list[int]:
+        return []
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.terminal = StandIn()
+        self.last_push_ms = 0
+        self.silences: list[tuple[int, int, str]] = []
+        self.events: list[dict[str, Any]] = []
+        terminal = cast(Terminal, self.terminal)
+        self.listener = Listener(
+            terminal,
+            ["SZ", "HK"],
+            TradingHours(terminal),
+            put=lambda push: None,
+            last_push_ms=lambda: self.last_push_ms,
+            deaf_after_s=DEAF_AFTER_S,
+            on_silence=lambda *silence: self.silences.append(silence),
+            on_event=self.events.append,
+            silent_since_ms=0,
+        )
+
+    def push(self) -> None:
+        self.last_push_ms = time.time_ns() // 1_000_000
+
+    def wait(self, share: float = 1.1) -> None:
+        """Look often, for so many times the silence that is suspicious."""
+        end = time.monotonic() + share * DEAF_AFTER_S
+        while time.monotonic() < end:
+            self.listener.look()
+            time.sleep(0.02)
+
+    @property
+    def steps(self) -> list[str]:
+        return [event["done"] for event in self.events if event["kind"] == "deaf"]
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_silent_feed_is_helped_and_then_given_up(rig: Rig) -> None:
+    rig.wait()
+    assert rig.steps == ["resubscribed"]
+    assert (rig.listener.state, rig.listener.listening) == ("deaf", False)
+    assert len(rig.terminal.numbers) == 1, "the old subscription was given back first"
+    rig.wait()
+    assert rig.steps == ["resubscribed", "reconnected"]
+    assert rig.terminal.calls == ["subscribe", "subscribe", "close", "subscribe"]
+    assert not rig.listener.must_restart
+    rig.wait()
+    assert rig.steps[-1] == "restart"
+    assert rig.listener.must_restart
+
+
+def test_the_snapshot_of_a_new_subscription_is_no_sign_of_life(rig: Rig) -> None:
+    rig.listener.look()
+    rig.push()
+    deaf_from = rig.last_push_ms
+    rig.wait()
+    rig.push()
+    rig.wait()
+    assert rig.steps == ["resubscribed", "reconnected"]
+    rig.push()
+    rig.wait(0.6)
+    assert len(rig.steps) == 2
+    rig.push()
+    rig.listener.look()
+    assert rig.steps[2:] == ["pushes came again"]
+    assert rig.silences == [(deaf_from, rig.last_push_ms, "the terminal was silent")]
+    assert rig.listener.listening
+
+
+def test_outside_trading_hours_silence_is_normal(rig: Rig) -> None:
+    rig.terminal.market_ms = SATURDAY_10
+    rig.wait(1.3)
+    rig.terminal.market_ms = MONDAY_10 + 2 * 3_600_000  # 12:00, the lunch break
+    rig.wait(1.3)
+    assert rig.steps == []
+    rig.terminal.market_ms = MONDAY_10
+    rig.wait(0.2)
+    assert rig.steps == ["resubscribed"]
+    rig.terminal.market_ms = MONDAY_10 + 6 * 3_600_000
+    rig.wait()
+    assert rig.steps == ["resubscribed", "the market closed"]
+    assert rig.listener.listening
+
+
+def test_a_market_that_trades_around_the_clock_has_no_weekend(rig: Rig) -> None:
+    rig.terminal.sessions = [TradingSession(3, 0, 86_400)]
+    rig.terminal.market_ms = SATURDAY_10
+    rig.wait()
+    assert rig.steps == ["resubscribed"]
+
+
+def test_a_connection_that_came_back_by_itself_is_subscribed_again(rig: Rig) -> None:
+    rig.listener.look()
+    rig.push()
+    rig.listener.look()
+    before = time.time_ns() // 1_000_000
+    rig.terminal.generation = (1, 1)  # as its status callback told
+    rig.listener.look()
+    assert [event["kind"] for event in rig.events] == ["connected", "resubscribed"]
+    assert len(rig.terminal.numbers) == 1
+    ((from_ms, to_ms, reason),) = rig.silences
+    assert reason == "the terminal was away"
+    assert rig.last_push_ms <= from_ms <= before <= to_ms
+    assert rig.listener.subscriptions == 2, "single subscriptions are made again too"
+
+
+def test_a_terminal_that_goes_leaves_a_silence_until_it_is_back(rig: Rig) -> None:
+    rig.listener.look()
+    rig.push()
+    rig.terminal.connected = rig.terminal.reachable = False
+    assert rig.listener.look() is False
+    assert rig.listener.state == "not_connected"
+    rig.terminal.reachable = True
+    assert rig.listener.look() is True
+    ((from_ms, to_ms, _),) = rig.silences
+    assert rig.last_push_ms <= from_ms <= to_ms

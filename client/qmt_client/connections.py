@@ -26,6 +26,7 @@ __all__ = ["BLOCK_S", "address_of", "connect", "connect_async", "redis_call", "r
 
 BLOCK_S: Final = 1.0
 """Longest single blocking read; longer waits are made of such slices."""
+_MAX_CONNECTIONS: Final = 200
 _ANSWER_WITHIN_S: Final = 10.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 
@@ -43,9 +44,16 @@ def connect_async(url: str) -> redis.asyncio.Redis:
         # No silent retry: a repeated command could run twice.
         # No socket_timeout: redis-py would write under asyncio.wait_for, which before Python 3.12
         # can swallow a cancellation, so that a cancelled reader reads on for ever.
-        return redis.asyncio.Redis.from_url(
-            url, retry=AsyncRetry(NoBackoff(), 0), socket_timeout=None, **_options()
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            # A crowd waits its turn instead of being refused.
+            max_connections=_MAX_CONNECTIONS,
+            timeout=_ANSWER_WITHIN_S,
+            retry=AsyncRetry(NoBackoff(), 0),
+            socket_timeout=None,
+            **_options(),
         )
+        return redis.asyncio.Redis.from_pool(pool)
     except ValueError as error:
         raise _bad_url(url) from error
 

@@ -68,10 +68,16 @@ def _run(names: list[str], options: argparse.Namespace, words: list[str]) -> int
         sections.append(_one(name, options))
         run["load"].append(machine.load_now())
         _say(f"{name}: {time.monotonic() - started:.0f} s")
-    page = report.as_markdown(run, sections)
+    page = report.as_markdown(run, sections, _told())
     _write(options, began, report.as_json(run, sections), page, whole=names == list(NAMES))
     print(page)
     return int(any(section.failed for section in sections))
+
+
+def _told() -> str:
+    """Return what is written by hand about the figures; it stays over runs."""
+    path = HERE / "REMARKS.md"
+    return path.read_text("utf-8") if path.is_file() else ""
 
 
 def _one(name: str, options: argparse.Namespace) -> Section:
@@ -102,7 +108,7 @@ def _write(
 
 
 def _say(text: str) -> None:
-    print(f"==> {text}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

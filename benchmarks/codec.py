@@ -40,7 +40,11 @@ def run(ctx: Context) -> Section:
     if [msgpack.unpackb(one)[0] for one in wire] != [tick["time"] for tick in ticks]:
         raise RuntimeError("t1 does not read back")
     rows = msgspec.msgpack.Decoder()
-    spec_pack, codec, xtbson = msgspec.msgpack.Encoder().encode, PushCodec(own_bson.decode), _xtbson()
+    spec_pack, codec, xtbson = (
+        msgspec.msgpack.Encoder().encode,
+        PushCodec(own_bson.decode),
+        _xtbson(),
+    )
     encode: dict[str, _Work] = {
         "t1, a batch (ours)": lambda: encode_ticks(ticks),
         "t1, one by one (ours)": lambda: [encode_tick(tick) for tick in ticks],
@@ -58,7 +62,9 @@ def run(ctx: Context) -> Section:
     read: dict[str, _Work] = {
         "push to t1 by columns (ours)": lambda: codec.encode(push, 0),
         "xtquant's BSON in Python": lambda: xtbson.decode(push),
-        "xtquant's BSON in Python, then t1": lambda: encode_ticks(list(xtbson.decode(push).values())),
+        "xtquant's BSON in Python, then t1": lambda: encode_ticks(
+            list(xtbson.decode(push).values())
+        ),
     }
     section = Section(
         "codec",

@@ -30,7 +30,7 @@ def main(root: str, terminal_port: str, port: str) -> None:
     sys.modules["xtquant.datacenter"] = stamped_native
     package.datacenter = stamped_native
 
-    import bson
+    import bson  # type: ignore[import-not-found, unused-ignore]
     from xtquant import xtbson, xtdata
 
     xtbson.BSON.decode = staticmethod(bson.decode)
@@ -48,7 +48,9 @@ def main(root: str, terminal_port: str, port: str) -> None:
     xtdata.connect("127.0.0.1", int(terminal_port))
     threading.Thread(target=_end_with_stdin, daemon=True).start()
 
-    from qmt_bridge.server.cli import main as serve
+    from qmt_bridge.server.cli import (  # type: ignore[import-not-found, unused-ignore]
+        main as serve,
+    )
 
     sys.argv = ["qmt-server", "--host", "127.0.0.1", "--port", port, "--log-level", "warning"]
     serve()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
+import redis
 from websockets.exceptions import InvalidHandshake
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
@@ -17,28 +20,33 @@ from websockets.typing import Subprotocol
 from qmt_protocol.live import MSGPACK_SUBPROTOCOL
 
 from .measure import Aim, Context, Row, Section
+from .processes import Meter
+from .publish import KEYS
 from .readers import Group, Kind, Task, readers
+from .sample import MARKETS
 from .stacks import Stack, Terminal, incumbent, ours, stamps_of, terminal
 
-__all__ = ["run"]
+__all__ = ["has_v1", "run"]
 
 _BURST: Final = "whole market in one push"
 _SPREAD: Final = "spread pushes"
-_REGISTERED: Final = 1.5
-"""A quiet time in s between the last client's subscription and the first burst that counts."""
-_DRAIN_S: Final = 60.0
+_BURST_MS: Final = 2500
+_CALM_S: Final = 240.0
+_CALM_PERCENT: Final = 12.0
+
+
+_Stacks = Callable[[Path, Terminal], AbstractContextManager[Stack]]
 
 
 @dataclass
 class _Side:
     name: str
-    stack: Callable[[Context, Terminal], Any]
+    stack: _Stacks
     kind: Kind
     clients: int
     spread: bool = False
     bursts: int = 3
     aims: tuple[Aim, ...] = ()
-    interval_ms: int = 3000
 
     @property
     def what(self) -> str:
@@ -54,6 +62,8 @@ class _Found:
     p99: list[float] = field(default_factory=list)
     decoded: list[float] = field(default_factory=list)
     """ms spent in BSON decoding per burst, all decodes together."""
+    stored: list[float] = field(default_factory=list)
+    """When the median tick was in the market's feed, ours only."""
     ticks: int = 0
     wrong: int = 0
     """Bursts of which at least one client did not get exactly what the terminal's log says."""
@@ -70,21 +80,20 @@ def run(ctx: Context) -> Section:
     found: dict[tuple[str, str], _Found] = {}
     sides = _sides(ctx)
     rounds = ctx.pick(full=3, quick=1, smoke=1)
-    for interval_ms in sorted({side.interval_ms for side in sides}):
-        of_interval = [side for side in sides if side.interval_ms == interval_ms]
-        with terminal(ctx.directory, "--interval-ms", str(interval_ms)) as source:
-            for turn in range(rounds):
-                for stack, group in _by_stack(of_interval, turn):
-                    with stack(ctx, source) as running:
-                        for side in group:
-                            _one(ctx, section, found, side, running, source)
+    with terminal(ctx.directory) as source:
+        for turn in range(rounds):
+            for stack, group in _by_stack(sides, turn):
+                with stack(ctx.directory, source) as running:
+                    for side in group:
+                        _one(ctx, section, found, side, running, source)
     _rows(section, sides, found)
     section.notes += [
         "Each sample is one burst: the median (or the 99th percentile) over all its ticks and all "
         "clients, from the first entry of the push into the native callback to the moment when "
         "the client's decoder had returned. Of spread pushes a sample is one second. The next "
-        "burst comes 3 s (15 s where said) after the one before. Clients share the machine: "
-        "with many of them most of the time is their own decoding.",
+        "burst comes 3 s after the one before has been worked off by all. Clients share the "
+        "machine: with many of them most of the time is their own decoding. In Redis: by the id "
+        "of the feed's entry, so to the ms.",
         "Clients decode: ours over v1 msgspec's msgpack into the protocol's messages, ticks as "
         "`t1` rows; JSON sides msgspec's JSON; over Redis the client library's `Tick`. Each "
         "decodes every tick, and what it got is compared with the terminal's own log (count, "
@@ -99,33 +108,26 @@ def run(ctx: Context) -> Section:
 
 def _sides(ctx: Context) -> list[_Side]:
     gateway = "gateway, v1"
-    many = ctx.pick(full=(1, 20, 100), quick=(1, 20, 100), smoke=(2,))
+    many = ctx.pick(full=(1, 20, 100), quick=(1, 20), smoke=(1,))
     aims = {1: (Aim(60),), 20: (Aim(90),), 100: (Aim(250),)}
-    bursts = ctx.pick(full=10, quick=2, smoke=1)
-    seconds = ctx.pick(full=20, quick=5, smoke=1)
-    mine: Callable[[Context, Terminal], Any] = lambda ctx, source: ours(ctx.directory, source)
-    theirs: Callable[[Context, Terminal], Any] = lambda ctx, source: incumbent(
-        ctx.directory, source
-    )
-    sides = [_Side(gateway, mine, "v1", n, bursts=bursts, aims=aims.get(n, ())) for n in many]
-    sides.append(_Side("Redis, client library", mine, "redis", 1, bursts=bursts))
-    sides.append(
-        _Side(gateway, mine, "v1", 1, spread=True, bursts=seconds, aims=(Aim(10),))
-    )
-    sides.append(_Side("Redis, client library", mine, "redis", 1, spread=True, bursts=seconds))
+    bursts = ctx.pick(full=10, quick=1, smoke=1)
+    seconds = ctx.pick(full=20, quick=3, smoke=1)
+    sides = [_Side(gateway, ours, "v1", n, bursts=bursts, aims=aims.get(n, ())) for n in many]
+    sides.append(_Side(gateway, ours, "v1", 1, spread=True, bursts=seconds, aims=(Aim(10),)))
+    if ctx.size != "smoke":
+        sides.append(_Side("Redis, client library", ours, "redis", 1, bursts=bursts))
+    if ctx.size == "full":
+        sides.append(_Side("Redis, client library", ours, "redis", 1, spread=True, bursts=seconds))
     if ctx.incumbent:
         shared = [n for n in many if n <= 20]
-        sides += [_Side("incumbent", theirs, "whole_quote", n, bursts=bursts) for n in shared]
-        sides.append(_Side("incumbent", theirs, "whole_quote", 1, spread=True, bursts=seconds))
-        if ctx.size == "full":  # it needs some ten seconds for each burst
-            sides += [
-                _Side(gateway, mine, "v1", 100, bursts=3, interval_ms=15_000),
-                _Side("incumbent", theirs, "whole_quote", 100, bursts=3, interval_ms=15_000),
-            ]
+        sides += [_Side("incumbent", incumbent, "whole_quote", n, bursts=bursts) for n in shared]
+        sides.append(_Side("incumbent", incumbent, "whole_quote", 1, spread=True, bursts=seconds))
+        if ctx.size == "full":  # it needs tens of seconds for each burst
+            sides.append(_Side("incumbent", incumbent, "whole_quote", 100, bursts=2))
     return sides
 
 
-def _by_stack(sides: list[_Side], turn: int) -> Iterator[tuple[Any, list[_Side]]]:
+def _by_stack(sides: list[_Side], turn: int) -> Iterator[tuple[_Stacks, list[_Side]]]:
     stacks = list(dict.fromkeys(side.stack for side in sides))
     for stack in stacks if turn % 2 == 0 else stacks[::-1]:
         yield stack, [side for side in sides if side.stack is stack]
@@ -139,7 +141,7 @@ def _one(
     stack: Stack,
     source: Terminal,
 ) -> None:
-    if side.kind == "v1" and not _has_v1(stack.url):
+    if side.kind == "v1" and not has_v1(stack.url):
         # An earlier gateway: its JSON socket, where everything has to be named.
         codes = sorted({str(code, "ascii") for code in source.pushed()["code"]})
         task = Task("realtime", stack.url, side.clients, [codes])
@@ -150,14 +152,16 @@ def _one(
     task = replace(task, per_tick=side.spread)
     processes = min(2, side.clients)
     ctx.say(f"latency: {side.name}, {side.what}")
+    source.control.set_fault("deaf")  # nothing is pushed while clients come
     with readers(ctx.directory, task, processes) as group:
-        time.sleep(_REGISTERED)
+        _calm(group, stack)
         measured = _spread if side.spread else _bursts
         one = measured(side, group, stack, source)
-    so_far = found.setdefault((side.what + _suffix(side), side.name), _Found())
+    so_far = found.setdefault((side.what, side.name), _Found())
     so_far.median += one.median
     so_far.p99 += one.p99
     so_far.decoded += one.decoded
+    so_far.stored += one.stored
     so_far.wrong += one.wrong
     so_far.ticks = max(so_far.ticks, one.ticks)
     section.facts["ticks of a burst"] = max(
@@ -165,11 +169,8 @@ def _one(
     )
 
 
-def _suffix(side: _Side) -> str:
-    return "" if side.interval_ms == 3000 else f", one in {side.interval_ms // 1000} s"
-
-
-def _has_v1(url: str) -> bool:
+def has_v1(url: str) -> bool:
+    """Whether a gateway speaks protocol v1."""
     try:
         with connect(
             f"ws://{url}/ws/v1", subprotocols=[Subprotocol(MSGPACK_SUBPROTOCOL)], proxy=None
@@ -180,8 +181,13 @@ def _has_v1(url: str) -> bool:
 
 
 def _bursts(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found:
-    marks = [source.control.burst() for _ in range(side.bursts + 1)][1:]
-    _settle(group, source, side)
+    marks = []
+    for _ in range(side.bursts + 1):
+        source.control.clear_fault("deaf")
+        marks.append(source.control.burst())
+        source.control.set_fault("deaf")
+        _calm(group, stack)
+    del marks[0]  # the first warms up
     frames, _ = group.stop()
     pushed, stamps = source.pushed(), stamps_of(stack.stamps)
     found = _Found()
@@ -200,16 +206,26 @@ def _bursts(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found
             found.p99.append(float(np.quantile(per_tick, 0.99)))
         found.ticks = len(log)
         found.wrong += not _all_there(of_burst, log, side.clients)
+        if stack.streams:
+            found.stored.append(_stored_ms(stack.streams, entry_ns))
         decoded = _decoding_ms(stamps, entry_ns, mark["last_seq"] - mark["first_seq"] + 1)
         if decoded is not None:
             found.decoded.append(decoded)
     return found
 
 
-def _settle(group: Group, source: Terminal, side: _Side) -> None:
-    """Wait until the clients have decoded and checked what the last burst brought."""
-    per_client_s = 0.15 if side.kind == "whole_quote" else 0.05
-    time.sleep(min(_DRAIN_S, 1.0 + per_client_s * side.clients))
+def _calm(group: Group, stack: Stack) -> None:
+    """Wait until servers and clients have worked off what they have."""
+    deadline = time.monotonic() + _CALM_S
+    busy = True
+    while busy and time.monotonic() < deadline:
+        meter = Meter(**stack.pids, **group.pids)
+        time.sleep(0.4)
+        busy = any(
+            percent > _CALM_PERCENT
+            for name, percent in meter.cpu_percent().items()
+            if name != "terminal"
+        )
 
 
 def _all_there(frames: npt.NDArray[Any], log: npt.NDArray[Any], clients: int) -> bool:
@@ -222,6 +238,19 @@ def _all_there(frames: npt.NDArray[Any], log: npt.NDArray[Any], clients: int) ->
         if got != expected:
             return False
     return True
+
+
+def _stored_ms(streams: str, entry_ns: int) -> float:
+    """Return when the median tick of a burst was in its market's feed."""
+    entry_ms, stored = entry_ns / 1e6, []
+    with redis.Redis.from_url(streams) as connection:
+        for market in MARKETS:
+            feed: Any = connection.xrange(KEYS.feed(market), min=int(entry_ms))
+            for entry_id, fields in feed:
+                at_ms = int(entry_id.partition(b"-")[0]) - entry_ms
+                if at_ms < _BURST_MS:
+                    stored += [at_ms] * len(msgpack.unpackb(fields[b"b1"]))
+    return float(np.median(stored))
 
 
 def _decoding_ms(stamps: npt.NDArray[np.int64], entry_ns: int, ticks: int) -> float | None:
@@ -239,10 +268,13 @@ def _decoding_ms(stamps: npt.NDArray[np.int64], entry_ns: int, ticks: int) -> fl
 
 
 def _spread(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found:
+    source.control.clear_fault("deaf")
+    time.sleep(1.0)
     begin_ms = source.control.now()
     time.sleep(side.bursts)
     end_ms = source.control.now()
-    time.sleep(1.0)
+    source.control.set_fault("deaf")
+    _calm(group, stack)
     _, ticks = group.stop()
     pushed, stamps = source.pushed(), stamps_of(stack.stamps)
     log = pushed[(pushed["wall_ms"] >= begin_ms) & (pushed["wall_ms"] < end_ms)]
@@ -257,9 +289,7 @@ def _spread(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found
         )
     ]
     present = np.array([ms for ms in late if ms >= 0])
-    seconds = np.array(
-        [(at - begin_ms) // 1000 for at, ms in zip(log["wall_ms"].tolist(), late, strict=True) if ms >= 0]
-    )
+    seconds = ((log["wall_ms"] - begin_ms) // 1000)[np.array(late) >= 0]
     found = _Found(ticks=len(log), wrong=int(len(present) != len(log)))
     for second in np.unique(seconds):
         found.median.append(float(np.median(present[seconds == second])))
@@ -267,11 +297,9 @@ def _spread(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found
     return found
 
 
-def _rows(
-    section: Section, sides: list[_Side], found: dict[tuple[str, str], _Found]
-) -> None:
+def _rows(section: Section, sides: list[_Side], found: dict[tuple[str, str], _Found]) -> None:
     for side in sides:
-        what = side.what + _suffix(side)
+        what = side.what
         one = found.get((what, side.name))
         if one is None or section.row(f"median tick, {what}", side.name):
             continue
@@ -279,6 +307,7 @@ def _rows(
         for label, samples, aims in (
             ("median tick", one.median, side.aims),
             ("99 % of ticks", one.p99, ()),
+            ("median tick in Redis", one.stored, ()),
             ("BSON decoding in it", one.decoded, ()),
         ):
             if samples:

@@ -74,8 +74,8 @@ def _redis_version() -> str:
     shown = subprocess.run(
         [find_server(), "--version"], capture_output=True, text=True, timeout=10, check=True
     ).stdout
-    words = [word for word in shown.split() if word.startswith("v=")]
-    return f"{shown.split()[0]} {words[0][2:]}" if words else shown.strip()
+    facts = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    return f"{shown.split()[0]} {facts.get('v', '?')} (malloc: {facts.get('malloc', '?')})"
 
 
 def _version(name: str) -> str:

@@ -26,6 +26,8 @@ class Child:
     """A running child: what it said when it was ready, and its standard streams."""
 
     process: subprocess.Popen[bytes]
+    name: str
+    """Its command without folders: what is told of it may be committed."""
     ready: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -38,7 +40,7 @@ class Child:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait(10)}")
+            raise RuntimeError(f"{self.name} ended with {self.process.wait(10)}")
         return dict(json.loads(line))
 
     def tell(self, line: str) -> None:
@@ -66,7 +68,7 @@ def child(
         Whether it prints a JSON line when it is ready.
     """
     words = [str(word) for word in command]
-    if len(words) and not os.sep in words[0]:
+    if len(words) and os.sep not in words[0]:
         words = [sys.executable, "-m", *words]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("QMT_")}
     with open(log, "ab") as errors:
@@ -79,7 +81,7 @@ def child(
             env={**clean, "TZ": "CST-8", **(env or {})},
         )
     try:
-        running = Child(process)
+        running = Child(process, " ".join(Path(word).name for word in words))
         if ready:
             try:
                 running.ready = running.line()

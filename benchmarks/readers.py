@@ -1,8 +1,8 @@
 """A process full of clients: each reads its own connection and decodes all that it gets.
 
 The moment that counts is when a frame has been decoded. What a client got is checked afterwards,
-when no frame has come for a while: the frame is decoded once more, and its ticks are counted and
-summed up, to be compared with the terminal's log.
+as a rule when no frame has come for a while: the frame is decoded once more, and its ticks are
+counted and summed up, to be compared with what was published.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import asyncio
 import gc
 import json
 import os
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,9 +28,6 @@ import numpy.typing as npt
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from qmt_client.connections import connect_async
-from qmt_client.feed import FeedReader
-from qmt_protocol.keys import Keys
 from qmt_protocol.live import MSGPACK_SUBPROTOCOL, FromGateway, Live, Subscribe, Welcome
 from qmt_protocol.ticks import Tick
 
@@ -38,6 +37,8 @@ __all__ = ["FRAMES", "TICKS", "Group", "Kind", "Task", "readers"]
 
 Kind = Literal["v1", "realtime", "whole_quote", "redis"]
 _QUIET_S: Final = 0.25
+_BEGUN_S: Final = 1.5
+"""Where nothing says that a subscription has begun; it takes some ms."""
 FRAMES: Final = np.dtype(
     [
         *((name, np.int64) for name in ("client", "ns", "ticks", "first_ms", "last_ms")),
@@ -48,6 +49,9 @@ FRAMES: Final = np.dtype(
 TICKS: Final = np.dtype([("code", "S12"), ("time", np.int64), ("ns", np.int64)])
 """One row per tick, where a task asks for it."""
 
+_COMING: Final = 20
+"""Clients that connect at the same time."""
+_COUNT: Final = struct.Struct("<q")
 Seen = tuple[str, int, int, int]
 """Code, time, volume and price in 1/10000 yuan."""
 
@@ -64,6 +68,8 @@ class Task:
     """Codes of each client; one list: the same for all."""
     markets: list[str] = field(default_factory=lambda: ["SH", "SZ", "BJ"])
     per_tick: bool = False
+    at_once: bool = False
+    """Check what comes while more is coming: where the rate is asked for, not the latency."""
     output: str = ""
 
 
@@ -71,28 +77,54 @@ class Task:
 
 
 class _Client:
-    def __init__(self, number: int, task: Task, got: list[tuple[int, int, Any]]) -> None:
+    def __init__(self, number: int, task: Task, checker: _Checker) -> None:
         self._number = number
         self._task = task
-        self._got = got
+        self._checker = checker
         self.subscribed = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, door: asyncio.Semaphore) -> None:
+        """Read until the process ends; clients come a few at a time."""
+        await door.acquire()
+        waiting = asyncio.ensure_future(self.subscribed.wait())
+        waiting.add_done_callback(lambda _: door.release())
         if self._task.kind == "redis":
             await self._redis()
         else:
             await self._websocket()
 
     async def _redis(self) -> None:
-        connection = connect_async(self._task.url)
+        # Ticks come one by one: those of the same ms are noted together, at the last one's time.
+        from qmt_client import AsyncQMTClient  # only where it is needed: it brings pandas along
+
+        run: list[Tick] = []
+        first_ns = last_ns = 0
+
+        def note() -> None:
+            if run:
+                self._checker.take(self._number, last_ns, run.copy(), None)
+                run.clear()
+
+        async def note_what_is_left() -> None:
+            while True:
+                await asyncio.sleep(_QUIET_S / 4)
+                note()
+
+        client = AsyncQMTClient(self._task.url, jobs_url=self._task.url)
+        asyncio.get_running_loop().call_later(_BEGUN_S, self.subscribed.set)
+        left = asyncio.ensure_future(note_what_is_left())
         try:
-            reader = FeedReader(connection, Keys(), self._task.markets)
-            await reader.start()
-            self.subscribed.set()
-            async for batch in reader.batches():
-                self._got.append((self._number, time.time_ns(), batch))
+            async for tick in client.ticks(markets=self._task.markets):
+                now_ns = time.time_ns()
+                if run and now_ns - first_ns > 1_000_000:
+                    note()
+                if not run:
+                    first_ns = now_ns
+                run.append(tick)
+                last_ns = now_ns
         finally:
-            await connection.aclose()
+            left.cancel()
+            await client.close()
 
     async def _websocket(self) -> None:
         task, decode = self._task, _DECODE[self._task.kind]
@@ -108,6 +140,8 @@ class _Client:
             ping_interval=None,
         ) as line:
             await line.send(self._subscription())
+            if not v1:  # these do not answer, and nothing may come for long
+                asyncio.get_running_loop().call_later(_BEGUN_S, self.subscribed.set)
             async for frame in line:
                 decoded = decode(frame)
                 now_ns = time.time_ns()
@@ -115,8 +149,7 @@ class _Client:
                     if not isinstance(decoded, Welcome):
                         self.subscribed.set()
                     continue
-                self.subscribed.set()
-                self._got.append((self._number, now_ns, frame))
+                self._checker.take(self._number, now_ns, frame, decoded)
 
     def _subscription(self) -> bytes | str:
         task = self._task
@@ -139,16 +172,15 @@ _DECODE: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def _seen(kind: Kind, frame: Any) -> list[Seen]:
-    """Return what a frame holds, decoded anew."""
+def _seen(kind: Kind, decoded: Any) -> list[Seen]:
+    """Return what a decoded frame holds."""
     if kind == "redis":
-        return [_of_map(tick.code, tick) for tick in frame]
+        return [_of_map(tick.code, tick) for tick in decoded]
     if kind == "v1":
-        return [(code, row[0], row[7], _scaled(row[1])) for code, _, row in _v1(frame).ticks]
-    document = _json(frame)
+        return [(code, row[0], row[7], _scaled(row[1])) for code, _, row in decoded.ticks]
     if kind == "whole_quote":
-        return [_of_map(code, tick) for code, tick in document.items()]
-    return [_of_map(code, row) for code, rows in document.items() for row in rows]
+        return [_of_map(code, tick) for code, tick in decoded.items()]
+    return [_of_map(code, row) for code, rows in decoded.items() for row in rows]
 
 
 def _of_map(code: str, tick: dict[str, Any] | Tick) -> Seen:
@@ -160,55 +192,69 @@ def _scaled(price: float) -> int:
 
 
 class _Checker:
-    """Works off what has come in, whenever it is quiet."""
+    """Checks what came: at once, or whenever it is quiet."""
 
-    def __init__(self, task: Task, got: list[tuple[int, int, Any]]) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._got = got
-        self._done = 0
+        self._waiting: deque[tuple[int, int, Any]] = deque()
+        self._last_ns = 0
+        self._count = os.open(f"{task.output}.count", os.O_RDWR | os.O_CREAT, 0o600)
+        self._ticks = 0
         self.frames: list[tuple[int, ...]] = []
         self.ticks: list[tuple[bytes, int, int]] = []
+
+    def take(self, client: int, ns: int, frame: Any, decoded: Any) -> None:
+        """Take one decoded frame of a client."""
+        if self._task.at_once:
+            self._check(client, ns, len(frame), frame if decoded is None else decoded)
+        else:  # what is decoded would fill the memory
+            self._waiting.append((client, ns, frame))
+            self._last_ns = ns
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(_QUIET_S / 4)
-            if self._got and time.time_ns() - self._got[-1][1] > _QUIET_S * 1e9:
-                while self._done < len(self._got):
-                    self.one()
-                    await asyncio.sleep(0)
+            while self._waiting and time.time_ns() - self._last_ns > _QUIET_S * 1e9:
+                self._one()
+                await asyncio.sleep(0)
 
     def finish(self) -> None:
-        while self._done < len(self._got):
-            self.one()
+        """Check what is left."""
+        while self._waiting:
+            self._one()
 
-    def one(self) -> None:
-        client, ns, frame = self._got[self._done]
-        self._got[self._done] = (client, ns, None)
-        self._done += 1
-        seen = _seen(self._task.kind, frame)
+    def _one(self) -> None:
+        client, ns, frame = self._waiting.popleft()
+        decode = _DECODE.get(self._task.kind)
+        self._check(client, ns, len(frame), frame if decode is None else decode(frame))
+
+    def _check(self, client: int, ns: int, size: int, decoded: Any) -> None:
+        seen = _seen(self._task.kind, decoded)
         if not seen:
             return
         times = [one[1] for one in seen]
-        sums = (sum(times), sum(one[2] for one in seen), sum(one[3] for one in seen))
-        size = 0 if self._task.kind == "redis" else len(frame)
+        sums = (sum(times), sum([one[2] for one in seen]), sum([one[3] for one in seen]))
         self.frames.append((client, ns, len(seen), min(times), max(times), *sums, size))
         if self._task.per_tick:
             self.ticks += [(one[0].encode(), one[1], ns) for one in seen]
+        self._ticks += len(seen)
+        os.pwrite(self._count, _COUNT.pack(self._ticks), 0)
 
 
 async def _main(task: Task) -> None:
-    got: list[tuple[int, int, Any]] = []
-    clients = [_Client(number, task, got) for number in range(task.clients)]
-    running = [asyncio.ensure_future(client.run()) for client in clients]
+    checker = _Checker(task)
+    clients = [_Client(number, task, checker) for number in range(task.clients)]
+    door = asyncio.Semaphore(_COMING)
+    running = [asyncio.ensure_future(client.run(door)) for client in clients]
     subscribed = asyncio.gather(*(client.subscribed.wait() for client in clients))
     failed = asyncio.ensure_future(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-    await asyncio.wait([subscribed, failed], return_when=asyncio.FIRST_COMPLETED)
+    first: set[asyncio.Future[Any]] = {subscribed, failed}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     if failed.done():
         for one in running:
             if one.done():
                 one.result()
         raise RuntimeError("a client ended by itself")
-    checker = _Checker(task, got)
     checking = asyncio.ensure_future(checker.run())
     gc.collect()
     gc.disable()  # what is decoded holds no cycles
@@ -253,6 +299,12 @@ class Group:
         """Name to process id."""
         return {f"clients {n + 1}": one.pid for n, one in enumerate(self.children)}
 
+    @property
+    def received_ticks(self) -> int:
+        """Ticks decoded and checked so far, all clients together."""
+        counts = (output.with_suffix(".count").read_bytes() for output in self.outputs)
+        return sum(_COUNT.unpack(count)[0] for count in counts if count)
+
     def stop(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """End the reading; return all frames and, where asked for, all ticks."""
         if self._loaded is None:
@@ -268,7 +320,7 @@ class Group:
 
 
 @contextmanager
-def readers(directory: Path, task: Task, processes: int = 1) -> Any:
+def readers(directory: Path, task: Task, processes: int = 1) -> Iterator[Group]:
     """Start clients in so many processes; yield their `Group` once all are subscribed."""
     with ExitStack() as stack:
         children, outputs = [], []

@@ -19,14 +19,15 @@ def as_json(run: dict[str, Any], sections: Iterable[Section]) -> str:
     return json.dumps(document, ensure_ascii=False, indent=1, default=str) + "\n"
 
 
-def as_markdown(run: dict[str, Any], sections: list[Section]) -> str:
-    """Return the report: machine, aims, then one table per section."""
+def as_markdown(run: dict[str, Any], sections: list[Section], told: str = "") -> str:
+    """Return the report: machine, aims, what people have to say to them, a table per section."""
     parts = [
         "# Benchmark report",
         f"Made by `{run['command']}` on {run['date']}; do not edit. "
         "How to read it: [README.md](README.md).",
         _machine(run),
         *([_aims(sections)] if any(row.aims for one in sections for row in one.rows) else []),
+        *([told.strip()] if told.strip() else []),
         *(_section(section) for section in sections),
     ]
     return "\n\n".join(parts) + "\n"

@@ -94,6 +94,4 @@ def batches_of(entries: list[Entry]) -> Iterator[NewBatch]:
 
 def relabelled(entries: list[Entry], codes: int) -> list[Entry]:
     """Return ticks of as many invented codes of one market, for counts no market has."""
-    return [
-        (f"{number:06d}.SH", *entries[number % len(entries)][1:]) for number in range(codes)
-    ]
+    return [(f"{number:06d}.SH", *entries[number % len(entries)][1:]) for number in range(codes)]

@@ -21,7 +21,7 @@ from qmt_standalone.redis_server import RedisServer, free_port
 from .processes import ROOT, child, wait_until
 from .venvs import incumbent_python
 
-__all__ = ["Stack", "Terminal", "gateway", "incumbent", "ours", "terminal"]
+__all__ = ["Stack", "Terminal", "gateway", "incumbent", "ours", "stamps_of", "terminal"]
 
 _START_S = 60.0
 
@@ -128,7 +128,7 @@ def incumbent(directory: Path, source: Terminal) -> Iterator[Stack]:
     port = free_port()
     stamps = directory / f"stamps-{port}"
     stamps.touch()
-    command = [
+    command: list[str | Path] = [
         incumbent_python(),
         Path(__file__).with_name("incumbent_server.py"),
         ROOT,

@@ -6,17 +6,25 @@ import this package; it imports the protocol alone.
 """
 
 from qmt_protocol import errors
-from qmt_protocol.errors import QMTError
+from qmt_protocol.bars import Bar
+from qmt_protocol.errors import Gap, QMTError
 from qmt_protocol.ticks import Tick
 
 from .answers import HistoryFrames, QMTWarning, Ticks
 from .async_client import AsyncQMTClient
+from .live import NOW_LIVE, AsyncLive, Live, NowLive
 from .processes import Process, Status
 from .sync_client import QMTClient
 
 __all__ = [
+    "NOW_LIVE",
+    "AsyncLive",
     "AsyncQMTClient",
+    "Bar",
+    "Gap",
     "HistoryFrames",
+    "Live",
+    "NowLive",
     "Process",
     "QMTClient",
     "QMTError",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from qmt_protocol.codes import parse_codes
 from qmt_protocol.errors import Gap, InvalidRequest
+from qmt_protocol.times import day_start_ms, parse_start
 
 from .answers import QMTWarning
 
 __all__ = [
+    "Clock",
     "Codes",
     "is_one",
+    "parse_clock",
     "parse_count",
     "parse_names",
     "parse_one",
@@ -23,6 +29,32 @@ __all__ = [
 ]
 
 Codes = str | Iterable[str]
+_CLOCK: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day in China, of a day not known yet."""
+
+    seconds: int
+
+    def on(self, day: int) -> int:
+        """Return that time of a ``YYYYMMDD`` day, in ms since the epoch."""
+        return day_start_ms(day) + self.seconds * 1000
+
+
+def parse_clock(start: Any) -> Clock | int | None:
+    """Return a start as ms since the epoch, or, of ``HH:MM[:SS]``, as a time of day.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is no time.
+    """
+    if isinstance(start, str) and (at := _CLOCK.fullmatch(start.strip())):
+        hours, minutes, seconds = (int(part or 0) for part in at.groups())
+        return Clock(hours * 3600 + minutes * 60 + seconds)
+    return parse_start(start)
 
 
 def parse_scope(

@@ -6,8 +6,10 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.errors import (
     InstrumentNotFound,
@@ -19,12 +21,14 @@ from qmt_protocol.errors import (
 from qmt_protocol.jobs import Manifest, job_spec, parse_params
 from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.ticks import Tick
-from qmt_protocol.times import CHINA, parse_end, parse_start
+from qmt_protocol.times import CHINA, day_of, parse_end, parse_start
 
 from .answers import HistoryFrames, Ticks
 from .arguments import (
+    Clock,
     Codes,
     is_one,
+    parse_clock,
     parse_count,
     parse_names,
     parse_one,
@@ -33,10 +37,13 @@ from .arguments import (
     warn_absent,
     warn_gap,
 )
+from .follow import Batch
+from .live import AsyncLive, bar_of, tick_of
+from .position import Place
 from .processes import Status
 from .progress import ShowProgress, shown
 from .settings import find_target
-from .transport import OnGap, Transport
+from .transport import OnGap, Transport, Wish
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncQMTClient"]
 
-OnData = Callable[[dict[str, list[Tick]]], Awaitable[None] | None]
+OnData = Callable[[dict[str, list[Any]]], Awaitable[None] | None]
 
 _LIVE_RETRY_S: Final = 300.0  # a restart of Redis or the gateway is over by then
 _WATCH_EVERY_S: Final = 2.0
@@ -467,68 +474,144 @@ class AsyncQMTClient:
         """Return the stored latest ticks of codes, or of whole markets, and nothing else.
 
         Unlike `full_tick` it asks nobody whether they are fresh, and codes without a tick are
-        just not there. Whole markets are served over ``redis://`` only.
+        just not there.
         """
         wanted, markets = parse_scope(codes, markets)
         return await self.transport.latest(wanted, markets)
 
-    async def ticks(
+    def ticks(
         self,
         codes: Codes | None = None,
         *,
         markets: Sequence[str] = (),
+        start: Any = None,
+        position: Mapping[str, Any] | None = None,
+        snapshot: bool = False,
+        conflate: bool = False,
         on_gap: OnGap | None = None,
-    ) -> AsyncGenerator[Tick, None]:
-        """Iterate over ticks as they are published, from now on, without end.
+    ) -> AsyncLive[Tick]:
+        """Iterate over ticks as they are published, without end.
 
         Each tick comes once, in published order. Memory is bounded: nothing is read ahead of the
-        loop but a few batches. A lost connection is taken up again for five minutes; over
-        ``redis://`` it goes on behind the last tick delivered.
+        loop but a few batches. A lost connection is taken up again for five minutes, behind the
+        last tick delivered. What the live feed no longer holds by then is read from the codes'
+        own streams; what can no longer be had at all is told to ``on_gap``.
 
         Parameters
         ----------
         codes
             One code, a comma-separated string, or a list.
         markets
-            Whole markets, such as ``["SH", "SZ", "BJ"]``, in place of codes (``redis://`` only).
+            Whole markets, such as ``["SH", "SZ", "BJ"]``, in place of codes.
+        start
+            Begin with the ticks stored since this exchange time: ``'09:15'`` is that of the
+            newest trading day stored, other values are as in `history`. Where they end and the
+            live ones begin, `NOW_LIVE` comes once.
+        position
+            Go on behind a saved ``.position`` or ``.full_position`` of an earlier iteration.
+        snapshot
+            Begin with the latest stored tick of each code.
+        conflate
+            A loop that is slower than the market gets the latest tick of each code only.
         on_gap
-            Called with a `Gap` when ticks can no longer be had: the loop was away longer than the
-            feed is kept, or Redis lost its data. Unless given, a `QMTWarning` tells it. The
-            iteration goes on behind the gap.
+            Called with a `Gap` when ticks can no longer be had: the loop was away for too long,
+            Redis lost its data, or the producer names ticks that it lost. Unless given, a
+            `QMTWarning` tells it. The iteration goes on behind the gap.
+
+        Returns
+        -------
+        AsyncLive
+            An iterator of `Tick` with ``.position``, ``.full_position`` and `aclose`.
 
         Raises
         ------
+        InvalidRequest
+            For arguments that do not go together.
         NoProducer
             At the start, when nobody publishes one of the markets.
         RedisUnavailable, GatewayUnavailable
             At the start at once, later after five minutes.
         """
-        async with aclosing(self._batches(codes, markets, on_gap=on_gap)) as batches:
-            async for batch in batches:
-                for tick in batch:
-                    yield tick
+        wanted, markets = parse_scope(codes, markets)
+        if position is not None and start is not None:
+            raise InvalidRequest("Give start or position, not both.", field="start")
+        wish = Wish(
+            None if wanted is None else tuple(wanted),
+            tuple(markets),
+            place=None if position is None else Place.parse(position),
+            snapshot=snapshot,
+            conflate=conflate,
+        )
+        clock = parse_clock(start)
+        tell = on_gap or warn_gap
+        return AsyncLive(self._batches(wish, clock, tell), tick_of, wish.place, tell)
 
-    async def _batches(
+    def bars(
         self,
-        codes: Codes | None,
-        markets: Sequence[str],
+        codes: Codes,
+        period: str = "1m",
         *,
+        position: Mapping[str, Any] | None = None,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
-    ) -> AsyncGenerator[list[Tick], None]:
-        wanted, markets = parse_scope(codes, markets)
-        of_markets = list(markets) or list(dict.fromkeys(market_of(code) for code in wanted or ()))
-        (await self.transport.status()).require_producer(of_markets)
-        if wanted is not None:
-            known = await self.transport.latest(wanted)
-            strange = {code: "no tick so far" for code in wanted if code not in known}
-            warn_absent(strange, "ticks", left_out=False)
-        watch = asyncio.create_task(self._watch_producer(of_markets))
-        batches = self.transport.batches(
-            wanted, markets, snapshot=snapshot, on_gap=on_gap or warn_gap
+    ) -> AsyncLive[Bar]:
+        """Iterate over bars as they form and close, without end.
+
+        The producer subscribes to them while somebody wants them; that takes some seconds at
+        first. Of the forming bar each change comes, then the closed bar with ``closed`` true.
+
+        Parameters
+        ----------
+        codes
+            One code, a comma-separated string, or a list.
+        period
+            ``1m``, ``5m``, ``1d`` and so on; see `history`.
+        position, on_gap
+            As in `ticks`.
+        snapshot
+            Begin with the last stored bar of each code that has one.
+
+        Returns
+        -------
+        AsyncLive
+            An iterator of `Bar`, a dict with xtquant's keys and ``closed``.
+
+        Raises
+        ------
+        Unavailable
+            When the producer refuses, with its reason.
+        InvalidRequest, NoProducer, RedisUnavailable, GatewayUnavailable
+            As in `ticks`.
+        """
+        wish = Wish(
+            tuple(parse_codes(codes)),
+            period=parse_period(period, bars_only=True),
+            place=None if position is None else Place.parse(position),
+            snapshot=snapshot,
         )
+        tell = on_gap or warn_gap
+        return AsyncLive(self._batches(wish, None, tell), bar_of, wish.place, tell)
+
+    async def _batches(
+        self, wish: Wish, start: Clock | int | None, on_gap: OnGap
+    ) -> AsyncGenerator[Batch, None]:
+        codes = wish.codes
+        markets = list(wish.markets) or list(dict.fromkeys(market_of(code) for code in codes or ()))
+        (await self.transport.status()).require_producer(markets)
+        if codes is not None and wish.period == "tick":
+            known = await self.transport.latest(codes)
+            strange = {code: "no tick so far" for code in codes if code not in known}
+            warn_absent(strange, "ticks", left_out=False)
+        if isinstance(start, Clock):
+            newest = (await self.transport.latest(codes, wish.markets)).values()
+            day = max((day_of(int(tick.id.partition("-")[0])) for tick in newest), default=None)
+            start = None if day is None else start.on(day)
+            if start is None:  # nothing is stored
+                start = 0
+        watch = asyncio.create_task(self._watch_producer(markets))
+        live = self.transport.live(replace(wish, start_ms=start), on_gap)
         try:
-            async with aclosing(batches):
+            async with aclosing(live) as batches:
                 async for batch in batches:
                     yield batch
         finally:
@@ -564,26 +647,22 @@ class AsyncQMTClient:
             has the latest stored tick of each code, then each new tick comes once. While it
             runs nothing more is read; what it raises ends the subscription.
         period
-            Only ``tick`` so far.
+            ``tick``, or a bar's period: then the callback gets ``{code: [bar, ...]}``.
 
         Raises
         ------
-        InvalidRequest
-            For another period.
-        NoProducer, RedisUnavailable, GatewayUnavailable
-            See `ticks`.
+        NoProducer, RedisUnavailable, GatewayUnavailable, Unavailable
+            See `ticks` and `bars`.
         """
-        if parse_period(period) != "tick":
-            raise InvalidRequest(
-                f"Live bars ({period}) are not served yet.",
-                hint="Subscribe to period='tick', or poll history().",
-                field="period",
-            )
-        async with aclosing(self._batches(stocks, (), snapshot=True)) as batches:
+        wish = Wish(tuple(parse_codes(stocks)), period=parse_period(period), snapshot=True)
+        decode: Callable[[Any], Tick | Bar] = tick_of if wish.period == "tick" else bar_of
+        async with aclosing(self._batches(wish, None, warn_gap)) as batches:
             async for batch in batches:
-                data: dict[str, list[Tick]] = {}
-                for tick in batch:
-                    data.setdefault(tick.code, []).append(tick)
+                data: dict[str, list[Any]] = {}
+                for row in batch.rows or batch.bars:
+                    data.setdefault(row[0], []).append(decode(row))
+                if not data:
+                    continue
                 waiting = callback(data)
                 if inspect.isawaitable(waiting):
                     await waiting

@@ -1,43 +1,72 @@
-"""Following the feeds of markets: every batch once, across lost connections, gaps told."""
+"""Reading the feeds of markets: every entry once, and a break told where that cannot be."""
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import msgspec
 import redis
 import redis.asyncio
 
-from qmt_protocol.errors import CodecError, Gap, RedisUnavailable
-from qmt_protocol.feed import decode_batch
 from qmt_protocol.keys import Keys
-from qmt_protocol.ticks import Tick, decode_tick
 
 from .connections import BLOCK_S, redis_call
-from .transport import OnGap
+from .position import BEGINNING, EVENTS, Mark, id_key
 
-__all__ = ["FeedReader", "id_key"]
+__all__ = ["Break", "FeedEntry", "FeedReader", "Reading"]
 
 _ENTRIES_PER_READ: Final = 16  # times at most 500 ticks: what one read may hold in memory
+_EVENTS_PER_READ: Final = 100
 _LOOK_AFTER_S: Final = 0.1
-_BACKOFF_S: Final = 0.1
-_BACKOFF_CAP_S: Final = 2.0
-_NOTHING: Final = "0-0"
-_outer: Final = msgspec.msgpack.Decoder(list[tuple[str, str, msgspec.Raw]]).decode
+_event: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def id_key(entry_id: str) -> tuple[int, int]:
-    """Return an entry id as numbers that compare as Redis orders them."""
-    ms, _, number = entry_id.partition("-")
-    return int(ms or 0), int(number or 0)
+@dataclass(frozen=True)
+class FeedEntry:
+    """One published batch."""
+
+    market: str
+    id: str
+    ticks: bytes | None
+    """``b1``."""
+    bars: bytes | None
+    """``c1``."""
+
+
+@dataclass(frozen=True)
+class Break:
+    """What lay behind a position can no longer be read from the feed."""
+
+    market: str
+    reason: Literal["trimmed", "epoch"]
+    after: Mark
+    """Where the reader stood."""
+    epoch: str
+    """Identity of the history that follows."""
+    to_ms: int
+    """Redis time of the first entry behind the break; 0 where there is none."""
+    rewound: bool
+    """Whether the new history's feed lies wholly before the old position."""
+
+
+@dataclass
+class Reading:
+    """What one read found; breaks come before the entries of their market."""
+
+    breaks: list[Break] = field(default_factory=list)
+    entries: list[FeedEntry] = field(default_factory=list)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """The producers' events since the last read, each with its entry id."""
 
 
 class FeedReader:
-    """One reader over the feeds of some markets.
+    """One reader over the feeds of some markets, and over the producers' events.
+
+    A position is good while its epoch is the feed's and its entry still exists. Whenever that is
+    not known from the read before, the look at both travels with the read in one transaction.
 
     Parameters
     ----------
@@ -47,26 +76,23 @@ class FeedReader:
         Key names of the prefix.
     markets
         Markets to follow, such as ``["SH", "SZ"]``.
-    codes
-        Only ticks of these codes are decoded and delivered; ``None``: all.
-    positions
-        Market to the feed entry id after which to go on; markets not named begin at the end.
-    on_gap
-        Told of ticks that can no longer be had: the entry at the position is gone, the history is
-        another one (new epoch), or an entry cannot be decoded. Reading goes on behind the gap.
-    give_up_after_s
-        How long a lost connection is tried again; ``None``: as long as the caller iterates.
+    marks
+        Market (and `EVENTS`) to the position to go on from; the others begin with `begin`.
+    events
+        Follow the producers' events too.
     address
         ``host:port`` for messages.
 
     Attributes
     ----------
     positions : dict
-        Market to the id of the last entry delivered; a new reader can go on from there.
+        Market to the id of the last entry read.
     epochs : dict
         Market to the identity of the history that the position belongs to.
-    connected : bool
-        Whether the last read was answered.
+    events_id : str
+        Id of the last event read; empty: events are not followed.
+    limits : dict
+        Market to the entry id beyond which nothing is read.
     """
 
     def __init__(
@@ -75,201 +101,243 @@ class FeedReader:
         keys: Keys,
         markets: Iterable[str],
         *,
-        codes: Collection[str] | None = None,
-        positions: Mapping[str, str] | None = None,
-        on_gap: OnGap | None = None,
-        give_up_after_s: float | None = None,
+        marks: Mapping[str, Mark] | None = None,
+        events: bool = False,
         address: str = "Redis",
     ) -> None:
         self._connection = connection
         self._keys = keys
-        self._markets = list(dict.fromkeys(markets))
-        self._market_of_feed = {keys.feed(market): market for market in self._markets}
-        self._codes = None if codes is None else frozenset(codes)
-        self._on_gap = on_gap
-        self._give_up_after_s = give_up_after_s
         self._address = address
-        self.positions: dict[str, str] = dict(positions or {})
-        self.epochs: dict[str, str] = {}
-        self.connected = False
-        self._started = False
+        self.markets = list(dict.fromkeys(markets))
+        marks = marks or {}
+        self.positions: dict[str, str] = {m: marks[m][1] for m in self.markets if m in marks}
+        self.epochs: dict[str, str] = {m: marks[m][0] for m in self.markets if m in marks}
+        self.events_id = marks[EVENTS][1] if events and EVENTS in marks else ""
+        self._with_events = events
+        self.limits: dict[str, str] = {}
+        self._market_of_feed = {keys.feed(market): market for market in self.markets}
+        self._trusted: set[str] = set()
+        self._sure = False
         self._read_at = 0.0
-        # After a new epoch the publisher tells part of the story again: what was delivered of it
-        # is recognised by the ids of the codes' own streams.
-        self._last_ids: dict[str, str] = {}
-        self._told: dict[str, tuple[int, int]] = {}
 
-    async def start(self) -> None:
-        """Read the end of each feed: what is published from here on will be delivered.
+    def mark(self, market: str) -> Mark:
+        """Return where the reader stands in a market."""
+        return self.epochs[market], self.positions[market]
+
+    async def begin(self, wanted: Mapping[str, Sequence[str] | None]) -> dict[str, bytes]:
+        """Take the present end of markets' feeds as position, and ``latest`` as it is there.
+
+        Parameters
+        ----------
+        wanted
+            Market to the codes whose ``latest`` is wanted; ``None``: all of them.
+
+        Returns
+        -------
+        dict
+            Code to the value of ``latest``, read in the same transaction as the position.
 
         Raises
         ------
         RedisUnavailable
             When the server does not answer.
         """
-        async with (
-            redis_call(self._address),
-            self._connection.pipeline(transaction=True) as pipe,
-        ):
-            for market in self._markets:
+        latest: dict[str, bytes] = {}
+        for market, codes in wanted.items():
+            async with redis_call(self._address), self._connection.pipeline() as pipe:
                 pipe.get(self._keys.epoch(market))
-                pipe.xrevrange(self._keys.feed(market), count=1)
-            replies = await pipe.execute()
-        for market, epoch, tail in zip(self._markets, replies[::2], replies[1::2], strict=True):
-            self.epochs.setdefault(market, _text(epoch))
-            self.positions.setdefault(market, _text(tail[0][0]) if tail else _NOTHING)
-        self._started = True
-        self.connected = True
+                pipe.xinfo_stream(self._keys.feed(market))
+                if codes is None:
+                    pipe.hgetall(self._keys.latest(market))
+                elif codes:
+                    pipe.hmget(self._keys.latest(market), list(codes))
+                epoch, feed, *found = _checked(await pipe.execute(raise_on_error=False))
+            self.epochs[market] = _text(epoch)
+            self.positions[market] = _last_id(feed)
+            if codes is None:
+                latest |= {_text(code): data for code, data in found[0].items()}
+            elif codes:
+                latest |= {
+                    code: data
+                    for code, data in zip(codes, found[0], strict=True)
+                    if data is not None
+                }
+        if self._with_events and not self.events_id:
+            async with redis_call(self._address):
+                tail = await self._connection.xrevrange(self._keys.events, count=1)
+            self.events_id = _text(tail[0][0]) if tail else BEGINNING
+        return latest
 
-    async def batches(self) -> AsyncGenerator[list[Tick], None]:
-        """Yield the ticks of one feed entry after the other, in published order.
+    def go_to(self, market: str, entry_id: str) -> None:
+        """Read on behind an id that need not exist."""
+        self.positions[market] = entry_id
+        self._trusted.add(market)
+        self._sure = False
 
-        Nothing is read ahead of the caller but the entries of one read, so a slow caller holds
-        no more than these.
+    async def read(self, *, block: bool = True) -> Reading:
+        """Return what was published behind the positions, and move them.
+
+        Parameters
+        ----------
+        block
+            Wait up to `BLOCK_S` for something new, and then return nothing.
 
         Raises
         ------
         RedisUnavailable
-            When Redis does not answer at the start, or stays away for ``give_up_after_s``.
+            When the server does not answer; the same read may be done again.
         """
-        if not self._started:
-            await self.start()
-        lost_at: float | None = None
-        pause_s = _BACKOFF_S
-        while True:
-            try:
-                async with redis_call(self._address):
-                    entries = await self._read()
-            except RedisUnavailable:
-                self.connected = False
-                now = time.monotonic()
-                lost_at = now if lost_at is None else lost_at
-                if self._give_up_after_s is not None and now - lost_at >= self._give_up_after_s:
-                    raise
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
-                continue
-            self.connected = True
-            lost_at, pause_s = None, _BACKOFF_S
-            for market, entry_id, data in entries:
-                ticks = self._decode(market, entry_id, data)
-                self.positions[market] = entry_id
-                if ticks:
-                    yield ticks
+        try:
+            # Between reads that follow at once nothing can be trimmed: a feed is kept for longer.
+            if not self._sure or not block or time.monotonic() - self._read_at > _LOOK_AFTER_S:
+                found = await self._look()
+                if found.entries or found.breaks or found.events or not block:
+                    return found
+            return await self._wait()
+        except BaseException:
+            self._sure = False
+            raise
+        finally:
+            self._read_at = time.monotonic()
 
-    async def _read(self) -> list[tuple[str, str, bytes]]:
-        # A feed is kept for minutes, so between reads that follow at once nothing can be trimmed.
-        # After a pause the look at the positions travels with the read: Redis runs both without
-        # another command between, so what is there then was there when reading began.
-        look = time.monotonic() - self._read_at > _LOOK_AFTER_S
-        async with self._connection.pipeline(transaction=False) as pipe:
-            for feed, market in self._market_of_feed.items():
-                if look:
-                    pipe.xrange(feed, self.positions[market], self.positions[market], count=1)
+    async def _look(self) -> Reading:
+        markets = [market for market in self.markets if not self._is_beyond_limit(market)]
+        async with redis_call(self._address), self._connection.pipeline() as pipe:
+            for market in markets:
+                pipe.get(self._keys.epoch(market))
+                pipe.xrange(
+                    self._keys.feed(market),
+                    self.positions[market],
+                    self.limits.get(market, "+"),
+                    count=_ENTRIES_PER_READ + 1,
+                )
+                if self.positions[market] == BEGINNING:
+                    pipe.xinfo_stream(self._keys.feed(market))
+            if self.events_id:
+                pipe.xrange(self._keys.events, f"({self.events_id}", count=_EVENTS_PER_READ)
+            replies = iter(_checked(await pipe.execute(raise_on_error=False)))
+        found = Reading()
+        for market in markets:
+            epoch, entries = next(replies), next(replies)
+            at_start = self.positions[market] == BEGINNING
+            whole = _is_whole(next(replies)) if at_start else None
+            await self._judge(market, _text(epoch), entries, whole, found)
+        if self.events_id:
+            self._take_events(next(replies), found)
+        self._sure = len(markets) == len(self.markets)
+        return found
+
+    def _is_beyond_limit(self, market: str) -> bool:
+        limit = self.limits.get(market)
+        return limit is not None and id_key(limit) < id_key(self.positions[market])
+
+    async def _judge(
+        self, market: str, epoch: str, entries: list[Any], whole: bool | None, found: Reading
+    ) -> None:
+        """Check one market's position and take the entries behind it."""
+        known, at = self.mark(market)
+        there = bool(entries) and _text(entries[0][0]) == at
+        behind = entries[1:] if there else entries
+        to_ms = id_key(_text(behind[0][0]))[0] if behind else 0
+        trusted = market in self._trusted
+        self._trusted.discard(market)
+        self.epochs[market] = epoch
+        reason: Literal["trimmed", "epoch"] | None = None
+        rewound = False
+        if known and epoch != known:
+            reason = "epoch"
+            if not entries:
+                last = await self._last_generated(market)
+                rewound = id_key(last) < id_key(at)
+                self.positions[market] = last
+        elif there or trusted or whole:
+            pass
+        elif behind:
+            reason = "trimmed"
+        else:
+            last = await self._last_generated(market)
+            if id_key(last) > id_key(at):
+                # All of it was trimmed. (A shorter feed is a loss that its publisher will name
+                # with a new epoch; until then nothing can come behind our id.)
+                reason = "trimmed"
+                self.positions[market] = last
+        if reason is not None:
+            found.breaks.append(Break(market, reason, (known, at), epoch, to_ms, rewound))
+        self._take(market, behind, found)
+
+    async def _last_generated(self, market: str) -> str:
+        """Return the id of the last entry ever published, or the limit of reading."""
+        async with redis_call(self._address):
+            try:
+                last = _last_id(await self._connection.xinfo_stream(self._keys.feed(market)))
+            except redis.ResponseError as error:
+                last = _last_id(*_checked([error]))
+        return min(last, self.limits.get(market, last), key=id_key)
+
+    async def _wait(self) -> Reading:
+        ids = {feed: self.positions[market] for feed, market in self._market_of_feed.items()}
+        if self.events_id:
+            ids[self._keys.events] = self.events_id
+        async with (
+            redis_call(self._address),
+            self._connection.pipeline(transaction=False) as pipe,
+        ):
             pipe.xread(
-                {feed: self.positions[market] for feed, market in self._market_of_feed.items()},
+                ids,  # type: ignore[arg-type]
                 count=_ENTRIES_PER_READ,
                 block=int(BLOCK_S * 1000),
             )
-            for market in self._markets:
+            for market in self.markets:
                 pipe.get(self._keys.epoch(market))
-            replies = await pipe.execute()
-        several = len(self._markets)
-        found = [bool(one) for one in replies[:several]] if look else [True] * several
-        read, epochs = replies[-several - 1], replies[-several:]
-        broken = [
+            read, *epochs = await pipe.execute()
+        found = Reading()
+        renewed = {
             market
-            for market, epoch, there in zip(self._markets, epochs, found, strict=True)
-            if await self._is_broken(market, _text(epoch), there)
-        ]
-        self._read_at = time.monotonic()
-        entries = [
-            (self._market_of_feed[_text(feed)], _text(entry_id), fields[b"b1"])
-            for feed, of_feed in _pairs(read)
-            for entry_id, fields in of_feed
-            if b"b1" in fields
-        ]
-        # A reset position made the read of that market meaningless.
-        return [entry for entry in entries if entry[0] not in broken]
+            for market, epoch in zip(self.markets, epochs, strict=True)
+            if _text(epoch) != self.epochs[market]
+        }
+        if renewed:
+            self._sure = False  # what was read of these may belong to either history: look
+        for key, entries in _pairs(read):
+            name = _text(key)
+            if name == self._keys.events:
+                self._take_events(entries, found)
+            elif self._market_of_feed[name] not in renewed:
+                self._take(self._market_of_feed[name], entries, found)
+        return found
 
-    async def _is_broken(self, market: str, epoch: str, there: bool) -> bool:
-        """Check one market's position; on a gap tell it. True: what was read is not to be used."""
-        known, at = self.epochs[market], self.positions[market]
-        self.epochs[market] = epoch
-        renewed = bool(known) and epoch != known
-        if not renewed and (there or at == _NOTHING):
-            return False
-        feed = self._keys.feed(market)
-        last = await self._last_generated(feed)
-        if not renewed and last == at:
-            return False  # nothing was published since, only old entries were trimmed
-        self._told |= {code: id_key(of_code) for code, of_code in self._last_ids.items()}
-        self._tell(
-            Gap(
-                f"Ticks of {market} after feed entry {at} can no longer be had: "
-                + ("the history is another one." if renewed else "they were trimmed."),
-                hint="Read them from the codes' own streams, or as history.",
-                market=market,
-                after=at,
-                epoch=epoch,
-            )
-        )
-        if id_key(last) < id_key(at) or (
-            renewed and not await self._connection.xrange(feed, at, at, count=1)
-        ):
-            self.positions[market] = _NOTHING
-            return True
-        return renewed
+    def _take(self, market: str, entries: Iterable[Any], found: Reading) -> None:
+        for entry_id, fields in entries:
+            self.positions[market] = at = _text(entry_id)
+            found.entries.append(FeedEntry(market, at, fields.get(b"b1"), fields.get(b"c1")))
 
-    async def _last_generated(self, feed: str) -> str:
-        try:
-            told = await self._connection.xinfo_stream(feed)
-        except redis.ResponseError:  # no such stream
-            return _NOTHING
-        return _text(told["last-generated-id"])
+    def _take_events(self, entries: Any, found: Reading) -> None:
+        for entry_id, fields in entries:
+            self.events_id = _text(entry_id)
+            try:
+                found.events.append((self.events_id, _event(fields.get(b"e", b""))))
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue  # an event of another version says nothing to us
 
-    def _decode(self, market: str, entry_id: str, data: bytes) -> list[Tick]:
-        try:
-            ticks = decode_batch(data) if self._codes is None else self._decode_wanted(data)
-        except CodecError as error:
-            self._tell(
-                Gap(
-                    f"Feed entry {entry_id} of {market} cannot be read: {error.message}",
-                    hint="Producer and reader may be of different versions.",
-                    market=market,
-                    after=self.positions[market],
-                )
-            )
-            return []
-        if self._told:
-            ticks = [tick for tick in ticks if self._is_news(tick)]
-        self._last_ids.update((tick.code, tick.id) for tick in ticks)
-        return ticks
 
-    def _decode_wanted(self, data: bytes) -> list[Tick]:
-        wanted = self._codes or ()
-        try:
-            rows = _outer(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise CodecError(f"Not a b1 batch: {error}.") from error
-        return [
-            decode_tick(bytes(raw), code, entry_id)
-            for code, entry_id, raw in rows
-            if code in wanted
-        ]
+def _checked(replies: list[Any]) -> list[Any]:
+    """Raise the first error among replies; XINFO's of a stream that is not there is none."""
+    for reply in replies:
+        if isinstance(reply, Exception) and "no such key" not in str(reply).lower():
+            raise reply
+    return replies
 
-    def _is_news(self, tick: Tick) -> bool:
-        told = self._told.get(tick.code)
-        if told is None:
-            return True
-        if id_key(tick.id) <= told:
-            return False
-        del self._told[tick.code]
+
+def _last_id(stream: Any) -> str:
+    """Return a stream's last id from XINFO's answer."""
+    return BEGINNING if isinstance(stream, Exception) else _text(stream["last-generated-id"])
+
+
+def _is_whole(stream: Any) -> bool:
+    """Whether nothing was ever trimmed from a stream, by XINFO's answer."""
+    if _last_id(stream) == BEGINNING:
         return True
-
-    def _tell(self, gap: Gap) -> None:
-        if self._on_gap is not None:
-            self._on_gap(gap)
+    return bool(stream["entries-added"] == stream["length"])
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -17,7 +16,6 @@ from pydantic import ValidationError
 from qmt_protocol.errors import (
     AccessDenied,
     CodecError,
-    Gap,
     GatewayUnavailable,
     InvalidRequest,
     JobFailed,
@@ -28,24 +26,26 @@ from qmt_protocol.errors import (
     error_from_dict,
 )
 from qmt_protocol.jobs import JobParams, Manifest, Progress, job_spec
+from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
 
 from .connections import address_of
 from .jobs import from_stream
+from .live_gateway import GatewayFollower
 from .processes import Status
-from .transport import OnGap, OnProgress
+from .transport import OnGap, OnProgress, Wish
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from websockets.asyncio.client import ClientConnection
+
+    from .follow import Batch
 
 __all__ = ["HttpTransport"]
 
 _ANSWER_WITHIN_S: Final = 15.0
 _POLL_S: Final = 5.0
 _CANCEL_WITHIN_S: Final = 2.0
-_BACKOFF_S: Final = 0.2
-_BACKOFF_CAP_S: Final = 3.0
 _MAX_FRAME_BYTES: Final = 64 * 2**20
 _CODES_PER_URL: Final = 500
 
@@ -197,102 +197,50 @@ class HttpTransport:
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
     ) -> dict[str, Tick]:
-        """Return the last stored tick of the codes; see `Transport.latest`.
-
-        Raises
-        ------
-        InvalidRequest
-            For whole markets, which the gateway does not serve.
-        """
-        codes = _only_codes(codes, markets)
+        """Return the last stored tick of the codes, or of markets; see `Transport.latest`."""
+        asked = [{"markets": ",".join(markets)}] if markets else []
+        some = codes or ()
+        asked += [
+            {"codes": ",".join(some[start : start + _CODES_PER_URL])}
+            for start in range(0, len(some), _CODES_PER_URL)
+        ]
         found: dict[str, Tick] = {}
-        for start in range(0, len(codes), _CODES_PER_URL):
-            some = ",".join(codes[start : start + _CODES_PER_URL])
+        for params in asked:
             try:
-                told = _document(await self._ask("GET", "/api/v1/latest", params={"codes": some}))
+                told = _document(await self._ask("GET", "/api/v1/latest", params=params))
             except NotFound:
                 continue
             for code, one in told["ticks"].items():
                 found[code] = Tick(_sent(one["tick"]), code, one["id"], one["flags"])
-        return {code: found[code] for code in codes if code in found}
+        return found if codes is None else {code: found[code] for code in codes if code in found}
 
-    async def batches(
-        self,
-        codes: Sequence[str] | None,
-        markets: Sequence[str] = (),
-        *,
-        snapshot: bool = False,
-        on_gap: OnGap | None = None,
-    ) -> AsyncGenerator[list[Tick], None]:
-        """Yield live ticks; see `Transport.batches`.
+    async def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
+        """Yield live data as they are published, each once; see `Transport.live`.
 
-        The gateway's frames carry no positions, and each connection begins with the latest ticks.
-        So after a lost connection a code whose latest tick is another than the last one seen has
-        a gap, which is told.
+        Raises
+        ------
+        GatewayUnavailable
+            After ``give_up_after_s``.
+        AccessDenied, InvalidRequest, Unavailable
+            When the gateway refuses.
         """
-        codes = _only_codes(codes, markets)
-        seen: dict[str, Mapping[str, Any]] = {}
-        first = list((await self.latest(codes)).values())
-        seen.update((tick.code, dict(tick)) for tick in first)
-        if snapshot and first:
-            yield first
-        lost_at: float | None = None
-        again = False
-        pause_s = _BACKOFF_S
-        while True:
-            try:
-                async with self._socket() as socket:
-                    wish = {"stocks": list(codes), "period": "tick", "notices": True}
-                    await socket.send(json.dumps(wish))
-                    async with aclosing(self._frames(socket, seen, on_gap)) as frames:
-                        async for ticks in frames:
-                            if again and ticks and on_gap is not None:
-                                on_gap(self._lost({tick.code for tick in ticks}))
-                            again, lost_at, pause_s = False, None, _BACKOFF_S
-                            if ticks:
-                                yield ticks
-            except Unavailable:
-                now = time.monotonic()
-                lost_at = now if lost_at is None else lost_at
-                if self._give_up_after_s is not None and now - lost_at >= self._give_up_after_s:
-                    raise
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
-            again = True
+        codes: Sequence[str] = wish.codes or ()
+        if wish.start_ms is not None and wish.markets:
+            codes = list(await self.latest(None, wish.markets))
+        follower = GatewayFollower(
+            self._socket,
+            self._away,
+            wish,
+            on_gap,
+            codes=codes,
+            give_up_after_s=self._give_up_after_s,
+        )
+        async with aclosing(follower.batches()) as batches:
+            async for batch in batches:
+                yield batch
 
     def _socket(self) -> _Socket:
-        return _Socket(self, f"ws{self._url[4:]}/ws/realtime", self._headers)
-
-    async def _frames(
-        self,
-        socket: ClientConnection,
-        seen: dict[str, Mapping[str, Any]],
-        on_gap: OnGap | None,
-    ) -> AsyncGenerator[list[Tick], None]:
-        async for message in socket:
-            frame = json.loads(message)
-            if "notice" in frame:
-                gap = _gap_of(frame)
-                if gap is not None and on_gap is not None:
-                    on_gap(gap)
-                continue
-            ticks: list[Tick] = []
-            for code, rows in frame.items():
-                for row in rows:
-                    values = _sent(row)
-                    if seen.get(code) != values:
-                        seen[code] = values
-                        ticks.append(Tick(values, code, "", 0))
-            yield ticks
-        raise self._away("it closed the connection")
-
-    def _lost(self, codes: set[str]) -> Gap:
-        return Gap(
-            f"The connection to {self._address} was lost: "
-            f"ticks of {len(codes)} code(s) may be missing.",
-            hint="A client over redis:// continues where it stopped.",
-            codes=sorted(codes)[:20],
-        )
+        return _Socket(self, f"ws{self._url[4:]}/ws/v1", self._headers)
 
     async def status(self) -> Status:
         """Return who is alive, as the gateway tells."""
@@ -304,6 +252,7 @@ class _Socket:
 
     def __init__(self, transport: HttpTransport, url: str, headers: dict[str, str]) -> None:
         from websockets.asyncio.client import connect
+        from websockets.typing import Subprotocol
 
         self._transport = transport
         self._connect = connect(
@@ -312,6 +261,7 @@ class _Socket:
             proxy=None,
             compression=None,
             max_size=_MAX_FRAME_BYTES,
+            subprotocols=[Subprotocol(MSGPACK_SUBPROTOCOL)],
             open_timeout=_ANSWER_WITHIN_S,
         )
 
@@ -329,13 +279,15 @@ class _Socket:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         from websockets.exceptions import ConnectionClosed
 
+        # Without the closing handshake: it would wait for room in a queue that nobody empties.
+        self._connect.connection.transport.abort()
         await self._connect.__aexit__(kind, error, trace)
         if isinstance(error, ConnectionClosed):
             closed = error.rcvd
             reason = closed.reason if closed else "the connection was lost"
-            if closed and closed.code in (4400, 4422):
+            if closed and closed.code == CloseCode.BAD_MESSAGE:
                 raise InvalidRequest(reason or "The gateway refused the subscription.") from error
-            if closed and closed.code in (4401, 4403, 1008):
+            if closed and closed.code in (CloseCode.ACCESS_DENIED, 1008):
                 raise _denied(self._transport.address) from error
             raise self._transport._away(reason or "the connection was closed") from error
 
@@ -365,25 +317,6 @@ def _error_of(body: bytes, status: int, address: str) -> QMTError:
     )
 
 
-def _gap_of(notice: Mapping[str, Any]) -> Gap | None:
-    """Return the gap that a notice of the gateway tells, if it is one."""
-    if notice["notice"] == "gap":
-        markets = ", ".join(notice["markets"])
-        return Gap(
-            f"Ticks of {markets} were lost before they reached the gateway.",
-            hint="Read them as history.",
-            markets=notice["markets"],
-        )
-    if notice["notice"] == "conflated":
-        skipped = sum(notice["skipped"].values())
-        return Gap(
-            f"This reader was too slow: {skipped} ticks were left out.",
-            hint="Follow fewer codes, or read from redis://.",
-            skipped=notice["skipped"],
-        )
-    return None
-
-
 def _document(response: httpx.Response) -> dict[str, Any]:
     try:
         told = response.json()
@@ -396,13 +329,3 @@ def _document(response: httpx.Response) -> dict[str, Any]:
 
 def _sent(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _only_codes(codes: Sequence[str] | None, markets: Sequence[str]) -> Sequence[str]:
-    if markets or codes is None:
-        raise InvalidRequest(
-            "Whole markets are not served through the gateway.",
-            hint="Name the codes, or read from redis://.",
-            field="markets",
-        )
-    return codes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,14 +26,16 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.jobs import RESULT_TTL_S, JobParams, Manifest, Progress, job_spec
-from qmt_protocol.keys import JobKeys, Keys
+from qmt_protocol.keys import JobKeys, Keys, want
 from qmt_protocol.ticks import Tick
 
 from .connections import BLOCK_S, address_of, connect, connect_async, redis_call
-from .feed import FeedReader, id_key
+from .follow import Batch, Follower, Scope
 from .jobs import enqueue, read_chunks, rq_key, withdraw
+from .position import id_key
 from .processes import Status
-from .transport import OnGap, OnProgress
+from .transport import OnGap, OnProgress, Wish
+from .wants import Wants
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -350,50 +352,51 @@ class RedisTransport:
                     found[code] = decode_latest(data, code)
         return found if codes is None else {code: found[code] for code in codes if code in found}
 
-    def feed(
-        self,
-        markets: Sequence[str],
-        *,
-        codes: Sequence[str] | None = None,
-        positions: dict[str, str] | None = None,
-        on_gap: OnGap | None = None,
-    ) -> FeedReader:
-        """Return a reader over the feeds of some markets."""
-        return FeedReader(
-            self.streams,
-            self.keys,
-            markets,
-            codes=codes,
-            positions=positions,
+    def follower(self, scope: Scope, **options: Any) -> Follower:
+        """Return a reader over the feeds of a scope; see `Follower` for the options."""
+        return Follower(self.streams, self.keys, scope, address=self._address, **options)
+
+    def wants(self, on_refused: Callable[[str, QMTError], None]) -> Wants:
+        """Return a keeper of leases; see `Wants`."""
+        return Wants(self.streams, self.keys, on_refused=on_refused, address=self._address)
+
+    async def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
+        """Yield live data as they are published, each once; see `Transport.live`.
+
+        Raises
+        ------
+        RedisUnavailable
+            At the start at once, later after ``give_up_after_s``.
+        Unavailable
+            When bars are wanted that no producer can serve.
+        """
+        refused: list[QMTError] = []
+
+        def check() -> None:
+            if refused:
+                raise refused[0]
+
+        periods = () if wish.period == "tick" else (wish.period,)
+        follower = self.follower(
+            Scope.of(wish.codes, wish.markets, periods),
+            place=wish.place,
+            start_ms=wish.start_ms,
+            snapshot=wish.snapshot,
+            conflate=wish.conflate,
             on_gap=on_gap,
             give_up_after_s=self._give_up_after_s,
-            address=self._address,
+            check=check,
         )
-
-    async def batches(
-        self,
-        codes: Sequence[str] | None,
-        markets: Sequence[str] = (),
-        *,
-        snapshot: bool = False,
-        on_gap: OnGap | None = None,
-    ) -> AsyncGenerator[list[Tick], None]:
-        """Yield live ticks as they are published, each once; see `Transport.batches`."""
-        of_codes = [market_of(code) for code in codes or ()]
-        reader = self.feed(list(markets) or of_codes, codes=codes, on_gap=on_gap)
-        await reader.start()
-        told: dict[str, str] = {}
-        if snapshot:
-            # Read after the feed's end: what both hold is recognised by its entry id.
-            first = list((await self.latest(codes, markets)).values())
-            told = {tick.code: tick.id for tick in first}
-            if first:
-                yield first
-        async with aclosing(reader.batches()) as batches:
-            async for batch in batches:
-                ticks = [tick for tick in batch if _is_news(tick, told)] if told else batch
-                if ticks:
-                    yield ticks
+        wants = self.wants(lambda _, error: refused.append(error))
+        try:
+            async with aclosing(follower.batches()) as batches:
+                if periods:
+                    await follower.begin()
+                    wants.add(want(wish.period, code) for code in wish.codes or ())
+                async for batch in batches:
+                    yield batch
+        finally:
+            await wants.close()
 
     async def status(self) -> Status:
         """Return who is alive, by the heartbeats on the streams server."""
@@ -406,14 +409,3 @@ class RedisTransport:
             pipe.time()
             beats, seen, now = await pipe.execute()
         return Status.from_redis(beats, seen, now)
-
-
-def _is_news(tick: Tick, told: dict[str, str]) -> bool:
-    """Whether the snapshot did not hold this tick; forgets a code once it is past it."""
-    last = told.get(tick.code)
-    if last is None:
-        return True
-    if id_key(tick.id) <= id_key(last):
-        return False
-    del told[tick.code]
-    return True

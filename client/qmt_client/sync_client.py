@@ -6,14 +6,16 @@ import asyncio
 import concurrent.futures
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from qmt_protocol.bars import Bar
 from qmt_protocol.ticks import Tick
 
 from .answers import HistoryFrames, Ticks
 from .arguments import Codes
 from .async_client import AsyncQMTClient, OnData
+from .live import Live
 from .processes import Status
 from .progress import ShowProgress
 from .transport import OnGap
@@ -94,14 +96,6 @@ class _Running:
 
     def cancel(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
-
-
-async def _next(batches: AsyncGenerator[list[Tick], None]) -> list[Tick] | None:
-    return await anext(batches, None)
-
-
-async def _end(batches: AsyncGenerator[list[Tick], None]) -> None:
-    await batches.aclose()
 
 
 def _stop(loop: _Loop, client: AsyncQMTClient) -> None:
@@ -279,15 +273,34 @@ class QMTClient:
         codes: Codes | None = None,
         *,
         markets: Sequence[str] = (),
+        start: Any = None,
+        position: Mapping[str, Any] | None = None,
+        snapshot: bool = False,
+        conflate: bool = False,
         on_gap: OnGap | None = None,
-    ) -> Generator[Tick, None, None]:
-        batches = self._client._batches(codes, markets, on_gap=on_gap)
-        try:
-            while (batch := self._run(_next(batches))) is not None:
-                yield from batch
-        finally:
-            if self._finalizer.alive:
-                self._run(_end(batches))
+    ) -> Live[Tick]:
+        live = self._client.ticks(
+            codes,
+            markets=markets,
+            start=start,
+            position=position,
+            snapshot=snapshot,
+            conflate=conflate,
+            on_gap=on_gap,
+        )
+        return Live(live, self._run)
+
+    def bars(
+        self,
+        codes: Codes,
+        period: str = "1m",
+        *,
+        position: Mapping[str, Any] | None = None,
+        snapshot: bool = False,
+        on_gap: OnGap | None = None,
+    ) -> Live[Bar]:
+        live = self._client.bars(codes, period, position=position, snapshot=snapshot, on_gap=on_gap)
+        return Live(live, self._run)
 
     async def subscribe_realtime(
         self, stocks: Codes, callback: OnData, period: str = "tick"

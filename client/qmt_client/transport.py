@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qmt_protocol.errors import Gap
 from qmt_protocol.jobs import JobParams, Manifest, Progress
 from qmt_protocol.ticks import Tick
 
+from .position import Place
 from .processes import Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["OnGap", "OnProgress", "Transport"]
+    from .follow import Batch
+
+__all__ = ["OnGap", "OnProgress", "Transport", "Wish"]
 
 OnProgress = Callable[[Progress], None]
 OnGap = Callable[[Gap], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a live iteration is to give.
+
+    Attributes
+    ----------
+    codes : tuple of str or None
+        Codes wanted; ``None``: all of the markets.
+    markets : tuple of str
+        Whole markets wanted.
+    period : str
+        ``tick``, or the period of the bars wanted.
+    place : Place or None
+        Where to go on.
+    start_ms : int or None
+        Begin with the ticks stored since this exchange time.
+    snapshot : bool
+        Begin with the latest tick of each code.
+    conflate : bool
+        Of what waits, only the latest of each code.
+    """
+
+    codes: tuple[str, ...] | None
+    markets: tuple[str, ...] = ()
+    period: str = "tick"
+    place: Place | None = None
+    start_ms: int | None = None
+    snapshot: bool = False
+    conflate: bool = False
 
 
 class Transport(Protocol):
@@ -45,15 +80,8 @@ class Transport(Protocol):
     ) -> dict[str, Tick]:
         """Return the last stored tick of the codes, or of whole markets; some may be missing."""
 
-    def batches(
-        self,
-        codes: Sequence[str] | None,
-        markets: Sequence[str] = (),
-        *,
-        snapshot: bool = False,
-        on_gap: OnGap | None = None,
-    ) -> AsyncGenerator[list[Tick], None]:
-        """Yield live ticks as they are published, each once; ``snapshot``: the latest first."""
+    def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
+        """Yield live data as they are published, each once."""
 
     async def status(self) -> Status:
         """Return who is alive."""

@@ -38,6 +38,12 @@ class _Server(uvicorn.Server):
             print(json.dumps({"ready": True, "port": port, "url": url}), flush=True)
             _log.info("serving", url=url, docs=f"{url}/docs")
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        live = getattr(self.config.app.state, "live", None)  # type: ignore[union-attr]
+        if live is not None:
+            await live.say_goodbye()
+        await super().shutdown(sockets)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the gateway; ends the process with 2 when it cannot start as it is configured."""
@@ -55,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
             ws=WebSocketProtocol,
             ws_per_message_deflate=False,
             ws_max_size=1_000_000,
+            ws_ping_timeout=60.0,  # a slow reader is conflated, not dropped
             access_log=False,
             log_config=None,
             server_header=False,
@@ -76,7 +83,14 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        # With the protocol named: asyncio turns Nagle's delay off only then, and with it each
+        # answer waits 40 ms for an acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address[:2])
+        listener.listen(_BACKLOG)
+        return listener
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {host}:{port}: {error.strerror or error}.",

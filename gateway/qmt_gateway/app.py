@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from . import job_routes, market_routes, realtime
+from . import job_routes, live_socket, market_routes, realtime
 from .bridge import Bridge
 from .hub import Hub
 from .limits import BodyLimit
+from .live_state import LiveState
 from .models import Problem
 from .problems import UnexpectedErrors, handle_errors
 from .settings import GatewaySettings
@@ -24,9 +25,8 @@ _ABOUT: Final = """
 Market data of QMT/miniQMT: history and reference data answered by a worker beside the terminal,
 ticks from Redis Streams. No trading.
 
-**Ticks live:** WebSocket `/ws/realtime`. First message
-`{"stocks": ["600519.SH"], "period": "tick"}`; frames `{code: [tick, ...]}`, the first one with the
-last stored ticks. See docs/gateway.md for further messages and the close codes.
+**Live:** WebSocket `/ws/v1`, described by docs/live.md and docs/asyncapi.yaml. For callers of
+qmt-bridge-pro also `/ws/realtime` and `/ws/whole_quote`, see docs/gateway.md.
 
 **Keys:** `X-API-Key: <key>` or `Authorization: Bearer <key>`; a browser's WebSocket: `?api_key=`.
 
@@ -58,14 +58,16 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bridge = Bridge(settings)
         hub = Hub(
-            bridge,
+            bridge.transport,
             flush_s=settings.bridge_ws_flush_ms / 1000,
             max_bytes=settings.bridge_ws_queue_bytes,
         )
-        app.state.bridge, app.state.hub = bridge, hub
+        live = LiveState(hub, bridge, stall_s=settings.bridge_ws_stall_s)
+        app.state.bridge, app.state.hub, app.state.live = bridge, hub, live
         try:
             yield
         finally:
+            await live.close()
             await hub.close()
             await bridge.close()
 
@@ -81,6 +83,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(market_routes.router)
     app.include_router(job_routes.router)
     app.include_router(job_routes.health_router)
+    app.include_router(live_socket.router)
     app.include_router(realtime.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(UnexpectedErrors)

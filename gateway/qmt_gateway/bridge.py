@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from qmt_client.connections import redis_errors
 from qmt_client.processes import Status
 from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import Gap, InstrumentNotFound, QMTError, RedisUnavailable
+from qmt_protocol.errors import InstrumentNotFound, QMTError, RedisUnavailable
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import Tick
 
@@ -21,8 +21,6 @@ from .settings import GatewaySettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from .hub import Feed
 
 __all__ = [
     "SIMULATED",
@@ -36,6 +34,9 @@ __all__ = [
 SIMULATED: Final = "SIMULATED"
 _LOOK_EVERY_S: Final = 1.0
 _GONE_EVERY_S: Final = 0.5
+_SECTOR_FRESH_S: Final = 600.0
+_SECTOR_WITHIN_S: Final = 20.0
+_SECTORS_KEPT: Final = 500
 _T = TypeVar("_T")
 
 
@@ -45,14 +46,16 @@ def source_name(simulated: bool) -> str:
 
 
 class Bridge:
-    """Jobs, ticks and heartbeats for the routes; the source of the hub."""
+    """Jobs, ticks and heartbeats for the routes."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.transport = RedisTransport(
             settings.streams_url, settings.jobs_url, prefix=settings.prefix
         )
         self._status = Status(0, ())
+        self._sectors: dict[str, tuple[float, list[str]]] = {}
         self._looked_at = float("-inf")
+        self._looking = asyncio.Lock()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -60,10 +63,11 @@ class Bridge:
 
     async def status(self) -> Status:
         """Return who is alive, at most a second old."""
-        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
-            self._status = await self.transport.status()
-            self._looked_at = time.monotonic()
-        return self._status
+        async with self._looking:  # a thousand callers at once ask Redis once
+            if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+                self._status = await self.transport.status()
+                self._looked_at = time.monotonic()
+            return self._status
 
     async def simulated(self) -> bool:
         """Return whether stored ticks come from the simulator, by who publishes or last did."""
@@ -108,13 +112,28 @@ class Bridge:
             codes=list(codes),
         )
 
-    def open_feed(self, market: str, on_gap: Callable[[Gap], None]) -> Feed:
-        """Return a reader of a market's feed, from its present end."""
-        return self.transport.feed([market], on_gap=on_gap)
+    async def sector(self, name: str) -> list[str]:
+        """Return the codes of a sector, as a worker told them at most ten minutes ago.
 
-    async def snapshot(self, market: str) -> dict[str, Tick]:
-        """Return the last stored tick of every code of a market."""
-        return await self.transport.latest(None, [market])
+        Raises
+        ------
+        SectorNotFound, NoWorker
+            And whatever else the job fails with.
+        """
+        known = self._sectors.get(name)
+        now = time.monotonic()
+        if known is None or now - known[0] > _SECTOR_FRESH_S:
+            manifest, _ = await self.run("sector_stocks", {"sector": name}, _SECTOR_WITHIN_S)
+            if len(self._sectors) >= _SECTORS_KEPT:
+                self._sectors.pop(next(iter(self._sectors)))
+            known = self._sectors[name] = (now, list(manifest.document))
+        return known[1]
+
+    async def published_markets(self) -> list[str]:
+        """Return the markets that producers publish, or last did."""
+        status = await self.status()
+        producers = [one for one in status.processes if one.beat.role == "producer"]
+        return sorted({market for one in producers for market in one.beat.markets})
 
     async def streams_answer(self) -> bool:
         """Return whether the streams server answers."""

@@ -1,125 +1,161 @@
 """One reader per market feed in this process, shared by all WebSocket clients.
 
-The hub keeps the newest tick of every code of a market it reads. It begins with ``latest``, read
-after the feed's position was taken, and drops what it has seen by entry id; so a client that
-subscribes gets, without a gap or a repeat, the snapshot and then exactly what follows it.
+Clients with the same subscription are one group: their frames are made once. Whole markets are
+sent as they come, one frame per published batch; sets of codes are flushed together some times a
+second. The hub keeps the newest row of every code, and the last batches; so a client that joins
+gets, without a gap or a repeat, the snapshot and then exactly what follows it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import structlog
 
+from qmt_client.connections import redis_call
+from qmt_client.feed import FeedReader
+from qmt_client.follow import Batch, Follower, Scope, gap_of_event
+from qmt_client.position import EVENTS, id_key
+from qmt_client.redis_transport import RedisTransport
+from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import Gap, InvalidRequest, QMTError, Unavailable
-from qmt_protocol.ticks import Tick
+from qmt_protocol.errors import Gap, InvalidRequest, QMTError, RedisUnavailable, Unavailable
+from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
 
-from .subscriber import Frame, Subscriber, join_rows
+from .subscriber import Frame, Subscriber, Wants
+from .wires import Row, Wire, rows_of
 
-__all__ = ["Feed", "FeedSource", "Hub"]
+__all__ = ["Group", "Hub", "Market", "notice_of"]
 
 MAX_MARKETS: Final = 32
 _LINGER_S: Final = 15.0
 """How long a market is read on after its last client left."""
-_encode: Final = msgspec.json.Encoder().encode
-_log = structlog.get_logger(__name__)
+_RECENT_BATCHES: Final = 32
+_RECENT_EVENTS: Final = 200
+_AGAIN_S: Final = 1.0
+_log: Final = structlog.get_logger(__name__)
+Mark = tuple[str, str]
 
 
-class Feed(Protocol):
-    """The live feed of one market."""
+class Group:
+    """Subscribers with the same subscription and wire format."""
 
-    async def start(self) -> None:
-        """Take the feed's present end as the position to read from."""
-
-    def batches(self) -> AsyncIterator[list[Tick]]:
-        """Iterate over what is published from then on."""
-
-
-class FeedSource(Protocol):
-    """Where the hub gets its ticks."""
-
-    def open_feed(self, market: str, on_gap: Callable[[Gap], None]) -> Feed:
-        """Return a reader of a market's feed."""
-
-    async def snapshot(self, market: str) -> dict[str, Tick]:
-        """Return the market's ``latest``."""
+    def __init__(self, keys: frozenset[str], market: str, wire: Wire, conflate: bool) -> None:
+        self.keys = keys
+        """Codes and bars; empty where a market is wanted whole."""
+        self.market = market
+        self.names = {key.rpartition(".")[2] for key in keys} or {market}
+        self.wire = wire
+        self.conflate = conflate
+        self.subscribers: set[Subscriber] = set()
+        self.pending: list[Row] = []
 
 
-class _Market:
-    """A market that is being read: its newest ticks and the task that follows its feed."""
+class Market:
+    """A market that is being read."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.latest: dict[str, Tick] = {}
-        self.ids: dict[str, tuple[int, int]] = {}
+        self.mark: Mark = ("", "")
+        self.latest: dict[str, Row] = {}
+        self.recent: deque[tuple[Mark, Mark, list[Row]]] = deque(maxlen=_RECENT_BATCHES)
+        """The rows of the last batches, with the positions before and behind them."""
+        self.broken = False
+        """Whether a gap lies between the last batch and the next."""
+        self.whole: set[Group] = set()
         self.ready = asyncio.Event()
         self.error: QMTError | None = None
         """Why it is read no longer."""
         self.clients = 0
+        self.follower: Follower | None = None
+        self.away_since: float | None = None
         self.task: asyncio.Task[None] | None = None
         self.stopper: asyncio.TimerHandle | None = None
 
-    def load(self, snapshot: dict[str, Tick]) -> None:
-        self.latest = dict(snapshot)
-        self.ids = {code: _position(tick.id) for code, tick in snapshot.items()}
+    def after(self, mark: Mark) -> list[tuple[Mark, list[Row]]] | None:
+        """Return the batches behind a position, each with the position behind it.
 
-    def accept(self, tick: Tick) -> bool:
-        """Note a tick; false when it was seen before."""
-        position = _position(tick.id)
-        if position <= self.ids.get(tick.code, (0, -1)):
-            return False
-        self.ids[tick.code] = position
-        if not tick.late:
-            self.latest[tick.code] = tick
-        return True
-
-
-def _position(entry_id: str) -> tuple[int, int]:
-    ms, _, number = entry_id.partition("-")
-    return int(ms or 0), int(number or 0)
+        ``None``: memory does not reach back to it, or not yet forward to it.
+        """
+        if mark == self.mark:
+            return []
+        found: list[tuple[Mark, list[Row]]] | None = None
+        for before, after, rows in self.recent:
+            if before == mark:
+                found = []
+            if found is not None:
+                found.append((after, rows))
+        return found
 
 
 class Hub:
-    """Ticks from market feeds to subscribers.
+    """Ticks and bars from market feeds to subscribers.
 
     Parameters
     ----------
-    source
-        Where feeds and snapshots come from.
+    transport
+        Redis.
     flush_s
-        Shortest time between two frames; what comes in between goes together.
+        Shortest time between two frames of a set of codes; what comes in between goes together.
     max_bytes
         Bytes that may wait for one client before it is conflated.
     """
 
-    def __init__(self, source: FeedSource, *, flush_s: float, max_bytes: int) -> None:
-        self._source = source
+    def __init__(self, transport: RedisTransport, *, flush_s: float, max_bytes: int) -> None:
+        self.transport = transport
         self._flush_s = flush_s
         self._max_bytes = max_bytes
-        self._markets: dict[str, _Market] = {}
-        self._groups: dict[frozenset[str], set[Subscriber]] = {}
-        self._fresh: dict[str, list[Tick]] = {}
+        self._markets: dict[str, Market] = {}
+        self._groups: dict[tuple[frozenset[str], str, str, bool], Group] = {}
+        self._topics: dict[str, set[Group]] = {}
+        self._dirty: dict[Group, None] = {}
         self._flusher: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0
+        self.subscribers: set[Subscriber] = set()
+        self._leases: Leases = transport.wants(self._refused)
+        self.events_id = ""
+        self._events: deque[tuple[str, GapNotice]] = deque(maxlen=_RECENT_EVENTS)
+        self._events_task: asyncio.Task[None] | None = None
 
     @property
     def clients(self) -> int:
         """How many subscribers there are."""
-        return sum(map(len, self._groups.values()))
+        return len(self.subscribers)
 
-    def open(self) -> Subscriber:
-        """Return a new subscriber without codes."""
-        return Subscriber(self._max_bytes)
+    def open(self, subscriber: Subscriber) -> Subscriber:
+        """Take a new subscriber in, without codes."""
+        self.subscribers.add(subscriber)
+        if self._events_task is None:
+            self._events_task = asyncio.create_task(self._follow_events(), name="events")
+        return subscriber
 
-    async def subscribe(self, subscriber: Subscriber, codes: Iterable[str]) -> list[str]:
-        """Make codes a subscriber's set; the codes new to it are pushed as a snapshot.
+    @property
+    def max_bytes(self) -> int:
+        """Bytes that may wait for one client."""
+        return self._max_bytes
 
-        Returns the codes of which nothing is stored.
+    # Subscriptions
+
+    def market(self, name: str) -> Market:
+        """Return a market that is held.
+
+        Raises
+        ------
+        Unavailable
+            When it is read no longer.
+        """
+        market = self._markets.get(name)
+        if market is None:
+            raise Unavailable(f"The feed of {name} is read no longer.")
+        return market
+
+    async def hold(self, names: Iterable[str]) -> list[Market]:
+        """Have markets read, and wait until they are; each call is answered by `release`.
 
         Raises
         ------
@@ -128,58 +164,169 @@ class Hub:
         Unavailable
             When Redis does not answer.
         """
-        wanted = frozenset(codes)
-        added = wanted - subscriber.codes
-        markets = {market_of(code) for code in wanted}
-        self._make_room(markets)
-        held = {market: self._hold(market) for market in sorted(markets)}
+        wanted = sorted(set(names))
+        self._make_room(set(wanted))
+        held = [self._hold(name) for name in wanted]
         try:
-            for market in held.values():
+            for market in held:
                 await market.ready.wait()
-            for market in held.values():
+            for market in held:
                 if market.error is not None:
                     raise market.error
         except BaseException:
-            self._release(held.values())
+            self.release(held)
             raise
-        # From here to the end nothing is awaited: no tick can come between snapshot and feed.
-        self._flush()
-        self.leave(subscriber)
-        subscriber.codes = wanted
-        self._groups.setdefault(wanted, set()).add(subscriber)
-        present = {
-            code: [tick]
-            for code in added
-            if (tick := held[market_of(code)].latest.get(code)) is not None
-        }
-        if present:
-            subscriber.push(_frame({code: _rows(ticks) for code, ticks in present.items()}))
-        return sorted(added - present.keys())
+        return held
+
+    def release(self, markets: Iterable[Market]) -> None:
+        """Let markets go; they are read on for a little while."""
+        for market in markets:
+            market.clients -= 1
+            if market.clients <= 0 and market.stopper is None and market.error is None:
+                loop = asyncio.get_running_loop()
+                market.stopper = loop.call_later(_LINGER_S, self._stop, market)
+
+    def join(
+        self,
+        subscriber: Subscriber,
+        *,
+        codes: Iterable[str] = (),
+        bars: Iterable[str] = (),
+        markets: Iterable[str] = (),
+    ) -> None:
+        """Add to what a subscriber gets, from now on. The markets must be held."""
+        self._regroup(subscriber, set(codes), set(bars), set(markets), add=True)
+
+    def part(
+        self,
+        subscriber: Subscriber,
+        *,
+        codes: Iterable[str] = (),
+        bars: Iterable[str] = (),
+        markets: Iterable[str] = (),
+    ) -> None:
+        """Take away from what a subscriber gets, from now on."""
+        self._regroup(subscriber, set(codes), set(bars), set(markets), add=False)
+
+    def _regroup(
+        self, subscriber: Subscriber, codes: set[str], bars: set[str], markets: set[str], add: bool
+    ) -> None:
+        for group in subscriber.groups:
+            self._flush_group(group)
+        wants = subscriber.wants
+        before = wants.names()
+        old_bars = set(wants.bars)
+        for mine, given in ((wants.codes, codes), (wants.bars, bars), (wants.markets, markets)):
+            if add:
+                mine |= given
+            else:
+                mine -= given
+        if not add:
+            subscriber.forget(codes | bars)
+        self._leases.add(wants.bars - old_bars)
+        self._leases.remove(old_bars - wants.bars)
+        self._ungroup(subscriber)
+        keys = frozenset(
+            key
+            for key in (*wants.codes, *wants.bars)
+            if "|" in key or key.rpartition(".")[2] not in wants.markets
+        )
+        if keys:
+            self._enter(subscriber, keys, "")
+        for name in wants.markets:
+            self._enter(subscriber, frozenset(), name)
+        after = wants.names()
+        for name in after - before:
+            self._hold(name)
+        self.release([self._markets[name] for name in before - after if name in self._markets])
+
+    def _enter(self, subscriber: Subscriber, keys: frozenset[str], market: str) -> None:
+        name = (keys, market, subscriber.wire.format, subscriber.conflate)
+        group = self._groups.get(name)
+        if group is None:
+            group = Group(keys, market, subscriber.wire, subscriber.conflate)
+            self._groups[name] = group
+            for key in keys:
+                self._topics.setdefault(key, set()).add(group)
+            if market:
+                self._markets[market].whole.add(group)
+        else:
+            self._flush_group(group)
+        group.subscribers.add(subscriber)
+        subscriber.groups.add(group)
+
+    def _ungroup(self, subscriber: Subscriber) -> None:
+        for group in subscriber.groups:
+            group.subscribers.discard(subscriber)
+            if group.subscribers:
+                continue
+            del self._groups[(group.keys, group.market, group.wire.format, group.conflate)]
+            self._dirty.pop(group, None)
+            for key in group.keys:
+                of_key = self._topics[key]
+                of_key.discard(group)
+                if not of_key:
+                    del self._topics[key]
+            if group.market in self._markets:
+                self._markets[group.market].whole.discard(group)
+        subscriber.groups.clear()
 
     def leave(self, subscriber: Subscriber) -> None:
-        """Take a subscriber out; its markets are read on for a little while."""
-        group = self._groups.get(subscriber.codes)
-        if group is None or subscriber not in group:
-            return
-        group.discard(subscriber)
-        if not group:
-            del self._groups[subscriber.codes]
-        names = {market_of(code) for code in subscriber.codes}
-        self._release([self._markets[name] for name in names if name in self._markets])
-        subscriber.codes = frozenset()
+        """Take a subscriber out."""
+        wants = subscriber.wants
+        self.part(subscriber, codes=set(wants.codes), bars=set(wants.bars), markets=wants.markets)
+        subscriber.closed = True
+        self.subscribers.discard(subscriber)
 
-    async def close(self) -> None:
-        """Stop all readers and give all subscribers up."""
-        for group in self._groups.values():
-            for subscriber in group:
-                subscriber.close("the gateway is stopping")
-        self._groups.clear()
-        tasks = [market.task for market in self._markets.values() if market.task is not None]
-        for market in list(self._markets.values()):
-            self._stop(market)
-        if self._flusher is not None:
-            self._flusher.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def snapshot(self, keys: Iterable[str], markets: Iterable[str]) -> list[Row]:
+        """Return the newest rows of codes, bars and whole markets, all of them held."""
+        rows = [
+            row
+            for key in keys
+            if (row := self._markets[key.rpartition(".")[2]].latest.get(key)) is not None
+        ]
+        for name in markets:
+            rows += [row for row in self._markets[name].latest.values() if not row.period]
+        return rows
+
+    async def load_bars(self, keys: Iterable[str]) -> None:
+        """Know the last stored bar of what nobody gets yet; its market is held.
+
+        Raises
+        ------
+        RedisUnavailable
+        """
+        for key in keys:
+            period, _, code = key.partition("|")
+            stream = self.transport.keys.bar(period, code)
+            async with redis_call(self.transport.address):
+                last: Any = await self.transport.streams.xrevrange(stream, count=1)
+            latest = self._markets[market_of(code)].latest
+            if not last or key in self._topics:
+                continue
+            row = Row(code, period, last[0][0].decode(), last[0][1][b"k1"])
+            held = latest.get(key)
+            if held is None or id_key(held.id) < id_key(row.id):
+                latest[key] = row
+
+    def marks(self, names: Iterable[str]) -> dict[str, Mark]:
+        """Return where the hub stands in markets, and in the producers' events."""
+        marks = {name: self._markets[name].mark for name in names if name in self._markets}
+        if self.events_id:
+            marks[EVENTS] = ("", self.events_id)
+        return marks
+
+    def marks_of(self, subscriber: Subscriber) -> dict[str, Mark]:
+        """Return where a subscriber stands who has taken everything."""
+        return self.marks(subscriber.wants.names())
+
+    def tell_events(self, subscriber: Subscriber, wants: Wants, after: str) -> None:
+        """Tell a subscriber the producers' gaps behind an event's id that concern some wants."""
+        for event_id, notice in self._events:
+            if id_key(event_id) > id_key(after) and _concerns(notice, wants):
+                subscriber.tell(_cut(notice, wants))
+
+    # Markets
 
     def _make_room(self, wanted: set[str]) -> None:
         """Keep the number of readers bounded: those without clients go first."""
@@ -195,10 +342,10 @@ class Hub:
         for market in idle[: max(0, len(wanted) + len(others) - MAX_MARKETS)]:
             self._stop(market)
 
-    def _hold(self, name: str) -> _Market:
+    def _hold(self, name: str) -> Market:
         market = self._markets.get(name)
         if market is None:
-            market = self._markets[name] = _Market(name)
+            market = self._markets[name] = Market(name)
             market.task = asyncio.create_task(self._follow(market), name=f"feed {name}")
             market.task.add_done_callback(partial(self._ended, market))
         if market.stopper is not None:
@@ -207,14 +354,7 @@ class Hub:
         market.clients += 1
         return market
 
-    def _release(self, markets: Iterable[_Market]) -> None:
-        for market in markets:
-            market.clients -= 1
-            if market.clients <= 0 and market.stopper is None:
-                loop = asyncio.get_running_loop()
-                market.stopper = loop.call_later(_LINGER_S, self._stop, market)
-
-    def _stop(self, market: _Market) -> None:
+    def _stop(self, market: Market) -> None:
         if market.stopper is not None:
             market.stopper.cancel()
         if self._markets.get(market.name) is market:
@@ -222,27 +362,22 @@ class Hub:
         if market.task is not None:
             market.task.cancel()
 
-    async def _follow(self, market: _Market) -> None:
-        lost = False
+    async def _follow(self, market: Market) -> None:
+        market.follower = self.transport.follower(
+            Scope((market.name,), None, None),
+            snapshot=True,
+            on_gap=partial(self._on_gap, market),
+            events=False,
+        )
+        async for batch in market.follower.batches():
+            if batch.kind == "snapshot":
+                market.latest = {row.key: row for row in rows_of(batch.rows)}
+                market.mark = batch.marks[market.name]
+                market.ready.set()
+            elif batch.kind != "begin":
+                self._take(market, batch)
 
-        def on_gap(gap: Gap) -> None:
-            nonlocal lost
-            lost = True
-            for subscriber in self._readers_of(market):
-                subscriber.tell_gap(market.name)
-            _log.warning("feed gap", market=market.name, gap=gap.message)
-
-        feed = self._source.open_feed(market.name, on_gap)
-        await feed.start()
-        market.load(await self._source.snapshot(market.name))
-        market.ready.set()
-        async for batch in feed.batches():
-            if lost:
-                lost = False
-                self._reload(market, await self._source.snapshot(market.name))
-            self._take(market, batch)
-
-    def _ended(self, market: _Market, task: asyncio.Task[None]) -> None:
+    def _ended(self, market: Market, task: asyncio.Task[None]) -> None:
         failure = None if task.cancelled() else task.exception()
         if isinstance(failure, QMTError):
             _log.error("feed lost", market=market.name, error=failure.slug, reason=failure.message)
@@ -251,68 +386,198 @@ class Hub:
             if failure is not None:
                 _log.error("feed failed", market=market.name, exc_info=failure)
             market.error = Unavailable(f"The feed of {market.name} is read no longer.")
+        for subscriber in list(self.readers_of(market.name)):
+            subscriber.close(CloseCode.UNAVAILABLE, market.error.message)
         if self._markets.get(market.name) is market:
             del self._markets[market.name]
-        for subscriber in self._readers_of(market):
-            subscriber.close(market.error.message)
         market.ready.set()
 
-    def _reload(self, market: _Market, snapshot: dict[str, Tick]) -> None:
-        """Go on after a gap: what moved meanwhile is sent, at its newest."""
-        moved = [
-            tick for code, tick in snapshot.items() if _position(tick.id) != market.ids.get(code)
-        ]
-        market.load(snapshot)
-        for tick in moved:
-            self._fresh.setdefault(tick.code, []).append(tick)
+    def readers_of(self, name: str) -> list[Subscriber]:
+        """Return who gets something of a market."""
+        return [one for one in self.subscribers if one.wants.in_market(name)]
 
-    def _readers_of(self, market: _Market) -> list[Subscriber]:
-        return [
-            subscriber
-            for codes, group in self._groups.items()
-            if any(market_of(code) == market.name for code in codes)
-            for subscriber in group
-        ]
+    def away_s(self, now: float) -> dict[str, float]:
+        """Return the markets that Redis does not answer for, and for how long."""
+        away: dict[str, float] = {}
+        for name, market in self._markets.items():
+            if market.follower is None or market.follower.connected:
+                market.away_since = None
+            elif market.ready.is_set():
+                market.away_since = market.away_since or now
+                away[name] = now - market.away_since
+        return away
 
-    def _take(self, market: _Market, batch: list[Tick]) -> None:
-        for tick in batch:
-            if market.accept(tick):
-                self._fresh.setdefault(tick.code, []).append(tick)
-        if self._fresh and self._flusher is None:
+    # Rows
+
+    def _take(self, market: Market, batch: Batch) -> None:
+        rows = rows_of(batch.rows, batch.bars)
+        before, market.mark = market.mark, batch.marks.get(market.name, market.mark)
+        if market.broken or batch.kind == "stored":
+            # Who stands before this must be told so: memory does not lead over it.
+            market.recent.clear()
+            market.broken = False
+        else:
+            market.recent.append((before, market.mark, rows))
+        latest = market.latest
+        topics = self._topics
+        for row in rows:
+            if row.period:
+                held = latest.get(row.key)
+                if held is not None and id_key(row.id) <= id_key(held.id):
+                    continue  # was loaded from its stream, ahead of the feed
+            if row.period or not row.late:
+                latest[row.key] = row
+            groups = topics.get(row.key)
+            if groups is not None:
+                for group in groups:
+                    self._dirty[group] = None
+                    group.pending.append(row)
+        marks = {market.name: market.mark}
+        kind = "stored" if batch.kind == "stored" else "live"
+        for group in market.whole:
+            ticks = [row for row in rows if not row.period]
+            if group.conflate:
+                self._dirty[group] = None
+                group.pending += ticks
+            elif ticks:
+                self._send(
+                    group, Frame(group.wire.live(kind, marks, ticks, batch.data), ticks, marks)
+                )
+        if self._dirty and self._flusher is None:
             loop = asyncio.get_running_loop()
             due = max(0.0, self._flushed_at + self._flush_s - loop.time())
             self._flusher = loop.call_later(due, self._flush)
 
+    @staticmethod
+    def _send(group: Group, frame: Frame) -> None:
+        for subscriber in group.subscribers:
+            subscriber.push(frame)
+
     def _flush(self) -> None:
+        self._flusher = None
+        self._flushed_at = asyncio.get_running_loop().time()
+        dirty, self._dirty = self._dirty, {}
+        for group in dirty:
+            self._flush_group(group)
+
+    def _flush_group(self, group: Group) -> None:
+        rows = group.pending
+        if not rows:
+            return
+        group.pending = []
+        if group.conflate:
+            newest = {row.key: row for row in rows}
+            rows = [row for row in rows if newest[row.key] is row]
+        marks = {name: self._markets[name].mark for name in group.names if name in self._markets}
+        self._send(group, Frame(group.wire.live("live", marks, rows), rows, marks))
+
+    # Gaps and refusals
+
+    def _on_gap(self, market: Market, gap: Gap) -> None:
+        _log.warning("feed gap", market=market.name, gap=gap.message)
+        notice = notice_of(gap, market.name)
+        market.broken = True
+        for group in [group for one in self.readers_of(market.name) for group in one.groups]:
+            self._flush_group(group)
+        for subscriber in self.readers_of(market.name):
+            if not gap.data.get("bars") or subscriber.wants.bars:
+                subscriber.tell(notice)
+
+    async def _follow_events(self) -> None:
+        reader = FeedReader(
+            self.transport.streams,
+            self.transport.keys,
+            (),
+            events=True,
+            address=self.transport.address,
+        )
+        while True:
+            try:
+                if not reader.events_id:
+                    await self._load_events(reader)
+                reading = await reader.read()
+            except RedisUnavailable:
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            for event_id, event in reading.events:
+                notice = self._note_event(event_id, event)
+                if notice is not None:
+                    for subscriber in self.subscribers:
+                        if _concerns(notice, subscriber.wants):
+                            subscriber.tell(_cut(notice, subscriber.wants))
+            self.events_id = reader.events_id
+
+    async def _load_events(self, reader: FeedReader) -> None:
+        """Know the last events, for those who come back."""
+        await reader.begin({})
+        newest = reader.events_id
+        reader.events_id = f"{max(0, id_key(newest)[0] - 3_600_000)}-0"
+        while id_key(reader.events_id) < id_key(newest):
+            reading = await reader.read(block=False)
+            if not reading.events:
+                break
+            for event_id, event in reading.events:
+                self._note_event(event_id, event)
+        reader.events_id = max(reader.events_id, newest, key=id_key)
+        self.events_id = reader.events_id
+
+    def _note_event(self, event_id: str, event: Mapping[str, object]) -> GapNotice | None:
+        gap = gap_of_event(event)
+        if gap is None:
+            return None
+        notice = msgspec.structs.replace(notice_of(gap, ""), event=event_id)
+        self._events.append((event_id, notice))
+        return notice
+
+    def _refused(self, member: str, error: QMTError) -> None:
+        for subscriber in self.subscribers:
+            if member in subscriber.wants.bars:
+                subscriber.tell(Failure(id="", error=error.to_dict()))
+
+    async def tell_all(self, message: FromGateway) -> None:
+        """Tell every subscriber something."""
+        for subscriber in self.subscribers:
+            subscriber.tell(message)
+
+    async def close(self) -> None:
+        """Stop all readers."""
+        tasks = [market.task for market in self._markets.values() if market.task is not None]
+        for market in list(self._markets.values()):
+            self._stop(market)
+        if self._events_task is not None:
+            self._events_task.cancel()
+            tasks.append(self._events_task)
         if self._flusher is not None:
             self._flusher.cancel()
-            self._flusher = None
-        fresh, self._fresh = self._fresh, {}
-        self._flushed_at = asyncio.get_running_loop().time()
-        encoded: dict[str, list[bytes]] = {}
-        for codes, group in self._groups.items():
-            moved = (
-                [code for code in codes if code in fresh]
-                if len(codes) < len(fresh)
-                else [code for code in fresh if code in codes]
-            )
-            if not moved:
-                continue
-            for code in moved:
-                if code not in encoded:
-                    encoded[code] = _rows(fresh[code])
-            frame = _frame({code: encoded[code] for code in moved})
-            for subscriber in group:
-                subscriber.push(frame)
+        await self._leases.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _rows(ticks: list[Tick]) -> list[bytes]:
-    return [_encode(tick) for tick in ticks]
-
-
-def _frame(rows: dict[str, list[bytes]]) -> Frame:
-    return Frame(
-        join_rows(rows),
-        {code: of[-1] for code, of in rows.items()},
-        {code: len(of) for code, of in rows.items()},
+def notice_of(gap: Gap, market: str) -> GapNotice:
+    """Return a gap as the protocol's message."""
+    facts = gap.data
+    return GapNotice(
+        market=facts.get("market") or market,
+        reason=str(facts.get("reason", "")),
+        message=gap.message,
+        after=facts.get("after"),
+        from_ms=int(facts.get("from_ms") or 0),
+        to_ms=int(facts.get("to_ms") or 0),
+        ticks=int(facts.get("ticks") or 0),
+        codes={code: list(told) for code, told in (facts.get("codes") or {}).items()},
     )
+
+
+def _concerns(notice: GapNotice, wants: Wants) -> bool:
+    if notice.codes:
+        return any(wants.holds(code) for code in notice.codes)
+    return not notice.market or wants.in_market(notice.market)
+
+
+def _cut(notice: GapNotice, wants: Wants) -> GapNotice:
+    """Leave out of a producer's notice the codes that a subscriber does not get."""
+    codes = {code: told for code, told in notice.codes.items() if wants.holds(code)}
+    if len(codes) == len(notice.codes):
+        return notice
+    ticks = sum(told[2] for told in codes.values())
+    return msgspec.structs.replace(notice, codes=codes, ticks=ticks)

@@ -18,7 +18,7 @@ from . import models
 from .answers import SOURCE_HEADER, answer
 from .auth import require_key
 from .bridge import Bridge, source_name, while_connected
-from .market_routes import BridgeOf, SettingsOf, Stocks
+from .market_routes import BridgeOf, SettingsOf
 
 __all__ = ["health_router", "router"]
 
@@ -143,12 +143,22 @@ async def cancel(job_id: JobId, bridge: BridgeOf) -> Response:
     response_model=models.Latest,
     responses=models.problems(503),
 )
-async def latest(codes: Stocks, bridge: BridgeOf) -> Response:
+async def latest(
+    bridge: BridgeOf,
+    codes: Annotated[str, Query(description="codes, comma-separated")] = "",
+    markets: Annotated[str, Query(description="whole markets, comma-separated")] = "",
+) -> Response:
     """Read from Redis alone; codes without a tick are left out.
 
     `id` is the tick's entry id in the stream of its code.
     """
-    ticks = await bridge.transport.latest(parse_codes(codes))
+    whole = [market for market in map(str.strip, markets.split(",")) if market]
+    for market in whole:
+        parse_codes(f"0.{market}")
+    some = parse_codes(codes) if codes or not whole else []
+    ticks = await bridge.transport.latest(some or None, whole)
+    if some and whole:
+        ticks |= await bridge.transport.latest(some)
     told = {
         code: {"id": tick.id, "flags": int(tick.flags), "tick": tick}
         for code, tick in ticks.items()

@@ -1,16 +1,19 @@
-"""``/ws/realtime``: live ticks for one WebSocket client."""
+"""``/ws/realtime`` and ``/ws/whole_quote``: live data in the shapes of qmt-bridge-pro."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from fastapi import APIRouter
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qmt_protocol.codes import parse_codes
 from qmt_protocol.errors import InvalidRequest, QMTError
+from qmt_protocol.keys import want
+from qmt_protocol.live import CloseCode, Subscribed
 from qmt_protocol.periods import parse_period
 
 from .answers import SOURCE_HEADER
@@ -18,55 +21,80 @@ from .auth import ApiKeys
 from .bridge import source_name
 from .hub import Hub
 from .problems import problem
-from .subscriber import Subscriber
-from .websocket_protocol import ABANDON
+from .subscriber import Sink, Subscriber, Wants
+from .websocket_protocol import SINK
+from .wires import QUOTE, REALTIME, REALTIME_NOTICES, Wire
 
-__all__ = ["CLOSE_BAD_MESSAGE", "CLOSE_STALLED", "CLOSE_TRY_LATER", "router"]
-
-CLOSE_BAD_MESSAGE: Final = 4400
-"""A message of the client is no subscription."""
-CLOSE_STALLED: Final = 4408
-"""The client sent no subscription, or read nothing, for too long."""
-CLOSE_TRY_LATER: Final = 1013
-"""The feed cannot be read at the moment."""
+__all__ = ["key_of", "router"]
 
 _FIRST_MESSAGE_S: Final = 5.0
-_REASON_BYTES: Final = 120
+_REALTIME_SHAPE: Final = '{"stocks": ["600519.SH"], "period": "tick"}'
+_QUOTE_SHAPE: Final = '{"codes": ["SH", "SZ"]}'
 
 router = APIRouter()
 
 
-class _Subscribe(msgspec.Struct):
+class _Realtime(msgspec.Struct):
     stocks: list[str]
     period: str = "tick"
     add: bool = False
     notices: bool = False
 
+    def wants(self, before: Wants) -> Wants:
+        """Return what the client gets from now on."""
+        codes = parse_codes(self.stocks)
+        period = parse_period(self.period)
+        wants = Wants(set(before.codes), set(before.bars)) if self.add else Wants()
+        if period == "tick":
+            wants.codes.update(codes)
+        else:
+            wants.bars.update(want(period, code) for code in codes)
+        return wants
 
-class _Close(Exception):
-    """End the connection with a code."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
+class _Quote(msgspec.Struct):
+    codes: list[str]
+    notices: bool = False
+
+    def wants(self, before: Wants) -> Wants:
+        """Return what the client gets from now on: whole markets, or codes."""
+        markets = {one for one in self.codes if "." not in one}
+        codes = [one for one in self.codes if "." in one]
+        for market in markets:
+            parse_codes(f"0.{market}")
+        return Wants(set(parse_codes(codes)) if codes or not markets else set(), set(), markets)
 
 
 @router.websocket("/ws/realtime")
 async def realtime(ws: WebSocket) -> None:
-    """Serve one client: the first message subscribes, frames follow."""
+    """Serve one client: a message subscribes, frames ``{code: [row, ...]}`` follow."""
+    await _serve(ws, _Realtime, REALTIME, _REALTIME_SHAPE)
+
+
+@router.websocket("/ws/whole_quote")
+async def whole_quote(ws: WebSocket) -> None:
+    """Serve one client: a message subscribes, frames ``{code: tick}`` follow."""
+    await _serve(ws, _Quote, QUOTE, _QUOTE_SHAPE)
+
+
+async def _serve(ws: WebSocket, kind: type[_Realtime | _Quote], wire: Wire, shape: str) -> None:
     keys: ApiKeys = ws.app.state.keys
     try:
-        keys.check(_key(ws))
+        keys.check(key_of(ws))
         source = source_name(await ws.app.state.bridge.simulated())
     except QMTError as error:
         await ws.send_denial_response(problem(error))
         return
     await ws.accept(headers=[(SOURCE_HEADER.lower().encode(), source.encode())])
-    await _Client(ws, ws.app.state.hub, ws.app.state.settings.bridge_ws_stall_s).serve()
+    hub: Hub = ws.app.state.hub
+    sink: Sink = ws.scope["extensions"][SINK]
+    subscriber = hub.open(Subscriber(sink, wire, hub.max_bytes))
+    subscriber.conflate = wire is QUOTE
+    await _Client(ws, hub, subscriber, kind, shape).serve()
 
 
-def _key(ws: WebSocket) -> str | None:
+def key_of(ws: WebSocket) -> str | None:
+    """Return the key that a client sends, if any."""
     scheme, _, bearer = ws.headers.get("authorization", "").partition(" ")
     return (
         ws.headers.get("x-api-key")
@@ -78,101 +106,78 @@ def _key(ws: WebSocket) -> str | None:
 
 
 class _Client:
-    def __init__(self, ws: WebSocket, hub: Hub, stall_s: float) -> None:
+    def __init__(
+        self,
+        ws: WebSocket,
+        hub: Hub,
+        subscriber: Subscriber,
+        kind: type[_Realtime | _Quote],
+        shape: str,
+    ) -> None:
         self._ws = ws
         self._hub = hub
-        self._stall_s = stall_s
-        self._subscriber: Subscriber = hub.open()
-        self._notices = False
-        self._absent: list[str] = []
+        self._subscriber = subscriber
+        self._kind = kind
+        self._shape = shape
 
     async def serve(self) -> None:
-        tasks: list[asyncio.Task[None]] = []
+        subscriber = self._subscriber
         try:
-            await asyncio.wait_for(self._next_message(), _FIRST_MESSAGE_S)
-            tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        except asyncio.TimeoutError:
-            await self._close(CLOSE_STALLED, f"No subscription within {_FIRST_MESSAGE_S:g} s.")
-        except _Close as close:
-            await self._close(close.code, close.reason)
+            try:
+                first = await asyncio.wait_for(self._ws.receive(), _FIRST_MESSAGE_S)
+            except asyncio.TimeoutError:
+                reason = f"No subscription within {_FIRST_MESSAGE_S:g} s."
+                subscriber.close(CloseCode.STALLED, reason)
+            else:
+                await self._follow(first)
+            while True:
+                message = await self._ws.receive()
+                if not subscriber.closed:
+                    await subscriber.sink.drain()  # who does not read may not ask for more
+                await self._follow(message)
         except WebSocketDisconnect:
             pass
         finally:
-            self._hub.leave(self._subscriber)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._hub.leave(subscriber)
 
-    async def _close(self, code: int, reason: str) -> None:
-        # Without waiting for room to write: a client that does not read would never let us go.
-        abandon = self._ws.scope.get("extensions", {}).get(ABANDON)
-        if abandon is not None:
-            abandon(code, reason)
-        else:
-            await self._ws.close(code, reason)
-
-    async def _read(self) -> None:
-        while True:
-            await self._next_message()
-
-    async def _next_message(self) -> None:
-        message = await self._ws.receive()
+    async def _follow(self, message: Message) -> None:
         if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
+            raise WebSocketDisconnect(1005)
+        subscriber = self._subscriber
+        if subscriber.closed:
+            return
         try:
-            wish = msgspec.json.decode(message.get("text") or message["bytes"], type=_Subscribe)
+            text = message.get("text") or message["bytes"]
+            wish: _Realtime | _Quote = msgspec.json.decode(text, type=self._kind)
+            await self._subscribe(wish)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise _Close(
-                CLOSE_BAD_MESSAGE,
-                f'{error}; expected {{"stocks": ["600519.SH"], "period": "tick"}}',
-            ) from None
-        try:
-            if parse_period(wish.period) != "tick":
-                raise InvalidRequest(
-                    f"Live bars ({wish.period}) are not served yet.", hint="Use period tick."
-                )
-            codes = parse_codes(wish.stocks)
-            if wish.add:
-                codes = parse_codes([*self._subscriber.codes, *codes])
-            self._notices = wish.notices
-            self._absent = await self._hub.subscribe(self._subscriber, codes)
+            subscriber.close(CloseCode.BAD_MESSAGE, f"{error}; expected {self._shape}")
         except InvalidRequest as error:
-            raise _Close(CLOSE_BAD_MESSAGE, str(error)) from None
+            subscriber.close(CloseCode.BAD_MESSAGE, str(error))
         except QMTError as error:
-            raise _Close(CLOSE_TRY_LATER, error.message) from None
-        self._subscriber.wake()
+            subscriber.close(CloseCode.UNAVAILABLE, error.message)
 
-    async def _write(self) -> None:
-        while True:
-            text = await self._subscriber.next_frame()
-            if self._notices:
-                for notice in self._news():
-                    await self._send(msgspec.json.encode(notice).decode())
-            if text is None:
-                raise _Close(CLOSE_TRY_LATER, self._subscriber.closed)
-            if text:
-                await self._send(text)
-
-    def _news(self) -> list[dict[str, Any]]:
-        news: list[dict[str, Any]] = []
-        if self._absent:
-            news.append({"notice": "absent", "codes": self._absent})
-            self._absent = []
-        if self._subscriber.gaps:
-            news.append({"notice": "gap", "markets": sorted(self._subscriber.gaps)})
-            self._subscriber.gaps.clear()
-        if self._subscriber.skipped:
-            news.append({"notice": "conflated", "skipped": dict(self._subscriber.skipped)})
-            self._subscriber.skipped.clear()
-        return news
-
-    async def _send(self, text: str) -> None:
+    async def _subscribe(self, wish: _Realtime | _Quote) -> None:
+        hub, subscriber = self._hub, self._subscriber
+        has = subscriber.wants
+        wants = wish.wants(has)
+        if subscriber.wire is not QUOTE:
+            subscriber.wire = REALTIME_NOTICES if wish.notices else REALTIME
+        held = await hub.hold(wants.names())
         try:
-            await asyncio.wait_for(self._ws.send_text(text), self._stall_s)
-        except asyncio.TimeoutError:
-            raise _Close(
-                CLOSE_STALLED, f"Nothing was read for {self._stall_s:g} s; subscribe again."
-            ) from None
+            new = Wants(wants.codes - has.codes, wants.bars - has.bars, wants.markets - has.markets)
+            await hub.load_bars(new.bars)
+            hub.part(
+                subscriber,
+                codes=has.codes - wants.codes,
+                bars=has.bars - wants.bars,
+                markets=has.markets - wants.markets,
+            )
+            hub.join(subscriber, codes=new.codes, bars=new.bars, markets=new.markets)
+            rows = hub.snapshot(new.codes | new.bars, new.markets)
+        finally:
+            hub.release(held)
+        absent = sorted((new.codes | new.bars) - {row.key for row in rows})
+        if absent:
+            subscriber.tell(Subscribed(id="", position={}, codes=has.count, absent=absent))
+        subscriber.send_rows("snapshot", {}, rows)

@@ -38,7 +38,7 @@ class GatewaySettings(RedisSettings):
         600.0, gt=0, le=7200, description="longest wait for POST /api/download"
     )
     bridge_ws_queue_bytes: int = Field(
-        1_000_000,
+        4_000_000,
         ge=1_000,
         description="bytes that wait for one WebSocket client before it is conflated",
     )

@@ -1,112 +1,216 @@
-"""What waits for one WebSocket client: frames while it keeps up, else the latest ticks."""
+"""One client's place in the hub: frames while it keeps up, else the latest rows."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter, deque
-from dataclasses import dataclass
-from typing import Final
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
 
-import msgspec
+from qmt_protocol.live import CloseCode, FromGateway, Skipped
 
-__all__ = ["Frame", "Subscriber", "join_rows"]
+from .wires import Row, Wire
 
-_encode: Final = msgspec.json.Encoder().encode
+if TYPE_CHECKING:
+    from .hub import Group
+
+__all__ = ["Frame", "Sink", "Subscriber", "Wants"]
+
+_ROWS_PER_FRAME: Final = 1_000
+_REASON_BYTES: Final = 120
+
+
+class Sink(Protocol):
+    """A client's connection."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that it has not taken yet."""
+
+    def push(self, frame: bytes) -> None:
+        """Send one complete frame."""
+
+    def on_drained(self, call: Callable[[], None]) -> None:
+        """Have a function called whenever little is left waiting."""
+
+    async def drain(self) -> None:
+        """Wait until little is left waiting, or the client is gone."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be sent any more."""
+
+    def abandon(self, code: int, reason: str) -> None:
+        """Close without waiting for room to write."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One encoded frame, shared by all clients with the same codes."""
+    """One encoded frame and what is in it, shared by all clients that get it."""
 
-    text: str
-    """``{code: [row, ...]}`` as JSON."""
-    latest: dict[str, bytes]
-    """Code to its newest row as JSON, for clients that must be conflated."""
-    rows: dict[str, int]
-    """Code to how many rows the frame has of it."""
+    data: bytes
+    rows: Sequence[Row]
+    marks: dict[str, tuple[str, str]]
+
+
+@dataclass
+class Wants:
+    """What a client gets.
+
+    Attributes
+    ----------
+    codes, bars : set
+        Codes whose ticks are wanted; keys (see `qmt_protocol.keys.want`) of bars.
+    markets : set
+        Markets wanted whole.
+    everything : bool
+        Whether markets that appear are wanted too.
+    """
+
+    codes: set[str] = field(default_factory=set)
+    bars: set[str] = field(default_factory=set)
+    markets: set[str] = field(default_factory=set)
+    everything: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many codes, bars and markets are wanted."""
+        return len(self.codes) + len(self.bars) + len(self.markets)
+
+    def names(self) -> set[str]:
+        """Return the markets that something is wanted of."""
+        of_keys = (key.rpartition(".")[2] for of in (self.codes, self.bars) for key in of)
+        return self.markets.union(of_keys)
+
+    def in_market(self, market: str) -> bool:
+        """Whether something of a market is wanted."""
+        return market in self.markets or any(
+            key.endswith(f".{market}") for of in (self.codes, self.bars) for key in of
+        )
+
+    def holds(self, code: str) -> bool:
+        """Whether ticks or bars of a code are wanted."""
+        return (
+            code in self.codes
+            or code.rpartition(".")[2] in self.markets
+            or any(key.endswith(f"|{code}") for key in self.bars)
+        )
+
+    def takes(self, row: Row) -> bool:
+        """Whether a row is wanted."""
+        if row.period:
+            return row.key in self.bars
+        return row.code in self.codes or row.code.rpartition(".")[2] in self.markets
 
 
 class Subscriber:
-    """One client's place in the hub: its codes and its bounded queue.
+    """One client of the hub.
 
-    Up to `max_bytes` of frames wait. Beyond that the queue is conflated: of each code only the
-    newest row stays, and `skipped` counts the rows that were dropped.
+    Up to `max_bytes` wait in its connection. Beyond that it is conflated: of each code only the
+    newest row is kept, and it is told what was left out as soon as it reads on.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.codes: frozenset[str] = frozenset()
-        self.skipped: Counter[str] = Counter()
-        self.gaps: set[str] = set()
-        """Markets of which ticks were lost before they reached the gateway."""
-        self.closed: str = ""
-        """Why the hub gave it up; empty while it is served."""
+    def __init__(self, sink: Sink, wire: Wire, max_bytes: int) -> None:
+        self.sink = sink
+        self.wire = wire
+        self.wants = Wants()
+        self.conflate = False
+        self.groups: set[Group] = set()
+        self.sent_at = time.monotonic()
+        self.closed = False
         self._max_bytes = max_bytes
-        self._frames: deque[Frame] = deque()
-        self._queued_bytes = 0
-        self._conflated: dict[str, bytes] = {}
-        self._woken = False
-        self._ready = asyncio.Event()
+        self._kept: dict[str, Row] = {}
+        self._marks: dict[str, tuple[str, str]] = {}
+        self._skipped: Counter[str] = Counter()
+        self._from_ms = self._to_ms = 0
+        self._pushed_bytes = 0
+        self._taken_bytes = 0
+        self._taken_at = time.monotonic()
+        sink.on_drained(self._drained)
 
     @property
-    def waiting_bytes(self) -> int:
-        """Bytes that wait; those of frames are shared with other clients."""
-        return self._queued_bytes
+    def is_behind(self) -> bool:
+        """Whether rows wait that did not fit into its connection."""
+        return bool(self._kept)
 
     def push(self, frame: Frame) -> None:
-        """Queue a frame; conflate when it is too much."""
-        if self._conflated:
-            self._conflate(frame)
-        elif self._frames and self._queued_bytes + len(frame.text) > self._max_bytes:
-            for waiting in (*self._frames, frame):
-                self._conflate(waiting)
-            self._frames.clear()
-        else:
-            self._frames.append(frame)
-            self._queued_bytes += len(frame.text)
-        self._ready.set()
+        """Send a frame; keep the latest rows of it where too much waits."""
+        waiting = self.sink.waiting_bytes
+        if self._kept or (waiting and waiting + len(frame.data) > self._max_bytes):
+            self._keep(frame)
+        elif frame.data:
+            self._send(frame.data)
 
-    def _conflate(self, frame: Frame) -> None:
-        for code, row in frame.latest.items():
-            self.skipped[code] += frame.rows[code] - (code not in self._conflated)
-            self._conflated[code] = row
-        self._queued_bytes = sum(map(len, self._conflated.values()))
+    def tell(self, message: FromGateway) -> None:
+        """Send another message, whatever waits."""
+        data = self.wire.message(message)
+        if data:
+            self._send(data)
 
-    def close(self, reason: str) -> None:
-        """Give the client up: `next_frame` returns what waits, then ``None``."""
-        self.closed = reason
-        self._ready.set()
+    def send_rows(self, kind: str, marks: dict[str, tuple[str, str]], rows: Sequence[Row]) -> None:
+        """Send rows to this client alone; the last frame has the position.
 
-    def tell_gap(self, market: str) -> None:
-        """Note that ticks of a market were lost before they reached the gateway."""
-        self.gaps.add(market)
-        self.wake()
+        A snapshot without rows is one empty frame.
+        """
+        least = 1 if kind == "snapshot" else 0
+        for start in range(0, max(least, len(rows)), _ROWS_PER_FRAME):
+            some = rows[start : start + _ROWS_PER_FRAME]
+            last = start + _ROWS_PER_FRAME >= len(rows)
+            data = self.wire.live(kind, marks if last else {}, some)
+            if data:
+                self._send(data)
 
-    def wake(self) -> None:
-        """Let `next_frame` return at once, empty when nothing waits: there is news to tell."""
-        self._woken = True
-        self._ready.set()
+    def _send(self, data: bytes) -> None:
+        self._pushed_bytes += len(data)
+        self.sent_at = time.monotonic()
+        self.sink.push(data)
 
-    async def next_frame(self) -> str | None:
-        """Wait for the next frame; ``None`` when the hub has given the client up."""
-        while not self._frames and not self._conflated:
-            if self.closed:
-                return None
-            if self._woken:
-                self._woken = False
-                return ""
-            self._ready.clear()
-            await self._ready.wait()
-        if self._frames:
-            frame = self._frames.popleft()
-            self._queued_bytes -= len(frame.text)
-            return frame.text
-        text = join_rows({code: [row] for code, row in self._conflated.items()})
-        self._conflated.clear()
-        self._queued_bytes = 0
-        return text
+    def _keep(self, frame: Frame) -> None:
+        kept = self._kept
+        for row in frame.rows:
+            before = kept.pop(row.key, None)  # the order is that of the latest
+            if before is not None:
+                self._skipped[row.key] += 1
+                self._from_ms = min(self._from_ms or before.at_ms, before.at_ms)
+                self._to_ms = max(self._to_ms, before.at_ms)
+            kept[row.key] = row
+        self._marks.update(frame.marks)
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop kept rows that are no longer wanted."""
+        for key in keys:
+            self._kept.pop(key, None)
 
-def join_rows(rows: dict[str, list[bytes]]) -> str:
-    """Put encoded rows together to a frame."""
-    parts = (b"%b:[%b]" % (_encode(code), b",".join(of)) for code, of in rows.items())
-    return (b"{" + b",".join(parts) + b"}").decode()
+    def _drained(self) -> None:
+        """Send what was kept, and first what was left out."""
+        if not self._kept or self.closed:
+            return
+        kept, self._kept = self._kept, {}
+        marks, self._marks = self._marks, {}
+        skipped, self._skipped = self._skipped, Counter()
+        if skipped:
+            self.tell(
+                Skipped(
+                    ticks=skipped.total(),
+                    codes=dict(skipped),
+                    from_ms=self._from_ms,
+                    to_ms=self._to_ms,
+                )
+            )
+        self._from_ms = self._to_ms = 0
+        self.send_rows("live", marks, list(kept.values()))
+
+    def stalled_s(self, now: float) -> float:
+        """Return for how long the client has taken nothing of what waits for it."""
+        waiting = self.sink.waiting_bytes
+        taken = self._pushed_bytes - waiting
+        if not waiting or taken > self._taken_bytes:
+            self._taken_bytes, self._taken_at = taken, now
+        return now - self._taken_at
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """End the connection, behind what was sent to it."""
+        self.closed = True
+        number = self.wire.close_codes.get(int(code), int(code))
+        self.sink.abandon(number, reason.encode()[:_REASON_BYTES].decode(errors="ignore"))

@@ -1,34 +1,68 @@
-"""uvicorn's WebSocket protocol with a way to be rid of a client that does not read."""
+"""uvicorn's WebSocket protocol with a way to send frames that are made, and to be rid of who
+does not read them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-__all__ = ["ABANDON", "WebSocketProtocol"]
+__all__ = ["SINK", "WebSocketProtocol"]
 
-ABANDON: Final = "qmt.abandon"
-"""ASGI extension: a function of close code and reason."""
+SINK: Final = "qmt.sink"
+"""ASGI extension: the protocol itself, as a `qmt_gateway.subscriber.Sink`."""
 _GRACE_S: Final = 5.0
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Closing waits until the client has read what was sent; a stalled one would stay for ever.
+    """Sends whole frames as they are, without waiting, and closes without waiting.
 
-    `abandon` puts the close frame behind what the client has not read yet, and drops the
+    Closing by ASGI waits until the client has read what was sent; a stalled one would stay for
+    ever. `abandon` puts the close frame behind what the client has not read yet, and drops the
     connection when it is not taken within `_GRACE_S`.
     """
+
+    _on_drained: Callable[[], None] | None = None
 
     async def run_asgi(self) -> None:
         """Run the application with the extension in its scope."""
         extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
-        extensions[ABANDON] = self.abandon
+        extensions[SINK] = self
         await super().run_asgi()
+
+    def push(self, frame: bytes) -> None:
+        """Send one complete frame."""
+        if not self.gone:
+            self.transport.write(frame)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that the client's connection has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self.close_sent or self.disconnected or self.transport.is_closing()
+
+    def on_drained(self, call: Callable[[], None]) -> None:
+        """Have a function called whenever little is left waiting."""
+        self._on_drained = call
+
+    def resume_writing(self) -> None:
+        """Called by the transport when most of what waited has gone."""
+        super().resume_writing()
+        if self._on_drained is not None:
+            self._on_drained()
+
+    async def drain(self) -> None:
+        """Wait until the client has taken most of what was sent, or is gone."""
+        await self.writable.wait()
 
     def abandon(self, code: int, reason: str) -> None:
         """Close without waiting for room to write."""
-        if self.close_sent or self.transport.is_closing():
+        if self.gone:
             return
         self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))

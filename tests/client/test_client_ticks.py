@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from fake_worker import beat, make_tick, publish
 
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
 from qmt_client.connections import connect_async
-from qmt_client.feed import FeedReader
+from qmt_client.follow import Follower, Scope
+from qmt_client.live import tick_of
 from qmt_protocol.errors import (
     Gap,
     InstrumentNotFound,
@@ -225,8 +226,9 @@ async def test_a_producer_that_goes_away_is_told(
             await asyncio.wait_for(listen(client), 9)
 
 
-async def test_a_slow_loop_is_told_what_it_missed_and_goes_on(
-    make_async: MakeAsync, streams: redis.Redis, producer: Producer
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_slow_loop_goes_on_from_the_streams_or_is_told_what_it_missed(
+    make_async: MakeAsync, streams: redis.Redis, producer: Producer, stored: bool
 ) -> None:
     publish(streams, "SH", seeds(1))
     gaps: list[Gap] = []
@@ -236,6 +238,8 @@ async def test_a_slow_loop_is_told_what_it_missed_and_goes_on(
         for at in range(2, 60):
             publish(streams, "SH", seeds(1, at))
         streams.xtrim(Keys().feed("SH"), maxlen=10, approximate=False)
+        if not stored:
+            streams.xtrim(Keys().tick(CODE), maxlen=10, approximate=False)
         time.sleep(0.2)
 
     async with make_async() as client:
@@ -247,8 +251,38 @@ async def test_a_slow_loop_is_told_what_it_missed_and_goes_on(
                     await asyncio.to_thread(flood)
                 if tick["volume"] == 59:
                     break
-    assert found == [1, *range(50, 60)]
-    assert [gap.data["market"] for gap in gaps] == ["SH"]
+    if stored:
+        assert found == list(range(1, 60))
+        assert gaps == []
+    else:
+        assert found == [1, *range(50, 60)]
+        assert [gap.data["codes"][CODE] for gap in gaps] == [[f"{T0 + 1000}-0", f"{T0 + 50_000}-0"]]
+
+
+async def ticks_of(reader: Follower) -> AsyncGenerator[Tick, None]:
+    """Yield a reader's ticks, each by itself."""
+    async with aclosing(reader.batches()) as batches:
+        async for batch in batches:
+            for row in batch.rows:
+                yield tick_of(row)
+
+
+def follow_sh(server: RedisServer, gaps: list[Gap], **options: Any) -> Follower:
+    connection = connect_async(server.url)
+    scope = Scope.of(options.pop("codes", None), ["SH"])
+    return Follower(connection, Keys(), scope, on_gap=gaps.append, **options)
+
+
+async def volumes(reader: Follower, last: int) -> list[int]:
+    """Return the volumes read until a certain one."""
+    found: list[int] = []
+    async with aclosing(ticks_of(reader)) as ticks:
+        async for tick in ticks:
+            found.append(tick["volume"])
+            if tick["volume"] == last:
+                break
+    await reader.reader._connection.aclose()
+    return found
 
 
 async def test_an_idle_feed_that_was_trimmed_is_no_gap(
@@ -256,42 +290,22 @@ async def test_an_idle_feed_that_was_trimmed_is_no_gap(
 ) -> None:
     gaps: list[Gap] = []
     publish(streams, "SH", seeds(1))
-    connection = connect_async(streams_server.url)
-    reader = FeedReader(connection, Keys(), ["SH"], on_gap=gaps.append)
-    await reader.start()
+    reader = follow_sh(streams_server, gaps)
+    await reader.begin()
     streams.xtrim(Keys().feed("SH"), maxlen=0, approximate=False)
-    found: list[Tick] = []
-
-    async def take() -> None:
-        async for batch in reader.batches():
-            found.extend(batch)
-            if len(found) == 2:
-                return
-
-    taking = asyncio.create_task(take())
+    taking = asyncio.create_task(volumes(reader, 2))
     await asyncio.sleep(1.5)
     publish(streams, "SH", seeds(2, 1))
-    await asyncio.wait_for(taking, 10)
-    await connection.aclose()
-    assert [tick["volume"] for tick in found] == [1, 2]
+    assert await asyncio.wait_for(taking, 10) == [1, 2]
     assert gaps == []
 
 
 async def test_a_restart_of_redis_loses_and_repeats_nothing(server: RedisServer) -> None:
-    connection = connect_async(server.url)
     gaps: list[Gap] = []
-    reader = FeedReader(connection, Keys(), ["SH"], codes=[CODE], on_gap=gaps.append)
+    reader = follow_sh(server, gaps, codes=[CODE])
     with redis.Redis.from_url(server.url) as writer:
-        await reader.start()
-        found: list[int] = []
-
-        async def take() -> None:
-            async for batch in reader.batches():
-                found.extend(tick["volume"] for tick in batch)
-                if found[-1] == 29:
-                    return
-
-        taking = asyncio.create_task(take())
+        await reader.begin()
+        taking = asyncio.create_task(volumes(reader, 29))
         for at in range(10):
             publish(writer, "SH", seeds(1, at))
         await asyncio.sleep(1.2)  # AOF: everysec
@@ -302,48 +316,18 @@ async def test_a_restart_of_redis_loses_and_repeats_nothing(server: RedisServer)
     with redis.Redis.from_url(server.url) as writer:
         for at in range(10, 30):
             publish(writer, "SH", seeds(1, at))
-        await asyncio.wait_for(taking, 15)
-    await connection.aclose()
-    assert found == list(range(30))
+        assert await asyncio.wait_for(taking, 15) == list(range(30))
     assert gaps == []
-
-
-async def test_a_reader_goes_on_from_a_known_position(
-    streams_server: RedisServer, streams: redis.Redis
-) -> None:
-    for at in range(5):
-        publish(streams, "SH", seeds(1, at))
-    positions = {"SH": streams.xrange(Keys().feed("SH"))[1][0].decode()}
-    connection = connect_async(streams_server.url)
-    reader = FeedReader(connection, Keys(), ["SH"], positions=positions)
-    found: list[int] = []
-    async with aclosing(reader.batches()) as batches:
-        async for batch in batches:
-            found.extend(tick["volume"] for tick in batch)
-            if len(found) == 3:
-                break
-    await connection.aclose()
-    assert found == [2, 3, 4]
-    assert reader.positions["SH"] == streams.xrevrange(Keys().feed("SH"))[0][0].decode()
 
 
 async def test_a_lost_history_is_a_gap_and_nothing_is_told_twice(
     streams_server: RedisServer, streams: redis.Redis
 ) -> None:
     streams.set(Keys().epoch("SH"), "one")
-    connection = connect_async(streams_server.url)
     gaps: list[Gap] = []
-    reader = FeedReader(connection, Keys(), ["SH"], on_gap=gaps.append)
-    await reader.start()
-    found: list[int] = []
-
-    async def take() -> None:
-        async for batch in reader.batches():
-            found.extend(tick["volume"] for tick in batch)
-            if found[-1] == 7:
-                return
-
-    taking = asyncio.create_task(take())
+    reader = follow_sh(streams_server, gaps)
+    await reader.begin()
+    taking = asyncio.create_task(volumes(reader, 7))
     for at in range(5):
         publish(streams, "SH", seeds(1, at))
     await asyncio.sleep(0.5)
@@ -354,37 +338,48 @@ async def test_a_lost_history_is_a_gap_and_nothing_is_told_twice(
         pipe.execute()
     for at in range(2, 8):
         publish(streams, "SH", seeds(1, at))
-    await asyncio.wait_for(taking, 15)
-    await connection.aclose()
-    assert found == list(range(8))
-    assert [gap.data["epoch"] for gap in gaps] == ["two"]
+    assert await asyncio.wait_for(taking, 15) == list(range(8))
+    assert [(gap.data["reason"], gap.data["epoch"]) for gap in gaps] == [("epoch", "two")]
+
+
+async def test_a_new_epoch_is_told_also_when_its_first_entry_ends_a_wait(
+    streams_server: RedisServer, streams: redis.Redis
+) -> None:
+    streams.set(Keys().epoch("SH"), "one")
+    publish(streams, "SH", seeds(1))
+    gaps: list[Gap] = []
+    reader = follow_sh(streams_server, gaps)
+    taking = asyncio.create_task(volumes(reader, 1))
+    await asyncio.sleep(0.4)
+    streams.set(Keys().epoch("SH"), "two")
+    publish(streams, "SH", seeds(1, 1))
+    assert await asyncio.wait_for(taking, 10) == [1]
+    assert [gap.data["reason"] for gap in gaps] == ["epoch"]
+    assert gaps[0].data["after"][0] == "one"
 
 
 async def test_an_unreadable_entry_is_a_gap_and_the_next_one_is_read(
     streams_server: RedisServer, streams: redis.Redis
 ) -> None:
-    connection = connect_async(streams_server.url)
     gaps: list[Gap] = []
     for codes in (None, [CODE]):
-        reader = FeedReader(connection, Keys(), ["SH"], codes=codes, on_gap=gaps.append)
-        await reader.start()
+        reader = follow_sh(streams_server, gaps, codes=codes)
+        await reader.begin()
+        volume = 1 if codes else 0
         streams.xadd(Keys().feed("SH"), {"b1": b"\xc1 not msgpack"})
-        publish(streams, "SH", seeds(1))
-        async with aclosing(reader.batches()) as batches:
-            assert [tick["volume"] for tick in await anext(batches)] == [0]
-    await connection.aclose()
+        publish(streams, "SH", seeds(1, volume))
+        assert await asyncio.wait_for(volumes(reader, volume), 10) == [volume]
     assert len(gaps) == 2
     assert all("cannot be read" in gap.message for gap in gaps)
 
 
 async def test_a_reader_may_give_up(server: RedisServer) -> None:
-    connection = connect_async(server.url)
-    reader = FeedReader(connection, Keys(), ["SH"], give_up_after_s=0.5)
-    await reader.start()
+    reader = follow_sh(server, [], give_up_after_s=0.5)
+    await reader.begin()
     server.kill()
     with pytest.raises(RedisUnavailable):
-        await anext(reader.batches())
-    await connection.aclose()
+        await asyncio.wait_for(volumes(reader, 0), 10)
+    await reader.reader._connection.aclose()
 
 
 # Callbacks
@@ -434,11 +429,6 @@ def test_the_seeds_example(client: QMTClient, streams: redis.Redis, producer: Pr
     assert [row["volume"] for row in rows] == [0, 1, 2]
 
 
-def test_live_bars_are_refused_by_name(client: QMTClient) -> None:
-    with pytest.raises(InvalidRequest, match="1m"):
-        asyncio.run(client.subscribe_realtime([CODE], print, period="1m"))
-
-
 def test_memory_is_bounded_by_the_reader_not_by_the_feed(
     client: QMTClient, streams: redis.Redis, producer: Producer
 ) -> None:
@@ -453,9 +443,6 @@ def test_memory_is_bounded_by_the_reader_not_by_the_feed(
     sizes = []
     for _ in range(100):
         next(ticks)
-        batches = ticks.gi_frame.f_locals["batches"]  # type: ignore[attr-defined]
-        reader = batches.ag_frame.f_locals["batches"].ag_frame.f_locals["reader"]
-        behind = streams.xrange(Keys().feed("SH"), min=f"({reader.positions['SH']}")
-        sizes.append(len(behind))
+        sizes.append(len(ticks._live._rows))
     ticks.close()
-    assert sizes[-1] > 100, "what was not asked for was left in Redis"
+    assert max(sizes) <= 16, "what was not asked for was left in Redis"

@@ -308,22 +308,29 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 
 def test_the_guides_examples_run(moving: Bridge) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text("utf-8")
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = (docs / "client.md").read_text("utf-8") + (docs / "live.md").read_text("utf-8")
     examples = re.findall(r"<!-- run -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 8
     with QMTClient(**moving.target) as client:
         namespace: dict[str, Any] = {"client": client}
         for example in examples:
-            exec(compile(example, "docs/client.md", "exec"), namespace)
+            exec(compile(example, "docs", "exec"), namespace)
     assert list(namespace["frames"]) == ["000001.SZ", "600519.SH"]
-    assert namespace["number"] == 3
+    assert namespace["number"] == 4
+    assert namespace["position"].keys() >= {"SH", "SZ"}
     assert len(namespace["codes"]) == 300
 
 
-def test_live_ticks_are_those_that_were_pushed(moving: Bridge) -> None:
+@pytest.mark.parametrize("over", ["redis", "gateway"])
+def test_live_ticks_are_those_that_were_pushed(moving: Bridge, over: str) -> None:
     wanted = 3000
     found = []
-    with QMTClient(**moving.target) as client:
+    with ExitStack() as stack:
+        target = moving.target
+        if over == "gateway":
+            target = {"url": stack.enter_context(running_gateway(moving.target)).url}
+        client = stack.enter_context(QMTClient(**target))
         for tick in client.ticks(markets=["SZ"]):
             found.append(tick)
             if len(found) == wanted:

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 from gateway_bench import OPEN_MS, GatewayProcess, Producer, a_tick
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from qmt_protocol.bars import encode_bar
 from qmt_protocol.codes import market_of
 
 CLOSE_STALLED = 4408
@@ -122,6 +124,44 @@ def test_clients_with_the_same_codes_get_the_same_frames(
         assert frame(one) == frame(two) == {code: [tick]}
 
 
+def test_whole_quote_gives_the_latest_of_markets_or_codes(
+    gateway_process: GatewayProcess, producer: Producer, code: str, other: str
+) -> None:
+    first, second = a_tick(10.5, 1, OPEN_MS), a_tick(20.5, 1, OPEN_MS)
+    producer.publish((code, first), (other, second))
+    url = gateway_process.ws_url.replace("realtime", "whole_quote")
+    for codes in ([market_of(code)], [code, other]):
+        with connect(url, proxy=None) as client:
+            client.send(json.dumps({"codes": codes}))
+            assert frame(client) == {code: first, other: second}
+            first = a_tick(10.25, 3, first["time"] + 2)
+            producer.publish((code, a_tick(10.6, 2, first["time"] - 1)), (code, first))
+            assert frame(client) == {code: first}
+            client.send(json.dumps({"codes": ["S H"]}))
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4400
+
+
+def test_bars_in_the_incumbents_shape(
+    gateway_process: GatewayProcess, producer: Producer, streams: redis.Redis, code: str
+) -> None:
+    stored = {"time": OPEN_MS, "close": 10.5, "closed": True}
+    streams.xadd(producer.keys.bar("1m", code), {"k1": encode_bar(stored)}, id=f"{OPEN_MS}-0")
+    with connect(gateway_process.ws_url, proxy=None) as client:
+        client.send(json.dumps({"stocks": [code], "period": "1m"}))
+        assert frame(client) == {code: [stored]}
+        formed = {"time": OPEN_MS + 60_000, "close": 10.6, "closed": False}
+        rows = [
+            [code, "1m", f"{bar['time']}-0", msgpack.unpackb(encode_bar(bar))]
+            for bar in (stored, formed)
+        ]
+        streams.xadd(producer.keys.feed(market_of(code)), {"c1": msgpack.packb(rows)})
+        assert frame(client) == {code: [formed]}, "the stored one was told already"
+        assert streams.zscore(producer.keys.wanted, f"1m|{code}")
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -131,7 +171,6 @@ def test_clients_with_the_same_codes_get_the_same_frames(
         ('{"stocks": "600519.SH"}', "expected"),
         ('{"stocks": []}', "No code"),
         ('{"stocks": ["600519"]}', "600519.SH"),
-        ('{"stocks": ["600519.SH"], "period": "1m"}', "tick"),
         ('{"stocks": ["600519.SH"], "period": "7m"}', "7m"),
         (b"\xff\xfe", "expected"),
         (json.dumps({"stocks": [f"1.M{n}" for n in range(40)]}), "markets"),

@@ -2,81 +2,137 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+from collections.abc import Callable
+from typing import Any
 
-from qmt_gateway.subscriber import Frame, Subscriber, join_rows
+import msgpack
+
+from qmt_gateway.subscriber import Frame, Subscriber
+from qmt_gateway.wires import JSON, MSGPACK, REALTIME, Row
+from qmt_protocol.live import CloseCode
+from qmt_protocol.ticks import encode_tick
 
 MAX_BYTES = 10_000
+MARK = ("e", "5-0")
+
+
+class FakeSink:
+    """A connection that takes nothing until it is told to."""
+
+    gone = False
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.waiting: list[bytes] = []
+        self.taken: list[bytes] = []
+        self.closed: tuple[int, str] | None = None
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(map(len, self.waiting))
+
+    def push(self, frame: bytes) -> None:
+        (self.taken if self.reads else self.waiting).append(frame)
+
+    def on_drained(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    async def drain(self) -> None:
+        return
+
+    def abandon(self, code: int, reason: str) -> None:
+        self.closed = (code, reason)
+
+    def read_all(self) -> None:
+        self.taken += self.waiting
+        self.waiting.clear()
+        self.reads = True
+        self._call()
+
+    def messages(self) -> list[dict[str, Any]]:
+        return [msgpack.unpackb(payload(frame)) for frame in self.taken]
+
+
+def payload(frame: bytes) -> bytes:
+    """Take a server's frame apart by RFC 6455."""
+    assert frame[0] == 0x82
+    size = frame[1]
+    head = {126: 4, 127: 10}.get(size, 2)
+    told = int.from_bytes(frame[2:head], "big") if head > 2 else size
+    assert len(frame) == head + told
+    return frame[head:]
 
 
 def a_frame(number: int, codes: int, rows: int = 1) -> Frame:
-    encoded = {
-        f"{600_000 + code}.SH": [b'{"volume":%d}' % (number * rows + row) for row in range(rows)]
+    made = [
+        Row(f"{600_000 + code}.SH", "", f"{1000 + number * rows + row}-0", encode_tick({"pe": row}))
         for code in range(codes)
-    }
-    return Frame(
-        join_rows(encoded),
-        {code: of[-1] for code, of in encoded.items()},
-        {code: len(of) for code, of in encoded.items()},
+        for row in range(rows)
+    ]
+    marks = {"SH": ("e", f"{number}-0")}
+    return Frame(MSGPACK.live("live", marks, made), made, marks)
+
+
+def test_who_keeps_up_gets_every_frame_in_order() -> None:
+    sink = FakeSink(reads=True)
+    subscriber = Subscriber(sink, MSGPACK, MAX_BYTES)
+    for number in range(5):
+        subscriber.push(a_frame(number, 2))
+    assert [told["position"]["SH"] for told in sink.messages()] == [
+        ["e", f"{number}-0"] for number in range(5)
+    ]
+    assert all(
+        [row[0] for row in told["ticks"]] == ["600000.SH", "600001.SH"] for told in sink.messages()
     )
 
 
-async def read(subscriber: Subscriber) -> dict[str, list[dict[str, int]]]:
-    text = await asyncio.wait_for(subscriber.next_frame(), 1)
-    assert text is not None
-    decoded: dict[str, list[dict[str, int]]] = json.loads(text)
-    return decoded
-
-
-async def test_who_keeps_up_gets_every_frame_in_order() -> None:
-    subscriber = Subscriber(MAX_BYTES)
-    for number in range(5):
-        subscriber.push(a_frame(number, 2))
-    seen = [(await read(subscriber))["600001.SH"] for _ in range(5)]
-    assert seen == [[{"volume": number}] for number in range(5)]
-    assert not subscriber.skipped
-    assert subscriber.waiting_bytes == 0
-
-
-async def test_who_does_not_keeps_the_newest_row_of_each_code_and_no_more() -> None:
-    subscriber = Subscriber(MAX_BYTES)
-    most = 0
+def test_who_does_not_keeps_the_newest_row_of_each_code_and_is_told() -> None:
+    sink = FakeSink(reads=False)
+    subscriber = Subscriber(sink, MSGPACK, MAX_BYTES)
+    pushed = 0
     for number in range(1_000):
-        subscriber.push(a_frame(number, 50 if number % 2 else 20, rows=3))
-        most = max(most, subscriber.waiting_bytes)
-    assert most <= MAX_BYTES
-    told = await read(subscriber)
-    assert len(told) == 50
-    assert told["600000.SH"] == [{"volume": 2_999}]
-    assert told["600049.SH"] == [{"volume": 2_999}]
-    assert subscriber.skipped["600000.SH"] == 2_999
-    assert subscriber.skipped["600049.SH"] == 1_499
+        frame = a_frame(number, 50 if number % 2 else 20, rows=3)
+        pushed += len(frame.rows)
+        subscriber.push(frame)
+        assert sink.waiting_bytes <= MAX_BYTES
+    assert subscriber.is_behind
+    sink.read_all()
+    assert not subscriber.is_behind
+    told = sink.messages()
+    (skipped,) = (one for one in told if one["type"] == "skipped")
+    live = [one for one in told if one["type"] == "live"]
+    assert sum(len(one["ticks"]) for one in live) + skipped["ticks"] == pushed
+    assert skipped["ticks"] == sum(skipped["codes"].values())
+    assert {row[0]: row[1] for row in live[-1]["ticks"]}["600049.SH"] == f"{1000 + 2_999}-0"
+    assert live[-1]["position"] == {"SH": ["e", "999-0"]}
+    assert skipped["to_ms"] < 1000 + 3_000
     subscriber.push(a_frame(7, 1))
-    assert await read(subscriber) == {"600000.SH": [{"volume": 7}]}
+    assert len(sink.messages()) == len(told) + 1
 
 
-async def test_one_frame_beyond_the_bound_is_still_delivered() -> None:
-    subscriber = Subscriber(MAX_BYTES)
-    subscriber.push(a_frame(0, 1_000))
-    assert len(await read(subscriber)) == 1_000
-    assert not subscriber.skipped
+def test_one_frame_beyond_the_bound_is_still_delivered() -> None:
+    sink = FakeSink(reads=False)
+    Subscriber(sink, MSGPACK, MAX_BYTES).push(a_frame(0, 1_000))
+    assert len(sink.waiting) == 1
 
 
-async def test_a_closed_one_still_gets_what_waits() -> None:
-    subscriber = Subscriber(MAX_BYTES)
-    subscriber.push(a_frame(1, 1))
-    subscriber.close("over")
-    assert await read(subscriber)
-    assert await subscriber.next_frame() is None
+def test_close_codes_are_those_of_the_wire() -> None:
+    for wire, code in ((JSON, 4503), (REALTIME, 1013)):
+        sink = FakeSink(reads=True)
+        subscriber = Subscriber(sink, wire, MAX_BYTES)
+        subscriber.close(CloseCode.UNAVAILABLE, "方" * 100)
+        assert sink.closed is not None
+        assert sink.closed[0] == code
+        assert len(sink.closed[1].encode()) <= 123
 
 
-async def test_a_wake_without_frames_is_empty() -> None:
-    subscriber = Subscriber(MAX_BYTES)
-    subscriber.tell_gap("SH")
-    assert await asyncio.wait_for(subscriber.next_frame(), 1) == ""
-    assert subscriber.gaps == {"SH"}
-
-
-async def test_a_code_that_json_must_escape_does_not_break_the_frame() -> None:
-    assert json.loads(join_rows({'a"b.SH': [b"1", b"2"]})) == {'a"b.SH': [1, 2]}
+def test_bars_and_ticks_are_spliced_as_they_are() -> None:
+    rows = [
+        Row("1.SH", "", "5-0", encode_tick({"time": 5})),
+        Row("1.SH", "1m", "6-0", b"\x93\1\2\3"),
+    ]
+    told = msgpack.unpackb(payload(MSGPACK.live("live", {"SH": MARK}, rows)))
+    assert told["ticks"] == [["1.SH", "5-0", [5, *[None] * 22, 0]]]
+    assert told["bars"] == [["1.SH", "1m", "6-0", [1, 2, 3]]]
+    many = [rows[0]] * 70_000
+    assert len(msgpack.unpackb(payload(MSGPACK.live("live", {}, many)))["ticks"]) == 70_000

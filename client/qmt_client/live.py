@@ -1,0 +1,218 @@
+"""The iterators over live data that the clients hand out, and where they stand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+from qmt_protocol.bars import Bar, decode_bar
+from qmt_protocol.errors import CodecError, Gap
+from qmt_protocol.keys import want
+from qmt_protocol.ticks import Tick, decode_tick
+
+from .follow import BarRow, Batch
+from .position import BEGINNING, EVENTS, Place, id_key
+from .stored import Row
+from .transport import OnGap
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["NOW_LIVE", "AsyncLive", "Live", "NowLive", "bar_of", "tick_of"]
+
+Item = TypeVar("Item")
+
+
+class NowLive(Tick):
+    """The mark between stored and live ticks: an empty tick of no code."""
+
+    __slots__ = ()
+
+
+NOW_LIVE: Final = NowLive({}, "", "", 0)
+"""What ``ticks(start=...)`` yields once, where the stored ticks end and the live ones begin."""
+
+
+class AsyncLive(Generic[Item]):
+    """Iterates over live ticks or bars, each once and in order, without end.
+
+    It reads on only as the loop takes, so memory stays bounded.
+
+    Close it with `aclose` (or `contextlib.aclosing`) when the loop is left early.
+    """
+
+    def __init__(
+        self,
+        batches: AsyncGenerator[Batch, None],
+        decode: Callable[[Any], Item],
+        place: Place | None,
+        on_gap: OnGap,
+    ) -> None:
+        self._batches = batches
+        self._decode = decode
+        self._on_gap = on_gap
+        self._place = place or Place()
+        self._ids: dict[str, str] | None = self._place.codes
+        self._rows: deque[Any] = deque()
+        self._batch: Batch | None = None
+        self._taken: dict[str, str] = {}
+        self._stored = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        while (item := self._pop()) is None:
+            if not await self._fill():
+                raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """End the iteration and let its connections go."""
+        await self._batches.aclose()
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the loop stands: JSON-able, to be passed as ``position=`` after a restart.
+
+        Market to ``[epoch, feed entry id]``, some 60 bytes each, and, within a batch, the last
+        entry id of the codes already taken from it. It is good for as long as the feed is kept
+        (half an hour unless set otherwise).
+        """
+        return self._placed(with_codes=False)
+
+    @property
+    def full_position(self) -> dict[str, Any]:
+        """The same with the last entry id of every code, some 40 bytes each.
+
+        With it the loop goes on also where the feed no longer reaches back: from the codes' own
+        streams, which are kept for days.
+        """
+        return self._placed(with_codes=True)
+
+    def _placed(self, *, with_codes: bool) -> dict[str, Any]:
+        if not self._rows:
+            self._leave_batch()
+        codes = self._ids if with_codes or self._stored else None
+        place = self._place
+        until = dict(place.until)
+        for market, mark in () if self._batch is None else self._batch.marks.items():
+            if self._taken and market != EVENTS:
+                until[market] = max(until.get(market, BEGINNING), mark[1], key=id_key)
+        return Place(place.marks, codes, place.seen | self._taken, until).to_dict()
+
+    async def _fill(self) -> bool:
+        """Take up the next batch; false when there is none."""
+        self._leave_batch()
+        batch = await anext(self._batches, None)
+        if batch is None:
+            return False
+        if batch.kind == "begin":
+            self._ids = None if batch.ids is None else dict(batch.ids)
+        self._batch = batch
+        self._stored = batch.kind == "stored"
+        self._rows.extend(batch.bars)
+        self._rows.extend(batch.rows)
+        if batch.kind == "now":
+            self._rows.append(NOW_LIVE)
+        return True
+
+    def _leave_batch(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        place = self._place
+        if not batch.marks:  # the position comes with a later part
+            place.seen |= self._taken
+        self._taken.clear()
+        for market, mark in batch.marks.items():
+            moved = place.marks.get(market) != mark
+            place.marks[market] = mark
+            if (
+                moved
+                and place.seen
+                and id_key(mark[1]) >= id_key(place.until.get(market, BEGINNING))
+            ):
+                place.until.pop(market, None)
+                place.seen = {
+                    key: at for key, at in place.seen.items() if not key.endswith(f".{market}")
+                }
+
+    def _pop(self) -> Item | None:
+        """Return the next item of the batch; ``None`` when it has no more."""
+        while self._rows:
+            row = self._rows.popleft()
+            if row is NOW_LIVE:
+                return cast(Item, NOW_LIVE)
+            try:
+                item = self._decode(row)
+            except CodecError as error:
+                self._on_gap(Gap(error.message, hint=error.hint, reason="unreadable", **error.data))
+                continue
+            self._note(row)
+            return item
+        return None
+
+    def _note(self, row: Any) -> None:
+        key = row[0] if len(row) == 3 else want(row[1], row[0])
+        batch = self._batch
+        if batch is not None and batch.kind in ("missed", "live"):
+            self._taken[key] = row[-2]
+        if self._ids is not None:
+            self._ids[key] = row[-2]
+
+
+class Live(Generic[Item]):
+    """The same without ``await``; close it with `close`, or by leaving its ``with`` block.
+
+    See `AsyncLive`.
+    """
+
+    def __init__(
+        self, live: AsyncLive[Item], run: Callable[[Coroutine[Any, Any, Any]], Any]
+    ) -> None:
+        self._live = live
+        self._run = run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        live = self._live
+        while (item := live._pop()) is None:
+            if not self._run(live._fill()):
+                raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """End the iteration and let its connections go."""
+        self._run(self._live.aclose())
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """See `AsyncLive.position`."""
+        return self._live.position
+
+    @property
+    def full_position(self) -> dict[str, Any]:
+        """See `AsyncLive.full_position`."""
+        return self._live.full_position
+
+
+def tick_of(row: Row) -> Tick:
+    """Decode one row of ticks."""
+    code, entry_id, t1 = row
+    return decode_tick(bytes(t1), code, entry_id)
+
+
+def bar_of(row: BarRow) -> Bar:
+    """Decode one row of bars."""
+    code, period, entry_id, k1 = row
+    return decode_bar(bytes(k1), code, period, entry_id)

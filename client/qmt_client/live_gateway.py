@@ -1,0 +1,269 @@
+"""Following live data through the gateway, by protocol v1, with the same guarantees as over Redis.
+
+The gateway conflates a client that reads too slowly. A reader that did not ask for that comes back
+with the position it had before, and gets everything from there at its own pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from qmt_protocol.errors import CodecError, Gap, QMTError, Unavailable, error_from_dict
+from qmt_protocol.keys import want
+from qmt_protocol.live import (
+    Failure,
+    GapNotice,
+    HeartbeatNotice,
+    NowLive,
+    Shutdown,
+    Skipped,
+    Subscribe,
+    Subscribed,
+    Unsubscribed,
+    Welcome,
+)
+
+from .follow import Batch, Kind
+from .position import BEGINNING, EVENTS, Mark, Place, id_key, just_before
+from .transport import OnGap, Wish
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from websockets.asyncio.client import ClientConnection
+
+__all__ = ["GatewayFollower"]
+
+_BACKOFF_S: Final = 0.1
+_BACKOFF_CAP_S: Final = 3.0
+_SILENT_S: Final = 20.0
+"""The gateway sends a heartbeat every few seconds: after so long the connection is dead."""
+
+
+class _Live(msgspec.Struct, tag_field="type", tag="live"):
+    """`qmt_protocol.live.Live` with its ticks and bars left encoded."""
+
+    kind: Kind
+    position: dict[str, Mark]
+    ticks: list[tuple[str, str, msgspec.Raw]]
+    bars: list[tuple[str, str, str, msgspec.Raw]]
+
+
+_Message = (
+    _Live
+    | Welcome
+    | Subscribed
+    | Unsubscribed
+    | NowLive
+    | GapNotice
+    | Skipped
+    | HeartbeatNotice
+    | Shutdown
+    | Failure
+)
+_decode: Final = msgspec.msgpack.Decoder(_Message).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Behind(Exception):
+    """The gateway left ticks out that this reader wants."""
+
+
+class GatewayFollower:
+    """Follows what a wish names, over one WebSocket after the other.
+
+    Parameters
+    ----------
+    connect
+        Returns a context manager that gives an open connection.
+    away
+        Returns the error of a connection that ended.
+    codes
+        Codes that the wish may be about, where it begins with stored ticks.
+    give_up_after_s
+        How long a lost connection is tried again; ``None``: without limit.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[ClientConnection]],
+        away: Callable[[str], QMTError],
+        wish: Wish,
+        on_gap: OnGap,
+        *,
+        codes: Sequence[str] = (),
+        give_up_after_s: float | None = None,
+    ) -> None:
+        self._connect = connect
+        self._away = away
+        self._wish = wish
+        self._on_gap = on_gap
+        self._give_up_after_s = give_up_after_s
+        place = wish.place or Place()
+        self._marks: dict[str, Mark] = dict(place.marks)
+        self._ids: dict[str, str] = dict(place.codes or {})
+        self._complete = place.codes is not None
+        """Whether `_ids` knows every code."""
+        if wish.start_ms is not None:
+            self._ids = dict.fromkeys(codes, just_before(wish.start_ms))
+            self._complete = True
+        self._told = {key: id_key(at) for key, at in (self._ids | place.seen).items()}
+        self._begun = self._now_told = False
+        self._first: list[Any] = []
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """Yield what is wanted, in order.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When the gateway stays away for ``give_up_after_s``.
+        AccessDenied, InvalidRequest, Unavailable
+            When it refuses.
+        """
+        lost_at: float | None = None
+        pause_s = _BACKOFF_S
+        while True:
+            try:
+                async with self._connect() as socket:
+                    async for batch in self._read(socket):
+                        lost_at, pause_s = None, _BACKOFF_S
+                        yield batch
+            except _Behind:
+                continue
+            except Unavailable as error:
+                if error.slug != "gateway-unavailable":
+                    raise
+                now = time.monotonic()
+                lost_at = now if lost_at is None else lost_at
+                if self._give_up_after_s is not None and now - lost_at >= self._give_up_after_s:
+                    raise
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
+
+    def _request(self) -> Subscribe:
+        wish = self._wish
+        request = Subscribe(
+            codes=list(wish.codes or ()),
+            markets=list(wish.markets),
+            period=wish.period,
+            conflate=wish.conflate,
+        )
+        if self._marks:
+            request.position = dict(self._marks)
+        if self._begun or wish.place is not None or wish.start_ms is None:
+            if self._complete and (self._marks or self._begun):
+                request.last_ids = dict(self._ids)
+        else:
+            request.start_ms = wish.start_ms
+        return request
+
+    async def _read(self, socket: ClientConnection) -> AsyncGenerator[Batch, None]:
+        # What came since the last position comes again: it is known by its id.
+        self._told |= {key: id_key(at) for key, at in self._ids.items()}
+        await socket.send(_encode(self._request()))
+        while True:
+            try:
+                data = await asyncio.wait_for(socket.recv(), _SILENT_S)
+            except asyncio.TimeoutError:
+                raise self._away(f"it was silent for {_SILENT_S:g} s") from None
+            try:
+                message = _decode(data if isinstance(data, bytes) else data.encode())
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise CodecError(f"Not a message of protocol v1: {error}.") from error
+            for batch in self._take(message):
+                yield batch
+
+    def _take(self, message: Any) -> list[Batch]:
+        if isinstance(message, _Live):
+            return self._take_live(message)
+        if isinstance(message, Subscribed):
+            self._marks |= message.position
+            is_resumed = bool(self._wish.place) or self._wish.start_ms is not None
+            return self._begin() if is_resumed else []
+        if isinstance(message, HeartbeatNotice):
+            return self._moved("live", message.position)
+        if isinstance(message, NowLive):
+            self._marks |= message.position
+            if self._wish.start_ms is None or self._now_told:
+                return [Batch("live", marks=message.position)]
+            self._now_told = True
+            return [Batch("now", marks=message.position)]
+        if isinstance(message, GapNotice):
+            return self._tell_gap(message)
+        if isinstance(message, Skipped) and not self._wish.conflate:
+            raise _Behind
+        if isinstance(message, Failure):
+            raise error_from_dict(message.error)
+        return []
+
+    def _moved(self, kind: Kind, position: dict[str, Mark]) -> list[Batch]:
+        if not self._begun:
+            return []
+        self._marks |= position
+        return [Batch(kind, marks=position)]
+
+    def _take_live(self, frame: _Live) -> list[Batch]:
+        if frame.kind == "snapshot":
+            return self._take_snapshot(frame)
+        rows = [row for row in frame.ticks if self._is_news(row[0], row[1])]
+        bars = [row for row in frame.bars if self._is_news(want(row[1], row[0]), row[2])]
+        self._ids.update((code, entry_id) for code, entry_id, _ in rows)
+        self._ids.update((want(period, code), entry_id) for code, period, entry_id, _ in bars)
+        self._marks |= frame.position
+        return [Batch(frame.kind, rows, bars, frame.position)]
+
+    def _take_snapshot(self, frame: _Live) -> list[Batch]:
+        """Learn where every code stands; the last frame of a snapshot has the position."""
+        self._ids.update((code, entry_id) for code, entry_id, _ in frame.ticks)
+        self._ids.update((want(period, code), at) for code, period, at, _ in frame.bars)
+        self._first += [*frame.ticks, *frame.bars]
+        if not frame.position:
+            return []
+        self._marks |= frame.position
+        first, self._first = self._first, []
+        if self._begun:
+            return []
+        self._complete = self._complete or self._wish.place is None
+        if self._wish.period == "tick":
+            for code in self._wish.codes or ():
+                self._ids.setdefault(code, BEGINNING)
+        begin = self._begin()
+        if not self._wish.snapshot:
+            return begin
+        ticks = [row for row in first if len(row) == 3]
+        bars = [row for row in first if len(row) == 4]
+        return [*begin, Batch("snapshot", ticks, bars)]
+
+    def _begin(self) -> list[Batch]:
+        if self._begun:
+            return []
+        self._begun = True
+        ids = dict(self._ids) if self._complete else None
+        return [Batch("begin", marks=dict(self._marks), ids=ids)]
+
+    def _is_news(self, key: str, entry_id: str) -> bool:
+        told = self._told.get(key)
+        if told is None:
+            return True
+        if id_key(entry_id) <= told:
+            return False
+        del self._told[key]
+        return True
+
+    def _tell_gap(self, notice: GapNotice) -> list[Batch]:
+        if notice.reason == "epoch":
+            # The publisher may tell part of the story again.
+            self._told |= {key: id_key(at) for key, at in self._ids.items()}
+        facts = msgspec.to_builtins(notice)
+        for unused in ("type", "event"):
+            facts.pop(unused)
+        message = facts.pop("message") or f"Data of {notice.market} can no longer be had."
+        self._on_gap(Gap(message, hint="Read them as history.", **facts))
+        return self._moved("live", {EVENTS: ("", notice.event)}) if notice.event else []

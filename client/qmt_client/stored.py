@@ -1,0 +1,135 @@
+"""Stored ticks of many codes, from their own streams, merged by exchange time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any, Final
+
+import redis.asyncio
+
+from qmt_protocol.keys import Keys
+from qmt_protocol.times import day_of
+
+from .connections import redis_call
+from .position import BEGINNING, id_key, is_bound
+
+__all__ = ["Row", "read_stored"]
+
+_BUFFERED: Final = 50_000
+_LEAST, _MOST = 4, 1_000
+_STREAMS_PER_CALL: Final = 200
+
+Row = tuple[str, str, Any]
+"""Code, entry id, ``t1`` (bytes, or msgspec's view of them)."""
+OnTrimmed = Callable[[dict[str, tuple[str, str]]], None]
+
+
+class _Stream:
+    """What was read ahead of one code's stream."""
+
+    __slots__ = ("after", "code", "ended", "rows")
+
+    def __init__(self, code: str, after: str) -> None:
+        self.code = code
+        self.after = after
+        self.ended = False
+        self.rows: deque[tuple[tuple[int, int], Row]] = deque()
+
+    def fill(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]], count: int) -> None:
+        for raw_id, fields in entries:
+            self.after = raw_id.decode()
+            if b"t1" in fields:
+                row = (self.code, self.after, fields[b"t1"])
+                self.rows.append((id_key(self.after), row))
+            count -= 1
+        self.ended = count > 0
+
+
+async def read_stored(
+    connection: redis.asyncio.Redis,
+    keys: Keys,
+    after: dict[str, str],
+    *,
+    on_trimmed: OnTrimmed,
+    address: str = "Redis",
+) -> AsyncGenerator[list[Row], None]:
+    """Yield what the codes' streams hold behind given ids, until nothing is left.
+
+    Each code's ticks come in stored order, all together in the order of their entry ids (exchange
+    time). At most some 50,000 ticks are held.
+
+    Parameters
+    ----------
+    after
+        Code to the entry id behind which to begin.
+    on_trimmed
+        Told the codes whose streams no longer reach back so far: code to (id, first id left).
+
+    Raises
+    ------
+    RedisUnavailable
+        When the server does not answer.
+    """
+    count = max(_LEAST, min(_MOST, _BUFFERED // max(1, len(after))))
+    streams = [_Stream(code, entry_id) for code, entry_id in after.items()]
+    trimmed = await _find_trimmed(connection, keys, after, address)
+    if trimmed:
+        on_trimmed(trimmed)
+    while streams:
+        thin = [one for one in streams if not one.ended and len(one.rows) < (count + 1) // 2]
+        for start in range(0, len(thin), _STREAMS_PER_CALL):
+            some = thin[start : start + _STREAMS_PER_CALL]
+            async with redis_call(address), connection.pipeline(transaction=False) as pipe:
+                for one in some:
+                    pipe.xrange(keys.tick(one.code), f"({one.after}", count=count)
+                for one, entries in zip(some, await pipe.execute(), strict=True):
+                    one.fill(entries, count)
+        # Up to here every stream is known: later ones may still hold earlier ticks.
+        known = (one.rows[-1][0] for one in streams if one.rows and not one.ended)
+        horizon = min(known, default=None)
+        due: list[tuple[tuple[int, int], Row]] = []
+        for one in streams:
+            rows = one.rows
+            while rows and (horizon is None or rows[0][0] <= horizon):
+                due.append(rows.popleft())
+        if due:
+            due.sort(key=lambda pair: pair[0])
+            yield [row for _, row in due]
+        streams = [one for one in streams if one.rows or not one.ended]
+
+
+async def _find_trimmed(
+    connection: redis.asyncio.Redis, keys: Keys, after: dict[str, str], address: str
+) -> dict[str, tuple[str, str]]:
+    """Return the codes whose stream lost what lay behind their id."""
+    trimmed: dict[str, tuple[str, str]] = {}
+    codes = list(after)
+    for start in range(0, len(codes), _STREAMS_PER_CALL):
+        some = codes[start : start + _STREAMS_PER_CALL]
+        async with redis_call(address), connection.pipeline(transaction=False) as pipe:
+            for code in some:
+                pipe.xrange(keys.tick(code), after[code], count=1)
+                pipe.xinfo_stream(keys.tick(code))
+            replies = await pipe.execute(raise_on_error=False)
+        for code, first, told in zip(some, replies[::2], replies[1::2], strict=True):
+            if isinstance(told, Exception):
+                continue  # no such stream
+            first_id = first[0][0].decode() if first else ""
+            if _lost(after[code], first_id, told):
+                trimmed[code] = (after[code], first_id)
+    return trimmed
+
+
+def _lost(after: str, first_id: str, told: Any) -> bool:
+    if first_id == after or told["last-generated-id"].decode() == after:
+        return False
+    if not is_bound(after):
+        return True
+    if told["entries-added"] == told["length"]:
+        return False
+    if after == BEGINNING or not told["first-entry"]:
+        return True
+    # Streams are trimmed by whole days; a day that memory cut short has a gap event of its own.
+    begin_ms, oldest_ms = id_key(after)[0], id_key(told["first-entry"][0].decode())[0]
+    return day_of(oldest_ms) > day_of(begin_ms + 1)

@@ -1,0 +1,142 @@
+"""Bringing one client from its position to where the hub stands, at the client's own pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Final
+
+from qmt_client.follow import Follower, Scope
+from qmt_client.position import BEGINNING, Place, id_key
+from qmt_protocol.errors import Gap
+
+from .hub import Hub, Mark, notice_of
+from .subscriber import Subscriber, Wants
+from .wires import Row, rows_of
+
+__all__ = ["CatchUp"]
+
+_PAUSE_S: Final = 0.01
+_ROWS: Final = 1_000
+"""What is sent before the client must have taken it."""
+
+
+class CatchUp:
+    """Sends a subscriber what it missed, then lets it join the hub, market by market.
+
+    What the hub still has in memory is sent from there. The rest is read from the feed, never
+    beyond the hub's own position, or from the codes' streams; as nothing is awaited between the
+    last look at the hub's position and joining it, nothing is left out and nothing comes twice.
+
+    Parameters
+    ----------
+    wants
+        What it asked for; its markets are held.
+    place
+        Where it stands; ``None`` with ``start_ms``.
+    start_ms
+        Begin with the ticks stored since this exchange time.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        subscriber: Subscriber,
+        wants: Wants,
+        place: Place | None,
+        start_ms: int | None = None,
+    ) -> None:
+        self._hub = hub
+        self._subscriber = subscriber
+        self._wants = wants
+        self._place = place or Place()
+        self._start_ms = start_ms
+        self._at: dict[str, Mark] = dict(self._place.marks) if start_ms is None else {}
+
+    async def run(self) -> None:
+        """Come to an end with the subscriber joined, or gone.
+
+        Raises
+        ------
+        RedisUnavailable
+        """
+        wants = self._wants
+        left = self._join(sorted(wants.names()), {})
+        whole = [name for name in left if name in wants.markets]
+        if whole:
+            await self._follow(Scope(tuple(whole)))
+        codes = [code for code in wants.codes if code.rpartition(".")[2] in left]
+        if codes:
+            await self._follow(Scope.of(sorted(codes), ()))
+        bars = [key.partition("|")[::2] for key in wants.bars]
+        bars = [(period, code) for period, code in bars if code.rpartition(".")[2] in left]
+        if bars:
+            names = tuple(dict.fromkeys(code.rpartition(".")[2] for _, code in bars))
+            of_code = frozenset((code, period) for period, code in bars)
+            await self._follow(Scope(names, frozenset(), of_code))
+
+    async def _follow(self, scope: Scope) -> None:
+        marks = {name: self._at.get(name, ("", BEGINNING)) for name in scope.markets}
+        follower: Follower = self._hub.transport.follower(
+            scope,
+            place=Place(marks if self._start_ms is None else {}, self._place.codes),
+            start_ms=self._start_ms,
+            on_gap=self._tell_gap,
+            events=False,
+            check=lambda: self._set_limits(follower),
+        )
+        subscriber = self._subscriber
+        async with aclosing(follower.batches(block=False)) as batches:
+            async for batch in batches:
+                if subscriber.closed or subscriber.sink.gone:
+                    return
+                rows = [
+                    row
+                    for row in rows_of(batch.rows, batch.bars)
+                    if row.code.rpartition(".")[2] in follower.reader.markets
+                ]
+                kind = "stored" if batch.kind == "stored" else "missed"
+                for start in range(0, len(rows), _ROWS):
+                    last = start + _ROWS >= len(rows)
+                    marks = dict(batch.marks) if last else {}
+                    subscriber.send_rows(kind, marks, rows[start : start + _ROWS])
+                    await subscriber.sink.drain()
+                if batch.kind in ("begin", "stored"):
+                    continue
+                self._at |= batch.marks
+                follower.reader.markets[:] = self._join(follower.reader.markets, follower.settled)
+                if not follower.reader.markets:
+                    return
+                if not rows:
+                    await asyncio.sleep(_PAUSE_S)
+
+    def _set_limits(self, follower: Follower) -> None:
+        reader = follower.reader
+        reader.limits = {name: self._hub.market(name).mark[1] for name in reader.markets}
+
+    def _join(self, names: Iterable[str], settled: dict[str, tuple[int, int]]) -> list[str]:
+        """Join the markets that the hub's memory leads on from; return the others."""
+        left: list[str] = []
+        wants, hub, subscriber = self._wants, self._hub, self._subscriber
+        for name in names:
+            at = self._at.get(name)
+            batches: list[tuple[Mark, list[Row]]] | None = None
+            if at is not None and id_key(at[1]) >= settled.get(name, (0, 0)):
+                batches = hub.market(name).after(at)
+            if batches is None:
+                left.append(name)
+                continue
+            for mark, rows in batches:
+                missed = [row for row in rows if wants.takes(row)]
+                subscriber.send_rows("missed", {name: mark}, missed)
+            hub.join(
+                subscriber,
+                codes=[code for code in wants.codes if code.endswith(f".{name}")],
+                bars=[key for key in wants.bars if key.endswith(f".{name}")],
+                markets=[name] if name in wants.markets else (),
+            )
+        return left
+
+    def _tell_gap(self, gap: Gap) -> None:
+        self._subscriber.tell(notice_of(gap, str(gap.data.get("market", ""))))

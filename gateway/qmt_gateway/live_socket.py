@@ -1,0 +1,266 @@
+"""``/ws/v1``: live ticks and bars by protocol v1; see docs/live.md and docs/asyncapi.yaml."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from qmt_client.position import EVENTS, Place
+from qmt_protocol.codes import parse_codes
+from qmt_protocol.errors import (
+    AccessDenied,
+    InvalidRequest,
+    QMTError,
+    RedisUnavailable,
+    Unavailable,
+)
+from qmt_protocol.keys import want
+from qmt_protocol.live import (
+    MSGPACK_SUBPROTOCOL,
+    SUBPROTOCOLS,
+    CloseCode,
+    Failure,
+    NowLive,
+    Subscribe,
+    Subscribed,
+    ToGateway,
+    Unsubscribe,
+    Unsubscribed,
+    Welcome,
+)
+from qmt_protocol.periods import parse_period
+
+from .answers import SOURCE_HEADER
+from .bridge import Bridge, source_name
+from .catch_up import CatchUp
+from .hub import Hub, Mark
+from .live_state import HEARTBEAT_S
+from .realtime import key_of
+from .subscriber import Sink, Subscriber, Wants
+from .websocket_protocol import SINK
+from .wires import JSON, MSGPACK
+
+__all__ = ["router"]
+
+VERSION: Final = 1
+_EVERYTHING: Final = "*"
+_from_json: Final = msgspec.json.Decoder(ToGateway).decode
+_from_msgpack: Final = msgspec.msgpack.Decoder(ToGateway).decode
+
+router = APIRouter()
+
+
+@router.websocket("/ws/v1")
+async def live(ws: WebSocket) -> None:
+    """Serve one client of protocol v1."""
+    offered: list[str] = ws.scope["subprotocols"]
+    chosen = next((one for one in SUBPROTOCOLS if one in offered), None)
+    source = b""
+    refusal: QMTError | None = None
+    try:
+        ws.app.state.keys.check(key_of(ws))
+        source = source_name(await ws.app.state.bridge.simulated()).encode()
+    except QMTError as error:
+        refusal = error
+    # Refused behind the handshake: a browser learns no reason from a failed one.
+    await ws.accept(chosen, headers=[(SOURCE_HEADER.lower().encode(), source)])
+    sink: Sink = ws.scope["extensions"][SINK]
+    hub: Hub = ws.app.state.hub
+    wire = MSGPACK if chosen == MSGPACK_SUBPROTOCOL else JSON
+    subscriber = Subscriber(sink, wire, hub.max_bytes)
+    if refusal is not None:
+        denied = isinstance(refusal, AccessDenied)
+        code = CloseCode.ACCESS_DENIED if denied else CloseCode.UNAVAILABLE
+        subscriber.close(code, str(refusal))
+        await _until_gone(ws)
+        return
+    await _Session(ws, hub.open(subscriber), source == b"SIMULATED").serve()
+
+
+async def _until_gone(ws: WebSocket) -> None:
+    while (await ws.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+class _Session:
+    def __init__(self, ws: WebSocket, subscriber: Subscriber, simulated: bool) -> None:
+        self._ws = ws
+        self._hub: Hub = ws.app.state.hub
+        self._bridge: Bridge = ws.app.state.bridge
+        self._settings = ws.app.state.settings
+        self._subscriber = subscriber
+        self._simulated = simulated
+
+    async def serve(self) -> None:
+        subscriber = self._subscriber
+        settings = self._settings
+        subscriber.tell(
+            Welcome(
+                version=VERSION,
+                simulated=self._simulated,
+                flush_ms=settings.bridge_ws_flush_ms,
+                max_bytes=settings.bridge_ws_queue_bytes,
+                stall_s=settings.bridge_ws_stall_s,
+                heartbeat_s=HEARTBEAT_S,
+            )
+        )
+        try:
+            while not subscriber.closed:
+                message = await self._next_message()
+                await subscriber.sink.drain()  # who does not read may not ask for more
+                await self._follow(message)
+            await _until_gone(self._ws)
+        except WebSocketDisconnect:
+            pass
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            subscriber.close(CloseCode.BAD_MESSAGE, f"{error}; see docs/live.md")
+            await _until_gone(self._ws)
+        finally:
+            self._hub.leave(subscriber)
+
+    async def _next_message(self) -> ToGateway:
+        told = await self._ws.receive()
+        if told["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(told.get("code", 1005))
+        text = told.get("text")
+        message: ToGateway = _from_msgpack(told["bytes"]) if text is None else _from_json(text)
+        return message
+
+    async def _follow(self, message: ToGateway) -> None:
+        try:
+            if isinstance(message, Subscribe):
+                await self._subscribe(message)
+            else:
+                await self._unsubscribe(message)
+        except QMTError as error:
+            if isinstance(error, RedisUnavailable) or type(error) is Unavailable:
+                self._subscriber.close(CloseCode.UNAVAILABLE, str(error))
+            else:
+                self._subscriber.tell(Failure(id=message.id, error=error.to_dict()))
+
+    async def _wants_of(self, message: Subscribe | Unsubscribe) -> Wants:
+        """Return what a message names, sectors and ``*`` resolved.
+
+        Raises
+        ------
+        InvalidRequest, SectorNotFound, NoWorker
+        """
+        period = parse_period(message.period)
+        codes = [code for code in message.codes if code != _EVERYTHING]
+        everything = len(codes) < len(message.codes)
+        for sector in message.sectors:
+            codes += await self._bridge.sector(sector)
+        codes = parse_codes(codes) if codes else []
+        markets = set(message.markets)
+        for market in markets:
+            parse_codes(f"0.{market}")
+        if everything:
+            markets.update(await self._bridge.published_markets())
+        if not (codes or markets or everything):
+            raise InvalidRequest("Nothing is named.", hint='For example codes: ["600519.SH"].')
+        if period == "tick":
+            return Wants(set(codes), set(), markets, everything)
+        if markets or everything:
+            raise InvalidRequest(
+                f"Bars ({period}) of whole markets are not served.", hint="Name codes or sectors."
+            )
+        return Wants(set(), {want(period, code) for code in codes})
+
+    async def _subscribe(self, message: Subscribe) -> None:
+        hub, subscriber = self._hub, self._subscriber
+        asked = await self._wants_of(message)
+        has = subscriber.wants
+        new = Wants(
+            {c for c in asked.codes - has.codes if c.rpartition(".")[2] not in has.markets},
+            asked.bars - has.bars,
+            asked.markets - has.markets,
+        )
+        place = _place_of(message)
+        held = await hub.hold(new.names() | asked.names())
+        try:
+            if new.bars and message.snapshot:
+                await hub.load_bars(new.bars)
+            has.everything = has.everything or asked.everything
+            subscriber.conflate = subscriber.conflate or message.conflate
+            fresh, resumed = _divide(new, message, place)
+            # From here to the snapshot nothing is awaited: no tick can come between.
+            hub.join(subscriber, codes=fresh.codes, bars=fresh.bars, markets=fresh.markets)
+            self._answer(message, asked, place, fresh, resumed)
+            if message.snapshot and fresh.count:
+                rows = hub.snapshot(fresh.codes | fresh.bars, fresh.markets)
+                subscriber.send_rows("snapshot", hub.marks(fresh.names()), rows)
+            if resumed.count:
+                await CatchUp(hub, subscriber, resumed, place, message.start_ms).run()
+                position = hub.marks_of(subscriber)
+                subscriber.tell(NowLive(id=message.id, position=position))
+        finally:
+            hub.release(held)
+
+    def _answer(
+        self,
+        message: Subscribe,
+        asked: Wants,
+        place: Place | None,
+        fresh: Wants,
+        resumed: Wants,
+    ) -> None:
+        hub, subscriber = self._hub, self._subscriber
+        position: dict[str, Mark] = hub.marks(fresh.names())
+        events = position.get(EVENTS)
+        if place is not None:
+            position |= {name: mark for name, mark in place.marks.items() if name in asked.names()}
+        if events is not None:
+            position[EVENTS] = events
+        absent = [code for code in asked.codes if not hub.snapshot([code], ())]
+        count = self._count(subscriber.wants) + self._count(resumed)
+        subscriber.tell(
+            Subscribed(id=message.id, position=position, codes=count, absent=sorted(absent))
+        )
+        if place is not None and EVENTS in place.marks:
+            hub.tell_events(subscriber, asked, place.marks[EVENTS][1])
+
+    def _count(self, wants: Wants) -> int:
+        """Return how many codes and bars are wanted, markets counted by what they hold."""
+        return len(wants.codes) + len(wants.bars) + len(self._hub.snapshot((), wants.markets))
+
+    async def _unsubscribe(self, message: Unsubscribe) -> None:
+        wants = await self._wants_of(message)
+        subscriber = self._subscriber
+        if wants.everything:
+            subscriber.wants.everything = False
+            wants.markets |= subscriber.wants.markets
+        self._hub.part(subscriber, codes=wants.codes, bars=wants.bars, markets=wants.markets)
+        subscriber.tell(Unsubscribed(id=message.id, codes=self._count(subscriber.wants)))
+
+
+def _place_of(message: Subscribe) -> Place | None:
+    """Return the position that a message goes on from, checked."""
+    if message.position is None and message.last_ids is None:
+        return None
+    if message.start_ms is not None:
+        raise InvalidRequest("Give start_ms or a position, not both.", field="start_ms")
+    document: dict[str, Any] = dict(message.position or {})
+    if message.last_ids is not None:
+        document["codes"] = message.last_ids
+    return Place.parse(document)
+
+
+def _divide(new: Wants, message: Subscribe, place: Place | None) -> tuple[Wants, Wants]:
+    """Divide what is new to a client into what begins now and what goes on from a position."""
+    if message.start_ms is not None and not new.bars:
+        return Wants(), new
+    if place is None:
+        return new, Wants()
+    if place.codes is not None:
+        return Wants(), new
+    fresh, resumed = Wants(), Wants()
+    for name in new.markets:
+        (resumed if name in place.marks else fresh).markets.add(name)
+    for code in new.codes:
+        (resumed if code.rpartition(".")[2] in place.marks else fresh).codes.add(code)
+    for key in new.bars:
+        (resumed if key.rpartition(".")[2] in place.marks else fresh).bars.add(key)
+    return fresh, resumed

@@ -1,0 +1,443 @@
+"""A whole bridge of real processes that can be killed part by part, and its account at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import redis
+from crash_accounting import Verdict, account, account_reader
+from crash_evidence import (
+    gaps_of,
+    pushed_by_code,
+    pushed_view,
+    read_events,
+    read_notes,
+    reader_view,
+    stored_by_code,
+)
+
+from qmt_simulator.control import Control
+from qmt_simulator.process import TerminalProcess
+from qmt_standalone.redis_server import RedisServer, free_port
+
+__all__ = ["HERE", "MARKETS", "Result", "Rig", "wait_for"]
+
+MARKETS: Final = ("SH", "SZ", "BJ")
+HERE: Final = Path(__file__).resolve().parent
+_END_S: Final = 10.0
+
+
+@dataclass
+class Result:
+    """What a scenario came to."""
+
+    name: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def add(self, what: str, verdict: Verdict) -> None:
+        """Take a verdict's counts and problems."""
+        self.figures[what] = verdict.figures()
+        self.problems += [f"{what}: {line}" for line in verdict.problems]
+
+    def check(self, holds: bool, problem: str) -> None:
+        """Note a problem unless something holds."""
+        if not holds:
+            self.problems.append(problem)
+
+
+def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
+    """Wait for a condition; `TimeoutError` names what did not happen."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {within_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+class Rig:
+    """Redis, a terminal, producers, gateways and readers, each a process; a context manager.
+
+    Parameters
+    ----------
+    directory
+        Where everything keeps its files.
+    seed
+        Of the moments at which things are done.
+    ticks_per_s
+        About how many the terminal pushes.
+    """
+
+    def __init__(
+        self, directory: Path, seed: int, *, ticks_per_s: int = 2000, push_ms: int = 100
+    ) -> None:
+        self.directory = directory
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        self.random = random.Random(seed)
+        self.server = RedisServer(directory / "redis")
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._events: dict[str, dict[str, Any]] = {}
+        self._markets: dict[str, tuple[str, ...]] = {}
+        self._gateway_port = free_port()
+        self.log_path = directory / "pushed"
+        self.kills: dict[str, int] = {}
+        interval_ms = {2000: 3000, 10_000: 600, 20_000: 300}[ticks_per_s]
+        self._flags = (
+            *("--push-log", str(self.log_path), "--push-ms", str(push_ms)),
+            *("--interval-ms", str(interval_ms)),
+        )
+
+    def __enter__(self) -> Rig:
+        try:
+            self.server.start()
+            self.streams = redis.Redis.from_url(self.server.url, socket_timeout=20)
+            self.terminal = TerminalProcess(*self._flags)
+            self.control = Control(self.terminal.port)
+        except BaseException:
+            self.server.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in list(self._children):
+            self.kill(name, counted=False)
+        self.control.close()
+        self.terminal.stop()
+        self.streams.close()
+        self.server.kill()
+        if kind is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    # -- processes ----------------------------------------------------------------------------
+
+    def _start(self, name: str, *command: str, **env: str) -> None:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("QMT_")}
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self._children[name] = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,  # ours to hold: with us it closes, and they end
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env={**clean, "TZ": "CST-8", "QMT_LOG_LEVEL": "warning", **env},
+            )
+
+    def start_producer(self, name: str, **env: str) -> None:
+        """Start a producer with a ring of its own; the name is the ring's."""
+        self._start(
+            name,
+            *("-m", "qmt_producer", "--exit-with-stdin"),
+            QMT_STREAMS_URL=self.server.url,
+            QMT_TERMINAL_PORT=str(self.terminal.port),
+            QMT_NATIVE_MODULE="qmt_simulator.native",
+            QMT_RING=str(self.directory / f"{name}.sqlite"),
+            **env,
+        )
+
+    def start_gateway(self, name: str = "gateway", **env: str) -> None:
+        """Start a gateway, always on the same port."""
+        self._start(
+            name,
+            *("-m", "qmt_gateway", "--exit-with-stdin"),
+            QMT_STREAMS_URL=self.server.url,
+            QMT_JOBS_URL=self.server.url,
+            QMT_BRIDGE_PORT=str(self._gateway_port),
+            **env,
+        )
+
+    def wait_gateway(self) -> None:
+        """Wait until the gateway takes connections."""
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self._gateway_port)) == 0
+
+        wait_for(listens, "the gateway listens")
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway is."""
+        return f"http://127.0.0.1:{self._gateway_port}"
+
+    def start_reader(
+        self, name: str, url: str, *flags: str, markets: str = ",".join(MARKETS)
+    ) -> None:
+        """Start a reader of whole markets, or start it again with the file it had."""
+        self._markets[name] = tuple(markets.split(","))
+        flags = ("--markets", markets, *flags)
+        file = str(self.file_of(name))
+        self._start(name, str(HERE / "crash_reader.py"), "--url", url, "--file", file, *flags)
+
+    def file_of(self, name: str) -> Path:
+        """Return a reader's file."""
+        return self.directory / f"{name}.txt"
+
+    def pid(self, name: str) -> int:
+        """Return a child's process id."""
+        return self._children[name].pid
+
+    def is_alive(self, name: str) -> bool:
+        """Whether a child has not ended."""
+        return name in self._children and self._children[name].poll() is None
+
+    def kill(self, name: str, *, counted: bool = True) -> None:
+        """Kill a child as a crash would."""
+        child = self._children.pop(name)
+        child.kill()
+        child.wait(_END_S)
+        if child.stdin is not None:
+            child.stdin.close()
+        if counted:
+            self.kills[name] = self.kills.get(name, 0) + 1
+
+    def pause(self, name: str) -> None:
+        """Stop a child's clock (SIGSTOP)."""
+        self._children[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let a paused child go on."""
+        self._children[name].send_signal(signal.SIGCONT)
+
+    # -- Redis --------------------------------------------------------------------------------
+
+    def kill_redis(self) -> None:
+        """Kill the server; events told so far are kept for the account."""
+        self.keep_events()
+        self.server.kill()
+        self.kills["redis"] = self.kills.get("redis", 0) + 1
+
+    def start_redis(self) -> None:
+        """Start it again on what its append-only file holds."""
+        self.server.start()
+
+    def pause_redis(self) -> int:
+        """Stop the server's clock; returns its process id for `resume_redis`."""
+        if self.server.process is None:
+            raise RuntimeError("Redis is not running")
+        pid = self.server.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    def resume_redis(self, pid: int) -> None:
+        """Let it go on."""
+        os.kill(pid, signal.SIGCONT)
+
+    def copy_aof(self) -> Path:
+        """Copy the append-only files as they are, as a backup of a running server would."""
+        copy = self.directory / f"aof-{time.monotonic_ns()}"
+        shutil.copytree(self.server.directory / "appendonlydir", copy)
+        return copy
+
+    def put_aof(self, copy: Path) -> None:
+        """Put a copy in the place of the append-only files; the server must be down."""
+        there = self.server.directory / "appendonlydir"
+        shutil.rmtree(there)
+        shutil.copytree(copy, there)
+
+    def keep_events(self) -> None:
+        """Keep what `qmt:events` holds beyond what happens to Redis."""
+        try:
+            for event in read_events(self.streams):
+                self._events[json.dumps(event, sort_keys=True)] = event
+        except redis.ConnectionError:
+            pass
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Every event told since the begin."""
+        self.keep_events()
+        return list(self._events.values())
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def await_push(self, within_s: float = 10.0) -> None:
+        """Return right after the terminal has logged a push: it is on its way now."""
+        size = self._log_size()
+        deadline = time.monotonic() + within_s
+        while self._log_size() == size:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing was pushed for {within_s:g} s")
+            time.sleep(0.0005)
+
+    def _log_size(self) -> int:
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
+    def in_flight(self, most_s: float = 0.08) -> None:
+        """Wait for a push and then for a random moment of its way."""
+        self.await_push()
+        time.sleep(self.random.uniform(0, most_s))
+
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """Return the last heartbeat of each producer, by process id; `at_ms` is its time."""
+        seen = dict(self.streams.zrange("qmt:seen", 0, -1, withscores=True))
+        found = (
+            {**json.loads(beat), "at_ms": seen.get(member, 0)}
+            for member, beat in self.streams.hgetall("qmt:status").items()
+        )
+        return {status["pid"]: status for status in found if status["role"] == "producer"}
+
+    def holder(self, market: str = "SH") -> str | None:
+        """Return the name of the producer that holds a market."""
+        lease = self.streams.get(f"{{qmt:{market}}}:lease")
+        for name, status in self._status_by_name().items():
+            held = status["figures"]["markets"].get(market, {}).get("holding")
+            if lease is not None and held and self.is_alive(name):
+                return name
+        return None
+
+    def live_statuses(self) -> list[dict[str, Any]]:
+        """Return the heartbeats of the producers that run now."""
+        return list(self._status_by_name().values())
+
+    def _status_by_name(self) -> dict[str, dict[str, Any]]:
+        by_pid = self.statuses()
+        return {
+            name: by_pid[child.pid] for name, child in self._children.items() if child.pid in by_pid
+        }
+
+    def wait_flowing(self, within_s: float = 40.0) -> None:
+        """Wait until ticks are published."""
+        before = self._feed_ids()
+        wait_for(
+            lambda: all(now > was for now, was in zip(self._feed_ids(), before, strict=True)),
+            "ticks of all markets flow",
+            within_s,
+        )
+
+    def _feed_ids(self) -> list[tuple[int, ...]]:
+        ids = []
+        for market in MARKETS:
+            tail = self.streams.xrevrange(f"{{qmt:{market}}}:feed", count=1)
+            ids.append(tuple(map(int, tail[0][0].decode().split("-"))) if tail else (0, 0))
+        return ids
+
+    def wait_subscribed(self, count: int, within_s: float = 40.0) -> None:
+        """Wait until so many producers listen to the terminal."""
+        wait_for(
+            lambda: self.control.status()["whole_subscriptions"] >= count,
+            f"{count} producers listen",
+            within_s,
+        )
+
+    def quiet(self, within_s: float = 90.0) -> None:
+        """Silence the terminal and wait until everything it pushed is published or named."""
+        self.control.set_fault("deaf")
+        silent_ms = time.time_ns() // 1_000_000
+        producers = [name for name in self._children if name.startswith("producer")]
+
+        def is_drained() -> bool:
+            try:
+                by_name = self._status_by_name()
+            except redis.RedisError:
+                return False
+            return bool(producers) and all(
+                name in by_name
+                and by_name[name]["at_ms"] > silent_ms + 1500
+                and not by_name[name]["figures"]["redis_away"]
+                and not by_name[name]["figures"]["waiting_pushes"]
+                and not by_name[name]["figures"]["waiting_batches"]
+                for name in producers
+            )
+
+        wait_for(is_drained, "the producers are drained", within_s)
+        time.sleep(1.2)  # events of the last moment
+        self.keep_events()
+
+    # -- the account --------------------------------------------------------------------------
+
+    def account(self, *, late_allowed: bool = False) -> Verdict:
+        """Compare what was pushed with what the streams hold and the gap events name."""
+        return account(
+            pushed_by_code([self.log_path]),
+            stored_by_code(self.streams),
+            gaps_of(self.events),
+            late_allowed=late_allowed,
+        )
+
+    def wait_read(self, name: str, within_s: float = 60.0) -> None:
+        """Wait until a reader's file no longer grows."""
+        file, size = self.file_of(name), -1
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            now = file.stat().st_size if file.exists() else 0
+            if now == size > 0:
+                return
+            size = now
+            time.sleep(1)
+        raise TimeoutError(f"{name} still reads after {within_s:g} s")
+
+    def account_reader(
+        self,
+        name: str,
+        *,
+        may_repeat: bool = False,
+        against_log: bool = False,
+        gap_slack_ms: int = 1_500,
+    ) -> Verdict:
+        """Compare what the streams hold with what a reader wrote down.
+
+        A gap told to the reader covers ticks by exchange time; it speaks of the time of the feed,
+        so some seconds are granted at both ends.
+        """
+        got, gaps = read_notes(self.file_of(name))
+
+        def named(code: str, content: object) -> bool:
+            at_ms = int(str(content).split(" ", 1)[0])
+            return any(
+                from_ms - gap_slack_ms <= at_ms <= to_ms + gap_slack_ms
+                for gap in gaps
+                for from_ms, to_ms in [_range_of(gap, code)]
+            )
+
+        if against_log:
+            view = pushed_view(self.log_path, self._markets[name])
+        else:
+            view = reader_view(self.streams, self._markets[name])
+        may_repeat = may_repeat and any(gap.get("reason") == "epoch" for gap in gaps)
+        return account_reader(view, got, named, may_repeat=may_repeat)
+
+    def start_helper(self, name: str, *command: str) -> None:
+        """Start a Python process of the tests' own."""
+        self._start(name, *command)
+
+    def gaps_told(self, name: str) -> list[dict[str, Any]]:
+        """Return the gaps that a reader was told."""
+        return read_notes(self.file_of(name))[1]
+
+
+def _range_of(gap: dict[str, Any], code: str) -> tuple[float, float]:
+    """Return the times between which a gap names a code's ticks; an empty range for none."""
+    codes = gap.get("codes")
+    if codes:
+        if code not in codes:
+            return (math.inf, -math.inf)
+        first, last, *_ = (str(bound).partition("-")[0] or "0" for bound in codes[code])
+        return (float(first), float(last) or math.inf)
+    if gap.get("market") not in ("", None, code.rpartition(".")[2]):
+        return (math.inf, -math.inf)
+    return (gap.get("from_ms", 0), gap.get("to_ms") or math.inf)

@@ -166,13 +166,27 @@ def wait_grows(rig: Rig, name: str, within_s: float = 40.0) -> None:
     wait_for(lambda: size() > before + 5000 or size() < before, f"{name} reads", within_s)
 
 
-def finish(rig: Rig, result: Result, readers: list[str], *, late_allowed: bool = False) -> None:
-    """Silence the market, wait for the rest, and account for streams and readers."""
+def finish(
+    rig: Rig,
+    result: Result,
+    readers: list[str],
+    *,
+    late_allowed: bool = False,
+    may_repeat: bool = False,
+) -> None:
+    """Silence the market, wait for the rest, and account for streams and readers.
+
+    Parameters
+    ----------
+    may_repeat
+        Whether readers whose position knows no codes may get ticks again behind an epoch's gap.
+    """
     rig.quiet()
     result.add("streams", rig.account(late_allowed=late_allowed))
     for name in readers:
         rig.wait_read(name)
-        result.add(name, rig.account_reader(name))
+        brief = may_repeat and name.endswith("brief")
+        result.add(name, rig.account_reader(name, may_repeat=brief))
         result.figures[name]["gaps_told"] = len(rig.gaps_told(name))
     events = [event["kind"] for event in rig.events]
     result.figures["events"] = {kind: events.count(kind) for kind in sorted(set(events))}

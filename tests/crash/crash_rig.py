@@ -249,6 +249,7 @@ class Rig:
 
     def copy_aof(self) -> Path:
         """Copy the append-only files as they are, as a backup of a running server would."""
+        self.streams.config_set("auto-aof-rewrite-percentage", 0)  # no file goes meanwhile
         copy = self.directory / f"aof-{time.monotonic_ns()}"
         shutil.copytree(self.server.directory / "appendonlydir", copy)
         return copy

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from crash_breaks import redis_wiped, ring_overflow, tail_loss_within_lease
+from crash_breaks import AWAY, ring_overflow, tail_loss_within_lease, waiting_ms, wipe
 from crash_cuts import away, cut_at_random
 from crash_kills import finish, start_two, wait_grows, wait_holder
 from crash_proxy import CuttingProxy
-from crash_rig import Result, Rig
+from crash_rig import Result, Rig, wait_for
 from crash_scale import SHORT
 
 SEED = 20261122
@@ -98,34 +98,32 @@ def take_over_while_redis_is_away(rig: Rig) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_redis_away_under_load_and_readers_away_beyond_the_feed(tmp_path: Path) -> None:
+def test_redis_away_under_load_then_beyond_the_feed_then_wiped(tmp_path: Path) -> None:
     result = Result("away")
     with Rig(tmp_path / "rig", SEED, ticks_per_s=10_000) as rig:
         rig.start_producer("producer1")
         rig.wait_flowing()
-        for name, flags in {"full": ("--full",), "brief": ()}.items():
-            rig.start_reader(name, rig.server.url, "--stored", *flags, markets="BJ")
+        for name, flags in AWAY.items():
+            rig.start_reader(name, rig.server.url, *flags, markets="BJ")
             wait_grows(rig, name)
         rig.in_flight()
         rig.kill_redis()
         time.sleep(SHORT.away_s)
         rig.start_redis()
         rig.wait_flowing()
-        readers = {
-            "full": (rig.server.url, ("--stored", "--full")),
-            "brief": (rig.server.url, ("--stored",)),
-        }
+        wait_for(lambda: waiting_ms(rig) < 1000, "the ring is drained", 60)
+        readers = {name: (rig.server.url, flags) for name, flags in AWAY.items()}
         away(rig, readers, streams=False, markets="BJ")
-        finish(rig, result, list(readers))
-        assert not rig.gaps_told("full")
-        assert [gap["market"] for gap in rig.gaps_told("brief")] == ["BJ"]
-        assert "gap" not in result.figures["events"]
+        rig.keep_events()
+        assert "gap" not in {event["kind"] for event in rig.events}
+        assert not rig.gaps_told("reader-away")
+        assert {gap["market"] for gap in rig.gaps_told("reader-brief")} == {"BJ"}
+        wipe(rig, AWAY, markets="BJ")
+        finish(rig, result, list(AWAY), may_repeat=True)
+        for name in AWAY:
+            told = [(gap["market"], gap["reason"]) for gap in rig.gaps_told(name)]
+            assert ("BJ", "epoch") in told
     fail_on(result)
-
-
-@pytest.mark.timeout(180)
-def test_redis_wiped_while_a_reader_is_away(tmp_path: Path) -> None:
-    fail_on(redis_wiped(tmp_path / "rig", SEED, SHORT))
 
 
 @pytest.mark.timeout(180)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import redis
+from client_gateway import Gateway, running_gateway
 from fake_worker import FakeWorker, beat
 
 from qmt_client import AsyncQMTClient, QMTClient
@@ -63,42 +58,6 @@ def producer(streams: redis.Redis) -> Callable[[], None]:
 
     again()
     return again
-
-
-@dataclass
-class Gateway:
-    """A running gateway."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-
-@contextmanager
-def running_gateway(target: dict[str, str], port: int = 0, **env: str) -> Iterator[Gateway]:
-    """Run ``qmt-gateway`` over the test's servers."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "qmt_gateway", "--port", str(port), "--exit-with-stdin"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={
-            **os.environ,
-            "QMT_STREAMS_URL": target["url"],
-            "QMT_JOBS_URL": target["jobs_url"],
-            **env,
-        },
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with child:
-        try:
-            yield Gateway(json.loads(child.stdout.readline())["url"], child)
-        finally:
-            child.stdin.close()
-            try:
-                child.wait(10)
-            finally:
-                child.kill()
 
 
 @pytest.fixture(scope="session")

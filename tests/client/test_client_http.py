@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import redis
-from conftest import Gateway, running_gateway
+from client_gateway import Gateway, running_gateway
 from fake_worker import FakeWorker, make_tick, publish, table
 
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Gateway, running_gateway
+from client_gateway import Gateway, running_gateway
 
 from qmt_client import QMTClient, QMTWarning
 from qmt_protocol.codes import asset_class

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
+from crash_reader import end_with_stdin
 from websockets.asyncio.client import connect
 
 SUBPROTOCOL = "qmt.v1.msgpack"
@@ -50,6 +51,7 @@ async def main() -> None:
     parser.add_argument("--codes", type=Path, required=True, help="JSON list")
     parser.add_argument("--count", type=int, required=True)
     options = parser.parse_args()
+    end_with_stdin()
     codes = json.loads(options.codes.read_text("utf-8"))
     with options.file.open("a", buffering=1 << 16) as out:
         lists = [codes[at * 7 : at * 7 + 300] for at in range(options.count // 2)]

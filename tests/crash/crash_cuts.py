@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crash_kills import finish, wait_grows
 from crash_proxy import CuttingProxy
-from crash_rig import MARKETS, Result, Rig
+from crash_rig import MARKETS, Result, Rig, wait_for
 from crash_scale import Scale
 
 __all__ = ["beyond_the_feed", "cut_gateway", "cut_redis"]
@@ -37,7 +37,7 @@ def _cut(result: Result, directory: Path, seed: int, scale: Scale, *, gateway: b
         with CuttingProxy(port, seed) as proxy:
             rig.start_reader("reader", url.replace(f":{port}", f":{proxy.port}"), "--stored")
             wait_grows(rig, "reader")
-            done = cut_at_random(rig, proxy, scale.cuts)
+            done = cut_at_random(rig, proxy, "reader", scale.cuts)
             finish(rig, result, ["reader"])
             result.figures["moments"] = done
             result.figures["connections_cut"] = proxy.cuts
@@ -47,12 +47,17 @@ def _cut(result: Result, directory: Path, seed: int, scale: Scale, *, gateway: b
     return result
 
 
-def cut_at_random(rig: Rig, proxy: CuttingProxy, times: int) -> int:
-    """Cut at random moments, and within random bytes of an answer; returns how often it hit."""
+def cut_at_random(rig: Rig, proxy: CuttingProxy, name: str, times: int) -> int:
+    """Cut a reader's connections at random moments, or within random bytes of an answer.
+
+    Each cut waits until the reader has written something since the one before. Returns how many.
+    """
+    file = rig.file_of(name)
     done = 0
-    deadline = time.monotonic() + 60 + 2 * times
-    while done < times and time.monotonic() < deadline:
-        time.sleep(rig.random.uniform(0, 0.25))
+    while done < times:
+        size = file.stat().st_size
+        wait_for(lambda size=size: file.stat().st_size > size, f"{name} goes on")  # type: ignore[misc]
+        time.sleep(rig.random.uniform(0, 0.2))
         before = proxy.cuts
         if rig.random.random() < 0.5:
             proxy.cut()

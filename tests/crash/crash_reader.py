@@ -13,6 +13,7 @@ import json
 import os
 import random
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ async def follow(client: AsyncQMTClient, book: Notebook, options: argparse.Names
         await live.aclose()
 
 
+def end_with_stdin() -> None:
+    """End with the process that started this one, however it ended."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
@@ -113,6 +125,7 @@ def main() -> None:
     parser.add_argument("--stored", action="store_true", help="begin with all that is stored")
     parser.add_argument("--block", type=int, default=2000, help="most ticks between two writes")
     warnings.simplefilter("ignore")
+    end_with_stdin()
     asyncio.run(read(parser.parse_args()))
 
 

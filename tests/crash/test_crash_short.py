@@ -38,7 +38,7 @@ def test_kills_cuts_pause_and_takeover_while_redis_is_away(tmp_path: Path) -> No
                 rig.start_reader(name, url, "--stored")
             for name in urls:
                 wait_grows(rig, name)
-            assert cut_at_random(rig, proxy, SHORT.cuts) == SHORT.cuts
+            assert cut_at_random(rig, proxy, "reader-cut", SHORT.cuts) == SHORT.cuts
             assert not rig.gaps_told("reader-cut")
             for _ in range(SHORT.kills):
                 kill_each_once(rig, urls)

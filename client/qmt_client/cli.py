@@ -313,3 +313,5 @@ def main() -> None:
         # The reader of the pipe has seen enough.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:
+        _fail(QMTError(f"{error.filename or 'output'}: {error.strerror or error}."))

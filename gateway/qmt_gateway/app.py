@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from . import job_routes, live_socket, market_routes, realtime
 from .bridge import Bridge
@@ -85,6 +86,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(job_routes.health_router)
     app.include_router(live_socket.router)
     app.include_router(realtime.router)
+    app.add_api_route("/", _to_docs, include_in_schema=False)
     app.add_middleware(BodyLimit)
     app.add_middleware(UnexpectedErrors)
     handle_errors(app)
@@ -114,3 +116,7 @@ def _describe_problems(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _to_docs() -> RedirectResponse:
+    return RedirectResponse("/docs")

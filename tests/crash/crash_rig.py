@@ -130,8 +130,6 @@ class Rig:
         self.terminal.stop()
         self.streams.close()
         self.server.kill()
-        if kind is None:
-            shutil.rmtree(self.directory, ignore_errors=True)
 
     # -- processes ----------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from crash_scale import SHORT
 SEED = 20261122
 
 
-def fail_on(result: Result) -> None:
+def fail_on(result: Result, directory: Path) -> None:
     assert result.ok, "\n".join(result.problems)
+    shutil.rmtree(directory)
 
 
 @pytest.mark.timeout(240)
@@ -45,7 +47,7 @@ def test_kills_cuts_pause_and_takeover_while_redis_is_away(tmp_path: Path) -> No
             pause_the_holder(rig)
             take_over_while_redis_is_away(rig)
             finish(rig, result, list(urls), late_allowed=True)
-    fail_on(result)
+    fail_on(result, tmp_path)
     assert rig.kills["redis"] == SHORT.kills + 1
     assert result.figures["streams"]["stored"] > 20_000
 
@@ -123,16 +125,16 @@ def test_redis_away_under_load_then_beyond_the_feed_then_wiped(tmp_path: Path) -
         for name in AWAY:
             told = [(gap["market"], gap["reason"]) for gap in rig.gaps_told(name)]
             assert ("BJ", "epoch") in told
-    fail_on(result)
+    fail_on(result, tmp_path)
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.xfail(strict=False, reason="docs/crash-tests.md, open faults: 2 and 3")
 def test_ring_overflow_is_named_exactly(tmp_path: Path) -> None:
-    fail_on(ring_overflow(tmp_path / "rig", SEED, SHORT))
+    fail_on(ring_overflow(tmp_path / "rig", SEED, SHORT), tmp_path)
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.xfail(strict=False, reason="docs/crash-tests.md, open faults: 1")
 def test_tail_lost_while_the_lease_is_good(tmp_path: Path) -> None:
-    fail_on(tail_loss_within_lease(tmp_path / "rig", SEED, SHORT))
+    fail_on(tail_loss_within_lease(tmp_path / "rig", SEED, SHORT), tmp_path)

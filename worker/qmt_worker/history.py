@@ -257,7 +257,8 @@ class _History:
         return HistoryMissing(
             f"The terminal's cache lacks about {rows} rows of {self._stored} for "
             f"{_named(list(missing))} between {first} and {last}, which {why}.",
-            hint=f"Fetch them first: {shown}",
+            hint=f"Fetch them first: {shown}"
+            + ("" if shown == command else " (the error's `command` names all codes)"),
             codes=list(missing),
             period=self._stored,
             ranges=ranges,

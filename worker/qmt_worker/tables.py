@@ -54,7 +54,8 @@ def closed(times_ms: npt.NDArray[np.int64], period: str, now_ms: int, sessions: 
     """Return which bars no longer change.
 
     An intraday bar is labelled with its end; a daily one closes with its trading day. A longer
-    one closes with the last weekday of its span: holidays to come are not known.
+    one closes with the last weekday of its span, or the day of its label if that is later: holidays
+    to come are not known.
     """
     if period not in DAILY_PERIODS:
         return np.asarray(times_ms + _GRACE_MS <= now_ms)
@@ -63,7 +64,7 @@ def closed(times_ms: npt.NDArray[np.int64], period: str, now_ms: int, sessions: 
     for at, day in enumerate(day_numbers(times_ms).tolist()):
         if day not in today_ends:
             last = period_span(period, day)[1] - 1
-            while period != "1d" and (last + 3) % 7 > 4:
+            while last > day and (last + 3) % 7 > 4:
                 last -= 1
             today_ends[day] = start_of(last) + sessions.close_s * 1000 + _CLOSE_GRACE_MS
         ends[at] = today_ends[day]

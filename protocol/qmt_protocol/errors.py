@@ -86,7 +86,8 @@ class QMTError(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _BY_SLUG[cls.slug] = cls
+        if "slug" in cls.__dict__:  # one without a slug of its own is told as its parent
+            _BY_SLUG[cls.slug] = cls
 
     def __init__(self, message: str, *, hint: str = "", **data: Any) -> None:
         super().__init__(message)

@@ -194,18 +194,24 @@ async def test_a_gateway_that_comes_back_is_followed_without_a_gap(
                 if tick["volume"] == until:
                     return
 
+    async def beat() -> None:
+        while True:
+            producer()
+            await asyncio.sleep(1)
+
+    beating = asyncio.create_task(beat())
     async with AsyncQMTClient(f"http://127.0.0.1:{port}") as client:
         with running_gateway(target, port):
             taking = asyncio.create_task(take(client, 5))
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(3.0)
             publish(streams, "SH", [(CODE, make_tick(T0 + 1000, 10, 2))])
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
         publish(streams, "SH", [(CODE, make_tick(T0 + 1000 * at, 10, at)) for at in (3, 4)])
-        producer()
         with running_gateway(target, port):
             await asyncio.sleep(4.0)
             publish(streams, "SH", [(CODE, make_tick(T0 + 5000, 10, 5))])
-            await asyncio.wait_for(taking, 15)
+            await asyncio.wait_for(taking, 30)
+    beating.cancel()
     assert found == [2, 3, 4, 5]
     assert gaps == []
 

@@ -16,6 +16,7 @@ COLLECT = """
     got = []
     number = xtdata.subscribe_whole_quote(%s, got.append)
     time.sleep(%s)
+    wait_for(lambda: len(got) > 4)
     xtdata.unsubscribe_quote(number)
     tell({"number": number, "pushes": got})
 """

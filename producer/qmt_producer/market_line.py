@@ -138,8 +138,12 @@ class MarketLine:
             for code, at_ms, t1 in batch.entries:
                 names.append(self._stem + code)
                 arguments += (code, at_ms, t1)
+        arguments.append(self._ring.acked(self.market))
         answer = reach(lambda: script(keys=names, args=arguments))
         state, *counts, _, words = answer
+        if state == b"lost":
+            self._sure_until = -math.inf  # taking the lease anew finds the place
+            return False
         if state == b"fenced":
             self._renewed = self._sure_until = -math.inf
             return False
@@ -240,9 +244,12 @@ class MarketLine:
         accepted_ms = int(tail_id.partition("-")[0]) + skew_ms
         begin = self._ring.number_before(self.market, accepted_ms - _MARGIN_MS)
         self.cursor = max(applied, begin)
-        first_number, first_ms = self._ring.first(self.market)
-        if first_number > self.cursor + 1 and first_ms > accepted_ms:
-            self._gap("no producer kept these ticks", accepted_ms, first_ms)
+        _, first_ms = self._ring.first(self.market)
+        if applied == 0 and not 0 < first_ms <= accepted_ms:
+            # A new ring: it cannot know since when it would have had to listen.
+            until_ms = first_ms or time.time_ns() // 1_000_000
+            self._gap("no producer was listening", accepted_ms, until_ms)
+            accepted_ms = until_ms
         for from_ms, to_ms in self._ring.silences(accepted_ms):
             self._gap("no producer was listening", from_ms, to_ms)
 

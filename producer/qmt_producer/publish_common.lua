@@ -4,17 +4,20 @@
 -- whole call, where it would otherwise let everything pass once the lease has been renewed.
 -- KEYS: 1 lease, 2 acked, 3 latest, 4 feed, then one stream per entry.
 -- ARGV: 1 holder, 2 lease ms, 3 ring id, 4 batch number, 5 feed keep ms, 6 future ms, then what
---       each script says per entry.
+--       each script says per entry; last: the batch number that Redis acknowledged before.
 -- Returns: state, added, repeated, late, clamped, rejected, Redis ms, words on the last two.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return { 'fenced', 0, 0, 0, 0, 0, 0, '' }
+end
+local acked = tonumber(redis.call('HGET', KEYS[2], ARGV[3]) or '0')
+if acked < tonumber(ARGV[#ARGV]) then -- an older copy of Redis is back under a lease still good
+  return { 'lost', 0, 0, 0, 0, 0, 0, '' }
 end
 redis.call('XLEN', KEYS[4]) -- a feed of another type must fail before anything is written
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local acked = tonumber(redis.call('HGET', KEYS[2], ARGV[3]) or '0')
 if tonumber(ARGV[4]) <= acked then
   return { 'repeated', 0, 0, 0, 0, 0, now_ms, '' }
 end

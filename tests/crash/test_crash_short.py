@@ -129,12 +129,11 @@ def test_redis_away_under_load_then_beyond_the_feed_then_wiped(tmp_path: Path) -
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.xfail(strict=False, reason="docs/crash-tests.md, open faults: 2 and 3")
+@pytest.mark.xfail(strict=False, reason="docs/crash-tests.md, open faults: 1")
 def test_ring_overflow_is_named_exactly(tmp_path: Path) -> None:
     fail_on(ring_overflow(tmp_path / "rig", SEED, SHORT), tmp_path)
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.xfail(strict=False, reason="docs/crash-tests.md, open faults: 1")
 def test_tail_lost_while_the_lease_is_good(tmp_path: Path) -> None:
     fail_on(tail_loss_within_lease(tmp_path / "rig", SEED, SHORT), tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import redis
 from publisher_bench import CODE, KEYS, NOON_MS, Bench, entry, fed, stored, wait_for
 
+from qmt_producer.ring import Ring
 from qmt_standalone.redis_server import RedisServer
 
 
@@ -94,6 +95,9 @@ def test_what_nobody_heard_is_a_gap_with_its_times(
     entries: Any = streams.xrevrange(KEYS.feed("SH"), count=1)
     accepted_ms = int(entries[0][0].split(b"-")[0])  # Redis time, on this machine ours too
     time.sleep(0.3)
+    ring = Ring(tmp_path / "b", 50_000_000)
+    ring.append([("SH", "tick", accepted_ms - 60_000, [entry(NOON_MS, 10.0)])])
+    ring.close()
     second = Bench(tmp_path / "b", streams_server.url)
     second.ring.add_silence(accepted_ms - 500, accepted_ms + 200)
     try:
@@ -104,6 +108,26 @@ def test_what_nobody_heard_is_a_gap_with_its_times(
         assert gap["reason"] == "no producer was listening"
         assert accepted_ms - 100 < gap["from_ms"] <= accepted_ms + 100
         assert gap["to_ms"] == accepted_ms + 200
+    finally:
+        second.close()
+
+
+def test_a_new_ring_names_the_time_before_it(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    first = Bench(tmp_path / "a", streams_server.url)
+    push(first, 0)
+    wait_for(lambda: first.done)
+    first.close()
+    accepted_ms = now_ms()
+    time.sleep(0.3)
+    second = Bench(tmp_path / "b", streams_server.url)
+    try:
+        push(second, 5)
+        wait_for(lambda: numbers(streams) == [0, 5])
+        (gap,) = [event for event in second.events if event["kind"] == "gap"]
+        assert accepted_ms - 1000 < gap["from_ms"] <= accepted_ms
+        assert accepted_ms <= gap["to_ms"] <= now_ms()
     finally:
         second.close()
 
@@ -157,5 +181,26 @@ def test_redis_wiped_is_filled_from_the_ring_and_the_rest_is_named(
         assert epoch(streams) != before
         (gap,) = [event for event in bench.events if event["kind"] == "gap"]
         assert "lost history" in gap["reason"]
+    finally:
+        bench.close()
+
+
+def test_an_older_copy_under_a_good_lease_is_noticed(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    bench = Bench(tmp_path / "ring", streams_server.url)
+    try:
+        push(bench, *range(6))
+        wait_for(lambda: bench.done)
+        before = epoch(streams)
+        # As a copy from before the last three batches would be, the lease still good.
+        streams.hset(KEYS.acked("SH"), bench.ring.id, "3")
+        for entry_id, _ in streams.xrevrange(KEYS.tick(CODE), count=3):
+            streams.xdel(KEYS.tick(CODE), entry_id)
+        push(bench, 6)
+        wait_for(lambda: epoch(streams) != before)
+        wait_for(lambda: bench.done)
+        assert numbers(streams)[-1] == 6
+        assert [event["kind"] for event in bench.events].count("epoch") == 1
     finally:
         bench.close()

@@ -25,6 +25,10 @@ class Sink(Protocol):
     """A client's connection."""
 
     @property
+    def paused(self) -> bool:
+        """Whether the connection takes no more for now; `on_drained` is called when it does."""
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes that it has not taken yet."""
 
@@ -136,8 +140,9 @@ class Subscriber:
 
     def push(self, frame: Frame) -> None:
         """Send a frame; keep the latest rows of it where too much waits."""
-        waiting = self.sink.waiting_bytes
-        if self._kept or (waiting and waiting + len(frame.data) > self._max_bytes):
+        # Only behind a connection that has stopped taking: it alone tells when it goes on.
+        full = self.sink.paused and self.sink.waiting_bytes + len(frame.data) > self._max_bytes
+        if self._kept or full:
             self._keep(frame)
         elif frame.data:
             self._send(frame.data)

@@ -37,6 +37,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.write(frame)
 
     @property
+    def paused(self) -> bool:
+        """Whether the connection takes no more for now."""
+        return not self.writable.is_set()
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes that the client's connection has not taken yet."""
         return self.transport.get_write_buffer_size()

@@ -28,6 +28,10 @@ class FakeSink:
         self.closed: tuple[int, str] | None = None
 
     @property
+    def paused(self) -> bool:
+        return bool(self.waiting)
+
+    @property
     def waiting_bytes(self) -> int:
         return sum(map(len, self.waiting))
 

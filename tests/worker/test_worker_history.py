@@ -47,12 +47,13 @@ def test_sixty_days_of_ten_codes_equal_the_oracle(rig: Rig, caller: Caller, adju
     assert answer.manifest["meta"]["source"]["edition"] == rig.profile
 
 
-def test_minutes_of_ten_codes_equal_the_oracle(rig: Rig, caller: Caller) -> None:
+@pytest.mark.parametrize("adjust", ADJUSTMENTS)
+def test_minutes_of_ten_codes_equal_the_oracle(rig: Rig, caller: Caller, adjust: str) -> None:
     codes = ten_codes(rig, "1m", seed=60)
-    answer = caller.ask("history", codes=codes, period="1m", count=500)
+    answer = caller.ask("history", codes=codes, period="1m", count=500, adjust=adjust)
     for code in codes:
         got = answer.frame(code)
-        assert_equals_truth(got, rig.truth(code, "1m").tail(500), code)
+        assert_equals_truth(got, rig.truth(code, "1m", adjust).tail(500), code)
         assert got["time"].iloc[-1].date().isoformat() == "2026-11-20"
     assert set(answer.table["code"].to_pylist()) == set(codes)
 

@@ -40,7 +40,8 @@ for i = 1, count do
       rejected = rejected + 1
       say(period .. '|' .. code .. ': ' .. id.err)
     else
-      feed[#feed + 1] = string.char(0x94) .. text(code) .. text(period) .. text(id) .. k1
+      added = added + 1
+      feed[added] = '\148' .. HEAD[#code] .. code .. HEAD[#period] .. period .. HEAD[#id] .. id .. k1
     end
   end
 end

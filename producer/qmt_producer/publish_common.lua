@@ -23,24 +23,25 @@ if tonumber(ARGV[4]) <= acked then
 end
 
 local count = #KEYS - 4
+local added = 0
 local feed = {} -- the pieces of the feed's entry, encoded
 local repeated, late, clamped, rejected, words = 0, 0, 0, 0, ''
 
 local function ms_of(id) return tonumber(string.match(id, '^%d+')) end
 
-local function text(s) -- as msgpack
-  if #s < 32 then return string.char(0xa0 + #s) .. s end
-  return string.char(0xd9, #s) .. s
-end
+-- How msgpack begins a text of so many bytes.
+local HEAD = {}
+for size = 1, 31 do HEAD[size] = string.char(0xa0 + size) end
+for size = 32, 255 do HEAD[size] = string.char(0xd9, size) end
 
 local function finish(field)
-  if #feed > 0 then
-    local head = #feed < 16 and string.char(0x90 + #feed)
-      or string.char(0xdc, math.floor(#feed / 256), #feed % 256)
+  if added > 0 then
+    local head = added < 16 and string.char(0x90 + added)
+      or string.char(0xdc, math.floor(added / 256), added % 256)
     redis.call('XADD', KEYS[4], 'MINID', '~', string.format('%.0f', now_ms - ARGV[5]), '*',
       field, head .. table.concat(feed))
   end
   redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
-  return { 'applied', #feed, repeated, late, clamped, rejected, now_ms, words }
+  return { 'applied', added, repeated, late, clamped, rejected, now_ms, words }
 end
 

@@ -38,6 +38,9 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AccessDenied",
+    "ArchiveDamaged",
+    "ArchiveUnavailable",
+    "BadFile",
     "CodecError",
     "ConfigurationError",
     "DownloadIncomplete",
@@ -249,6 +252,24 @@ class Gap(QMTError):
 
     slug = "gap"
     http_status = 410
+
+
+class ArchiveUnavailable(Unavailable):
+    """The archive's folder or bucket cannot be reached, read or written."""
+
+    slug = "archive-unavailable"
+
+
+class ArchiveDamaged(QMTError):
+    """The archive's manifest or one of its files cannot be read."""
+
+    slug = "archive-damaged"
+
+
+class BadFile(InvalidRequest):
+    """A file to import is not what it should be; the message names row and column."""
+
+    slug = "bad-file"
 
 
 class CodecError(QMTError):

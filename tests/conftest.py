@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, Final
 
 import pytest
 import redis
 
+from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
+
+MID_SESSION: Final = (
+    *("--start", "2026-11-20 10:30:00", "--real-hours"),
+    *("--cache-delay-s", "0.2,0.6"),
+)
 
 SKIPS: Final[dict[str, int]] = {}
 """Every reason for which tests may be skipped, and how many are in a run of all tests."""
@@ -84,3 +91,22 @@ def jobs(jobs_server: RedisServer) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(jobs_server.url) as connection:
         connection.flushall()
         yield connection
+
+
+@pytest.fixture
+def start_simulated() -> Iterator[Callable[..., TerminalProcess]]:
+    """Start simulated terminals, in mid-session without flags, that end with the test."""
+    with ExitStack() as stack:
+
+        def start(*flags: str, port: int = 0) -> TerminalProcess:
+            flags = ("--port", str(port), *(flags or MID_SESSION))
+            return stack.enter_context(TerminalProcess(*flags))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def simulated_midsession() -> Iterator[TerminalProcess]:
+    """One simulated terminal in mid-session for all tests of a module."""
+    with TerminalProcess(*MID_SESSION) as terminal:
+        yield terminal

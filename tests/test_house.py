@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "qmt_producer": {"qmt_protocol", "qmt_terminal"},
     "qmt_worker": {"qmt_protocol", "qmt_terminal"},
     "qmt_gateway": {"qmt_protocol", "qmt_client"},
+    "qmt_archive": {"qmt_protocol", "qmt_client"},
     "qmt_standalone": {
         "qmt_protocol",
         "qmt_terminal",
@@ -33,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "qmt_producer",
         "qmt_worker",
         "qmt_gateway",
+        "qmt_archive",
         "qmt_simulator",
     },
 }

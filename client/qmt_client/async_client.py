@@ -528,7 +528,7 @@ class AsyncQMTClient:
         InvalidRequest
             For arguments that do not go together.
         NoProducer
-            At the start, when nobody publishes one of the markets.
+            At the first step, when nobody publishes one of the markets; see its hint.
         RedisUnavailable, GatewayUnavailable
             At the start at once, later after five minutes.
         """
@@ -636,7 +636,10 @@ class AsyncQMTClient:
     async def subscribe_realtime(
         self, stocks: Codes, callback: OnData, period: str = "tick"
     ) -> None:
-        """Call back with ticks as they come, until cancelled; a coroutine on both clients.
+        """Call back with ticks as they come; a coroutine on both clients.
+
+        It runs until its task is cancelled (Ctrl-C does that under ``asyncio.run``), or until the
+        callback raises.
 
         Parameters
         ----------
@@ -645,7 +648,7 @@ class AsyncQMTClient:
         callback
             A function or coroutine function, called with ``{code: [tick, ...]}``. The first call
             has the latest stored tick of each code, then each new tick comes once. While it
-            runs nothing more is read; what it raises ends the subscription.
+            runs nothing more is read; what it raises ends the subscription and is raised here.
         period
             ``tick``, or a bar's period: then the callback gets ``{code: [bar, ...]}``.
 

@@ -18,11 +18,8 @@ from qmt_protocol.errors import (
     CodecError,
     GatewayUnavailable,
     InvalidRequest,
-    JobFailed,
     NotFound,
     QMTError,
-    TimedOut,
-    Unavailable,
     error_from_dict,
 )
 from qmt_protocol.jobs import JobParams, Manifest, Progress, job_spec
@@ -30,6 +27,7 @@ from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
 
 from .connections import address_of
+from .job_end import wait_for_end
 from .jobs import from_stream
 from .live_gateway import GatewayFollower
 from .processes import Status
@@ -45,7 +43,6 @@ __all__ = ["HttpTransport"]
 
 _ANSWER_WITHIN_S: Final = 15.0
 _POLL_S: Final = 5.0
-_CANCEL_WITHIN_S: Final = 2.0
 _MAX_FRAME_BYTES: Final = 64 * 2**20
 _CODES_PER_URL: Final = 500
 
@@ -125,16 +122,9 @@ class HttpTransport:
         deadline = time.monotonic() + timeout_s
         body = params.model_dump(mode="json")
         job_id = _document(await self._ask("POST", f"/api/v1/jobs/{name}", json=body))["id"]
-        ended = False
-        try:
-            await self._wait_done(job_id, name, deadline, timeout_s, on_progress)
-            ended = True
-        except QMTError as error:
-            ended = not isinstance(error, (TimedOut, Unavailable))
-            raise
-        finally:
-            if not ended:
-                await self._cancel_quietly(job_id)
+        await wait_for_end(
+            self, job_id, name, deadline=deadline, timeout_s=timeout_s, on_progress=on_progress
+        )
         left_s = max(_ANSWER_WITHIN_S, deadline - time.monotonic())
         response = await self._ask("GET", f"/api/v1/jobs/{job_id}/result", timeout=left_s)
         if job_spec(name).result == "table":
@@ -144,53 +134,30 @@ class HttpTransport:
         except ValidationError as error:
             raise CodecError(f"The result of {name} cannot be read: {error}.") from error
 
-    async def _wait_done(
-        self,
-        job_id: str,
-        name: str,
-        deadline: float,
-        timeout_s: float,
-        on_progress: OnProgress | None,
-    ) -> None:
-        after = "0-0"
-        while True:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimedOut(
-                    f"{name}: no answer within {timeout_s:g} s.",
-                    hint="Ask for less, or allow more time with timeout_s.",
-                    job=job_id,
-                )
-            wait_s = min(left_s, _POLL_S)
-            response = await self._ask(
-                "GET",
-                f"/api/v1/jobs/{job_id}",
-                params={"wait_s": f"{wait_s:.3f}", "after": after},
-                timeout=wait_s + _ANSWER_WITHIN_S,
-            )
-            told = _document(response)
-            if not told.get("entry") or told["entry"] == after:
-                continue
-            after = told["entry"]
-            try:
-                progress = Progress.model_validate(
-                    {key: told[key] for key in Progress.model_fields if told.get(key) is not None}
-                )
-            except ValidationError as error:
-                raise CodecError(f"Progress of {name} cannot be read: {error}.") from error
-            if progress.state == "failed":
-                raise error_from_dict(progress.error or JobFailed(f"{name} failed.").to_dict())
-            if on_progress is not None:
-                on_progress(progress)
-            if progress.state == "done":
-                return
-
-    async def _cancel_quietly(self, job_id: str) -> None:
+    async def progress(
+        self, job_id: str, after: str = "0-0", wait_s: float = 0.0
+    ) -> tuple[str, Progress] | None:
+        """Return a job's newest progress entry behind ``after`` with its id; see `JobCarrier`."""
+        wait_s = min(wait_s, _POLL_S)
+        response = await self._ask(
+            "GET",
+            f"/api/v1/jobs/{job_id}",
+            params={"wait_s": f"{wait_s:.3f}", "after": after},
+            timeout=wait_s + _ANSWER_WITHIN_S,
+        )
+        told = _document(response)
+        if not told.get("entry") or told["entry"] == after:
+            return None
         try:
-            asked = self._ask("DELETE", f"/api/v1/jobs/{job_id}")
-            await asyncio.wait_for(asyncio.shield(asked), _CANCEL_WITHIN_S)
-        except (QMTError, asyncio.TimeoutError):
-            pass  # the error that led here says more; the job ends at its own deadline
+            return told["entry"], Progress.model_validate(
+                {key: told[key] for key in Progress.model_fields if told.get(key) is not None}
+            )
+        except ValidationError as error:
+            raise CodecError(f"Progress of job {job_id} cannot be read: {error}.") from error
+
+    async def cancel(self, job_id: str) -> None:
+        """Give a job up."""
+        await self._ask("DELETE", f"/api/v1/jobs/{job_id}")
 
     # Ticks
 

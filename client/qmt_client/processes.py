@@ -141,7 +141,7 @@ class Status:
         Raises
         ------
         NoProducer
-            ``last_seen_ms`` tells when it last had one.
+            ``last_seen_ms`` tells when it last had one, ``served`` which markets have one.
         """
         producers = [one for one in self.processes if one.beat.role == "producer"]
         for market in markets:
@@ -151,10 +151,12 @@ class Status:
             served = sorted({name for one in producers if one.alive for name in one.beat.markets})
             raise NoProducer(
                 f"No producer publishes {market}: {self._last_seen(of_market)}.",
-                hint=f"Published are {', '.join(served)}; see QMT_MARKETS."
-                if served
-                else "Start qmt-producer on the Windows machine.",
+                hint="Start qmt-producer on the Windows machine."
+                if of_market or not served
+                else f"Published are {', '.join(served)}: check the code, or add {market} to "
+                "QMT_MARKETS of qmt-producer and start it again.",
                 market=market,
+                served=served,
                 last_seen_ms=self._last_seen_ms(of_market),
             )
 

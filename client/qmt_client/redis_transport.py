@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import redis
 from pydantic import ValidationError
@@ -20,9 +20,6 @@ from qmt_protocol.errors import (
     JobFailed,
     JobNotFound,
     QMTError,
-    TimedOut,
-    Unavailable,
-    error_from_dict,
 )
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.jobs import RESULT_TTL_S, JobParams, Manifest, Progress, job_spec
@@ -31,6 +28,7 @@ from qmt_protocol.ticks import Tick
 
 from .connections import BLOCK_S, address_of, connect, connect_async, redis_call
 from .follow import Batch, Follower, Scope
+from .job_end import wait_for_end
 from .jobs import enqueue, read_chunks, rq_key, withdraw
 from .position import id_key
 from .processes import Status
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["RedisTransport"]
-
-_CANCEL_WITHIN_S: Final = 2.0
 
 
 class RedisTransport:
@@ -259,54 +255,13 @@ class RedisTransport:
         """
         deadline = time.monotonic() + timeout_s
         job_id = await self.submit(name, params, timeout_s=timeout_s)
-        ended = False
-        try:
-            await self._wait_done(job_id, name, deadline, timeout_s, on_progress)
-            ended = True
-        except QMTError as error:
-            ended = not isinstance(error, (TimedOut, Unavailable))
-            raise
-        finally:
-            if not ended:
-                await self._cancel_quietly(job_id)
+        await wait_for_end(
+            self, job_id, name, deadline=deadline, timeout_s=timeout_s, on_progress=on_progress
+        )
         manifest, chunks = await self.result(job_id)
         if manifest.kind == "document":
             return manifest, None
         return manifest, await asyncio.to_thread(read_chunks, chunks)
-
-    async def _wait_done(
-        self,
-        job_id: str,
-        name: str,
-        deadline: float,
-        timeout_s: float,
-        on_progress: OnProgress | None,
-    ) -> None:
-        after = "0-0"
-        while True:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimedOut(
-                    f"{name}: no answer within {timeout_s:g} s.",
-                    hint="Ask for less, or allow more time with timeout_s.",
-                    job=job_id,
-                )
-            entry = await self.progress(job_id, after, min(left_s, BLOCK_S))
-            if entry is None:
-                continue
-            after, progress = entry
-            if progress.state == "failed":
-                raise error_from_dict(progress.error or JobFailed(f"{name} failed.").to_dict())
-            if on_progress is not None:
-                on_progress(progress)
-            if progress.state == "done":
-                return
-
-    async def _cancel_quietly(self, job_id: str) -> None:
-        try:
-            await asyncio.wait_for(asyncio.shield(self.cancel(job_id)), _CANCEL_WITHIN_S)
-        except (QMTError, asyncio.TimeoutError):
-            pass  # the error that led here says more; the job ends at its own deadline
 
     def _need_jobs(self) -> Any:
         if self._jobs is None:

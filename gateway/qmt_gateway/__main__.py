@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
-import threading
 
 import structlog
 import uvicorn
 
 from qmt_protocol.errors import ConfigurationError
+from qmt_protocol.process import start_logging, when_stdin_ends
 from qmt_protocol.settings import load_settings
 
 from .app import create_app
-from .log import start_logging
 from .settings import GatewaySettings
 from .websocket_protocol import WebSocketProtocol
 
@@ -38,6 +38,9 @@ class _Server(uvicorn.Server):
             print(json.dumps({"ready": True, "port": port, "url": url}), flush=True)
             _log.info("serving", url=url, docs=f"{url}/docs")
 
+    def stop(self) -> None:
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         live = getattr(self.config.app.state, "live", None)  # type: ignore[union-attr]
         if live is not None:
@@ -50,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = load_settings(GatewaySettings, arguments)
         start_logging(settings.log_level)
+        # uvicorn logs WebSocket paths with their query at info, and a query may hold a key.
+        logging.getLogger("uvicorn").setLevel(max(logging.root.level, logging.WARNING))
         app = create_app(settings)
         listener = _listen(settings.bridge_host, settings.bridge_port)
     except ConfigurationError as error:
@@ -69,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     )
     if settings.exit_with_stdin:
-        threading.Thread(target=_watch_stdin, args=(server,), daemon=True).start()
+        when_stdin_ends(server.stop)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
@@ -96,20 +101,6 @@ def _listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}:{port}: {error.strerror or error}.",
             hint="Set QMT_BRIDGE_HOST and QMT_BRIDGE_PORT, or --host and --port.",
         ) from error
-
-
-def _watch_stdin(server: uvicorn.Server) -> None:
-    # Not through sys.stdin's buffer: a thread that holds its lock at exit aborts the process.
-    while sys.stdin.fileno() >= 0 and _read(sys.stdin.fileno()):
-        pass
-    server.should_exit = True
-
-
-def _read(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:
-        return b""
 
 
 if __name__ == "__main__":

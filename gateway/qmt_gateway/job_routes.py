@@ -19,13 +19,14 @@ from .answers import SOURCE_HEADER, answer
 from .auth import require_key
 from .bridge import Bridge, source_name, while_connected
 from .market_routes import BridgeOf, SettingsOf
+from .parameters import refuse_unknown
 
 __all__ = ["health_router", "router"]
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 _NO_ENTRY = "0-0"
 
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key)])
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
 health_router = APIRouter()
 
 JobId = Annotated[str, Path(alias="id", pattern="^[0-9A-Za-z_-]{1,64}$")]

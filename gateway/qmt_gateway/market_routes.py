@@ -20,6 +20,7 @@ from . import models
 from .answers import answer, meta_of
 from .auth import require_key
 from .bridge import Bridge, absent_reasons, while_connected
+from .parameters import refuse_unknown
 from .records import records_by_code
 from .settings import GatewaySettings
 
@@ -28,7 +29,7 @@ __all__ = ["router"]
 _DEFAULT_COUNT: Final = 100
 _DEFAULT_FIELDS: Final = "open,high,low,close,volume"
 
-router = APIRouter(prefix="/api", dependencies=[Depends(require_key)])
+router = APIRouter(prefix="/api", dependencies=[Depends(require_key), Depends(refuse_unknown)])
 
 
 def _bridge(request: Request) -> Bridge:
@@ -47,6 +48,32 @@ Stock = Annotated[str, Query(description="code", examples=["000001.SZ"])]
 Stocks = Annotated[
     str, Query(description="codes, comma-separated", examples=["000001.SZ,600519.SH"])
 ]
+
+
+class Jobs:
+    """Has jobs done for one request; a caller who hangs up cancels them."""
+
+    def __init__(self, request: Request, bridge: BridgeOf, settings: SettingsOf) -> None:
+        self._request = request
+        self._bridge = bridge
+        self._settings = settings
+
+    async def query(self, name: str, document: dict[str, Any]) -> tuple[Manifest, Any]:
+        """Run a query job; return what it left."""
+        return await self._run(name, document, self._settings.bridge_query_timeout_s)
+
+    async def download(self, document: dict[str, Any]) -> tuple[Manifest, Any]:
+        """Run a download; return what it left."""
+        return await self._run("download", document, self._settings.bridge_download_timeout_s)
+
+    async def _run(
+        self, name: str, document: dict[str, Any], timeout_s: float
+    ) -> tuple[Manifest, Any]:
+        work = self._bridge.run(name, document, timeout_s)
+        return await while_connected(self._request, work)
+
+
+JobsOf = Annotated[Jobs, Depends()]
 
 
 class HistoryQuery:
@@ -134,15 +161,11 @@ class HistoryQuery:
     responses=models.problems(404, 409, 502, 503, 504),
 )
 async def history(
-    request: Request,
-    stock: Stock,
-    query: Annotated[HistoryQuery, Depends()],
-    bridge: BridgeOf,
-    settings: SettingsOf,
+    stock: Stock, query: Annotated[HistoryQuery, Depends()], jobs: JobsOf
 ) -> Response:
     """Bars or ticks, oldest first, read by the worker from the terminal."""
     code = parse_code(stock)
-    manifest, data = await _read_history(request, [code], query, bridge, settings)
+    manifest, data = await _read_history([code], query, jobs)
     _raise_absent(manifest, code)
     document = {
         "stock": code,
@@ -162,15 +185,11 @@ async def history(
     responses=models.problems(404, 409, 502, 503, 504),
 )
 async def batch_history(
-    request: Request,
-    stocks: Stocks,
-    query: Annotated[HistoryQuery, Depends()],
-    bridge: BridgeOf,
-    settings: SettingsOf,
+    stocks: Stocks, query: Annotated[HistoryQuery, Depends()], jobs: JobsOf
 ) -> Response:
     """As `/api/history`; codes without data are empty and named in `meta.absent`."""
     codes = parse_codes(stocks)
-    manifest, data = await _read_history(request, codes, query, bridge, settings)
+    manifest, data = await _read_history(codes, query, jobs)
     document = {
         "stocks": codes,
         "period": query.period,
@@ -182,16 +201,9 @@ async def batch_history(
 
 
 async def _read_history(
-    request: Request,
-    codes: list[str],
-    query: HistoryQuery,
-    bridge: Bridge,
-    settings: GatewaySettings,
+    codes: list[str], query: HistoryQuery, jobs: Jobs
 ) -> tuple[Manifest, dict[str, list[dict[str, Any]]]]:
-    work = bridge.run(
-        "history", {"codes": codes, **query.document}, settings.bridge_query_timeout_s
-    )
-    manifest, table = await while_connected(request, work)
+    manifest, table = await jobs.query("history", {"codes": codes, **query.document})
     return manifest, await asyncio.to_thread(query.records, table)
 
 
@@ -263,14 +275,10 @@ async def full_tick(stocks: Stocks, bridge: BridgeOf) -> Response:
     responses=models.problems(404, 502, 503, 504),
 )
 async def sector_stocks(
-    request: Request,
-    sector: Annotated[str, Query(description="name", examples=["沪深A股"])],
-    bridge: BridgeOf,
-    settings: SettingsOf,
+    sector: Annotated[str, Query(description="name", examples=["沪深A股"])], jobs: JobsOf
 ) -> Response:
     """Constituents of a sector, as the terminal lists them."""
-    work = bridge.run("sector_stocks", {"sector": sector}, settings.bridge_query_timeout_s)
-    manifest, _ = await while_connected(request, work)
+    manifest, _ = await jobs.query("sector_stocks", {"sector": sector})
     return answer(
         {"sector": sector, "stocks": manifest.document, "meta": _meta(manifest)},
         simulated=_simulated(manifest),
@@ -284,13 +292,10 @@ async def sector_stocks(
     response_model=models.InstrumentDetail,
     responses=models.problems(404, 502, 503, 504),
 )
-async def instrument_detail(
-    request: Request, stock: Stock, bridge: BridgeOf, settings: SettingsOf
-) -> Response:
+async def instrument_detail(stock: Stock, jobs: JobsOf) -> Response:
     """Name, dates, limits, price tick and more, under xtquant's own keys."""
     code = parse_code(stock)
-    work = bridge.run("instrument_detail", {"codes": [code]}, settings.bridge_query_timeout_s)
-    manifest, _ = await while_connected(request, work)
+    manifest, _ = await jobs.query("instrument_detail", {"codes": [code]})
     detail = (manifest.document or {}).get(code)
     if detail is None:
         raise InstrumentNotFound(
@@ -309,9 +314,7 @@ async def instrument_detail(
     response_model=models.Download,
     responses=models.problems(404, 502, 503, 504),
 )
-async def download(
-    request: Request, body: models.DownloadBody, bridge: BridgeOf, settings: SettingsOf
-) -> Response:
+async def download(body: models.DownloadBody, jobs: JobsOf) -> Response:
     """Answer when the download has ended and its range was read back.
 
     A long one is better submitted as `POST /api/v1/jobs/download`, which can be watched.
@@ -323,8 +326,7 @@ async def download(
         "start_ms": parse_start(body.start),
         "end_ms": parse_end(body.end),
     }
-    work = bridge.run("download", document, settings.bridge_download_timeout_s)
-    manifest, _ = await while_connected(request, work)
+    manifest, _ = await jobs.download(document)
     _raise_absent(manifest, code)
     return answer(
         {"status": "ok", "stock": code, "period": body.period, "meta": _meta(manifest)},

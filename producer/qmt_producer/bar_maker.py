@@ -23,6 +23,7 @@ from typing import Any, Final
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.errors import EncodeError
 from qmt_protocol.periods import INTRADAY_MINUTES
+from qmt_protocol.tables import bar_nulls
 from qmt_protocol.times import CHINA, DAY_MS, day_of, day_start_ms, to_datetime
 
 __all__ = ["DEFAULT_CLOSE_S", "BarMaker", "MadeBar", "bar_end_ms"]
@@ -40,6 +41,7 @@ MadeBar = tuple[int, bytes | EncodeError]
 @dataclass
 class _State:
     close_s: int
+    nulls: Mapping[str, Any]
     label_ms: int = 0
     row: Mapping[str, Any] | None = None
     closed: bool = False
@@ -68,7 +70,8 @@ class BarMaker:
     def expect(self, period: str, code: str, close_s: int = DEFAULT_CLOSE_S) -> None:
         """Take bars of a code from now on; `close_s` is its close in seconds from midnight."""
         with self._lock:
-            self._states.setdefault((period, code), _State(close_s)).close_s = close_s
+            fresh = _State(close_s, bar_nulls(code))
+            self._states.setdefault((period, code), fresh).close_s = close_s
 
     def forget(self, period: str, code: str) -> None:
         """Take no more of them; a forming bar stays as it was told last."""
@@ -83,7 +86,8 @@ class BarMaker:
             if state is None:
                 return []
             made: list[MadeBar] = []
-            for row in rows:
+            for sent in rows:
+                row = {**sent, **state.nulls}
                 label_ms = row.get("time")
                 if not isinstance(label_ms, int) or not 0 < label_ms < now_ms + _AHEAD_MS:
                     made.append((now_ms, EncodeError(f"A bar without a usable time: {label_ms}.")))

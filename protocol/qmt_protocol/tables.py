@@ -6,10 +6,14 @@ class does not have follows the null rule. docs/tables.md is written from here.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["BAR_TABLE", "TICK_TABLE", "Column", "table_of"]
+from .codes import asset_class
+
+__all__ = ["BAR_TABLE", "TICK_TABLE", "Column", "bar_nulls", "table_of"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,17 @@ TICK_TABLE: Final[tuple[Column, ...]] = (
     *_LEVELS,
 )
 """Ticks of history. The index is the exchange time to the ms; it may repeat."""
+
+
+_OF_DERIVATIVES: Final = {"settelementPrice": math.nan, "openInterest": 0}
+
+
+def bar_nulls(code: str) -> Mapping[str, float]:
+    """Return what stands in the columns that bars of the code's asset class do not have.
+
+    Terminals fill them with anything: 0, the close, a phase code.
+    """
+    return {} if asset_class(code) in ("future", "option") else _OF_DERIVATIVES
 
 
 def table_of(period: str) -> tuple[Column, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
 from types import TracebackType
 from typing import IO, Any
+
+from qmt_simulator.control import Control
+from qmt_simulator.oracle import Oracle
 
 __all__ = ["TerminalProcess"]
 
@@ -40,6 +44,7 @@ class TerminalProcess:
     def __init__(self, *flags: str, stderr: int | IO[Any] | None = None) -> None:
         if "--port" not in flags:
             flags = ("--port", "0", *flags)
+        self._open = contextlib.ExitStack()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "qmt_simulator", "--exit-with-stdin", *flags],
             stdin=subprocess.PIPE,
@@ -65,10 +70,21 @@ class TerminalProcess:
     ) -> None:
         self.stop()
 
+    @functools.cached_property
+    def control(self) -> Control:
+        """Its control channel, open until `stop`."""
+        return self._open.enter_context(Control(self.port))
+
+    @functools.cached_property
+    def oracle(self) -> Oracle:
+        """What is true in its market, open until `stop`."""
+        return self._open.enter_context(contextlib.closing(Oracle(self.port)))
+
     def stop(self) -> None:
         """Kill it as a crash would, and wait until it is gone."""
         self.process.kill()
         self.process.wait(10)
+        self._open.close()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

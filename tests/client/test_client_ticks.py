@@ -196,6 +196,24 @@ def test_nobody_publishes(client: QMTClient) -> None:
         next(client.ticks(CODE))
 
 
+def test_a_market_that_nobody_publishes_is_told_with_what_to_do(
+    client: QMTClient, streams: redis.Redis
+) -> None:
+    beat(streams, "producer", markets=["SZ", "BJ"])
+    with pytest.raises(NoProducer) as caught:
+        next(client.ticks([CODE, "000001.SZ"]))
+    error = caught.value
+    assert (error.market, error.served, error.last_seen_ms) == ("SH", ["BJ", "SZ"], None)
+    assert "Published are BJ, SZ" in error.hint
+    assert "add SH to QMT_MARKETS of qmt-producer" in error.hint
+    beat(streams, "producer", markets=["SH"])
+    (member,) = streams.zrange(Keys().seen, 0, -1)
+    streams.zincrby(Keys().seen, -60_000, member)
+    with pytest.raises(NoProducer, match="Start qmt-producer") as caught:
+        next(client.bars(CODE))
+    assert caught.value.last_seen_ms is not None
+
+
 async def test_a_code_without_ticks_is_named(
     make_async: MakeAsync, streams: redis.Redis, producer: Producer
 ) -> None:

@@ -5,7 +5,6 @@ The judge is the simulator's oracle, which no code under test stands behind.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from qmt_protocol.periods import ADJUSTMENTS
 from qmt_protocol.tables import table_of
 from qmt_simulator.control import Control
 from qmt_simulator.oracle import Oracle, read_push_log
+from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
 
 NOW = "2026-11-20 10:30:00"
@@ -37,19 +37,18 @@ TODAY = "2026-11-20"
 
 
 @contextmanager
-def running(module: str, *flags: str, ready: bool = False, **env: str) -> Iterator[dict[str, Any]]:
-    """Run one role; the simulator says on stdout when it is ready."""
+def running(module: str, **env: str) -> Iterator[None]:
+    """Run one role."""
     child = subprocess.Popen(
-        [sys.executable, "-m", module, "--exit-with-stdin", *flags],
+        [sys.executable, "-m", module, "--exit-with-stdin"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if ready else subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         env={**os.environ, "TZ": "Asia/Shanghai", "QMT_LOG_LEVEL": "warning", **env},
     )
     assert child.stdin is not None
     with child:
         try:
-            told = json.loads(child.stdout.readline()) if child.stdout is not None else {}
-            yield told
+            yield
         finally:
             child.stdin.close()
             try:
@@ -91,14 +90,11 @@ def running_bridge(folder: Path, *clock: str) -> Iterator[Bridge]:
         for server in servers.values():
             server.start()
             stack.callback(server.stop)
-        simulator = stack.enter_context(
-            running("qmt_simulator", "--port", "0", "--push-log", str(log), *clock, ready=True)
-        )
-        port = simulator["port"]
+        terminal = stack.enter_context(TerminalProcess("--push-log", str(log), *clock))
         env = {
             "QMT_STREAMS_URL": servers["streams"].url,
             "QMT_JOBS_URL": servers["jobs"].url,
-            "QMT_TERMINAL_PORT": str(port),
+            "QMT_TERMINAL_PORT": str(terminal.port),
             "QMT_NATIVE_MODULE": "qmt_simulator.native",
             "QMT_RING": str(folder / "ring.sqlite"),
         }
@@ -107,9 +103,7 @@ def running_bridge(folder: Path, *clock: str) -> Iterator[Bridge]:
         target = {"url": servers["streams"].url, "jobs_url": servers["jobs"].url}
         with QMTClient(**target) as client:
             _wait_for_all(client)
-        oracle = stack.enter_context(closing(Oracle(port)))
-        control = stack.enter_context(closing(Control(port)))
-        yield Bridge(oracle, control, target, log)
+        yield Bridge(terminal.oracle, terminal.control, target, log)
 
 
 def _wait_for_all(client: QMTClient) -> None:

@@ -164,6 +164,42 @@ def test_bad_history_parameters_are_422_and_ask_nobody(
     assert worker.asked == []
 
 
+@pytest.mark.parametrize(
+    ("path", "wrong", "allowed"),
+    [
+        ("/api/history?stock=000001.SZ&ajust=qfq", "ajust", {"stock", "adjust", "fields", "count"}),
+        ("/api/history?stok=000001.SZ", "stok", {"stock", "start", "end", "dividend_type"}),
+        ("/api/batch_history?stocks=000001.SZ&stock=000001.SZ", "stock", {"stocks", "download"}),
+        ("/api/full_tick?stocks=000001.SZ&Stocks=", "Stocks", {"stocks"}),
+        ("/api/sector_stocks?sector=沪深A股&_=1", "_", {"sector"}),
+        ("/api/instrument_detail?stock=000001.SZ&iscomplete=1", "iscomplete", {"stock"}),
+        ("/api/v1/latest?code=000001.SZ", "code", {"codes", "markets"}),
+        ("/api/v1/jobs/00ff?wait=3", "wait", {"wait_s", "after"}),
+        ("/api/v1/status?wait_s=3", "wait_s", set()),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_named(
+    http: httpx.Client, worker: Worker, path: str, wrong: str, allowed: set[str]
+) -> None:
+    problem = problem_of(http.get(path), 422, "invalid-request")
+    assert repr(wrong) in problem["message"]
+    assert problem["data"]["field"] == wrong
+    assert allowed <= set(problem["data"]["allowed"])
+    assert all(name in problem["hint"] for name in allowed)
+    assert wrong not in problem["data"]["allowed"]
+    assert worker.asked == []
+
+
+def test_a_body_and_deleting_take_no_parameters(http: httpx.Client, worker: Worker) -> None:
+    for response in (
+        http.post("/api/download?start=20260101", json={"stock": "000001.SZ"}),
+        http.post("/api/v1/jobs/history?timeout=3", json={"codes": ["000001.SZ"]}),
+        http.delete("/api/v1/jobs/00ff?now=1"),
+    ):
+        assert problem_of(response, 422, "invalid-request")["data"]["allowed"] == []
+    assert worker.asked == []
+
+
 def test_a_bare_code_gets_the_likely_spelling(http: httpx.Client) -> None:
     problem = problem_of(http.get("/api/history?stock=SH600519"), 422, "invalid-code")
     assert "600519.SH" in problem["hint"]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
+import pandas as pd
 import pytest
 import redis
 from publisher_bench import KEYS, Bench, wait_for
 
 from qmt_producer.bar_maker import BarMaker, MadeBar, bar_end_ms
 from qmt_producer.ring import Entry
-from qmt_protocol.bars import encode_bar
+from qmt_protocol.bars import decode_bar, encode_bar
 from qmt_protocol.errors import EncodeError
 from qmt_protocol.keys import want
 from qmt_simulator import bson
 from qmt_standalone.redis_server import RedisServer
+from qmt_worker.tables import arrow_table
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
 CODE = "600519.SH"
@@ -125,6 +129,25 @@ def test_a_week_closes_when_it_is_over_whatever_its_label() -> None:
 )
 def test_when_a_bar_is_over(period: str, label: str, end: str) -> None:
     assert bar_end_ms(period, at(label), 15 * 3600) == at(end)
+
+
+@pytest.mark.parametrize(
+    ("code", "settlement", "interest"),
+    [("600519.SH", None, 0), ("000001.SH", None, 0), ("IF2612.IF", 40_123_400, 777)],
+)
+def test_live_bars_have_the_nulls_of_history(
+    code: str, settlement: int | None, interest: int
+) -> None:
+    sent = {**row(FIRST_MS, 10.1), "settelementPrice": 4012.34, "openInterest": bson.Int64(777)}
+    ((_, k1),) = Clock().maker(code=code).take("1m", code, [sent])
+    assert isinstance(k1, bytes)
+    bar = msgpack.unpackb(k1)
+    assert bar[8] == interest
+    assert math.isnan(bar[7]) if settlement is None else bar[7] == settlement
+    history = arrow_table(code, pd.DataFrame([sent]), "1m", None, np.array([False])).to_pylist()[0]
+    live = decode_bar(k1)
+    for name in ("settelementPrice", "openInterest"):
+        np.testing.assert_equal(live[name], history[name])
 
 
 def test_what_cannot_be_a_bar_is_named() -> None:

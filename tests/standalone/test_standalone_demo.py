@@ -138,6 +138,24 @@ def test_the_readmes_snippet_reads_a_stream(demo: Demo) -> None:
         assert "'lastPrice': " in done.stdout
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_live_example_prints_ticks(demo: Demo, name: str) -> None:
+    (snippet,) = re.findall(r"```python\n(import asyncio\n.*?)```", readme(name), re.S)
+    assert "async for tick in client.ticks([" in snippet
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", snippet],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "QMT_URL": demo.run["http_url"]},
+    ) as child:
+        try:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(3)]
+        finally:
+            child.kill()
+    assert all(re.fullmatch(r"(600519.SH|000001.SZ) \d+\.\d+\n", line) for line in lines), lines
+
+
 def test_the_seeds_examples_run_verbatim_elsewhere(demo: Demo) -> None:
     port = demo.run["http_url"].rpartition(":")[2]
     script = f"""

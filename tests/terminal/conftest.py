@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from terminal_rig import Simulated, open_terminal
+from terminal_rig import open_terminal
 
+from qmt_simulator.process import TerminalProcess
 from qmt_terminal import Terminal
 
 
@@ -25,36 +26,14 @@ def china_time() -> Iterator[None]:
 
 
 @pytest.fixture
-def start_simulated() -> Iterator[Callable[..., Simulated]]:
-    """Start simulated terminals that end with the test."""
-    started: list[Simulated] = []
-
-    def start(*flags: str, port: int = 0) -> Simulated:
-        started.append(Simulated(*flags, port=port))
-        return started[-1]
-
-    yield start
-    for simulated in started:
-        simulated.stop()
-
-
-@pytest.fixture(scope="module")
-def shared_simulated() -> Iterator[Simulated]:
-    """One research terminal in mid-session for all tests of a module."""
-    simulated = Simulated()
-    yield simulated
-    simulated.stop()
-
-
-@pytest.fixture
-def simulated(shared_simulated: Simulated) -> Iterator[Simulated]:
+def simulated(simulated_midsession: TerminalProcess) -> Iterator[TerminalProcess]:
     """The module's terminal without faults."""
-    yield shared_simulated
-    shared_simulated.control.clear_fault()
+    yield simulated_midsession
+    simulated_midsession.control.clear_fault()
 
 
 @pytest.fixture
-def terminal(simulated: Simulated, china_time: None) -> Iterator[Terminal]:
+def terminal(simulated: TerminalProcess, china_time: None) -> Iterator[Terminal]:
     """A door connected to the module's terminal."""
     door = open_terminal(simulated.port)
     door.connect()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from terminal_rig import Simulated, open_terminal
+from terminal_rig import open_terminal
 
 from qmt_protocol.errors import (
     ConfigurationError,
@@ -21,13 +21,14 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.settings import TerminalSettings
 from qmt_protocol.times import DAY_MS, parse_start
+from qmt_simulator.process import TerminalProcess
 from qmt_terminal import Terminal, TradingSession
 
 CODE = "600519.SH"
 TODAY_MS = parse_start("20261120")
 
 
-def test_connect_tells_what_answers(terminal: Terminal, simulated: Simulated) -> None:
+def test_connect_tells_what_answers(terminal: Terminal, simulated: TerminalProcess) -> None:
     info = terminal.connect()
     assert info is terminal.info
     assert (info.edition, info.simulated) == ("research", True)
@@ -37,7 +38,7 @@ def test_connect_tells_what_answers(terminal: Terminal, simulated: Simulated) ->
     assert abs(terminal.now_ms() - simulated.control.now()) < 1000
 
 
-def test_connecting_again_changes_nothing(terminal: Terminal, simulated: Simulated) -> None:
+def test_connecting_again_changes_nothing(terminal: Terminal, simulated: TerminalProcess) -> None:
     before = terminal.generation
     clients = len(simulated.control.status()["clients"])
     terminal.connect()
@@ -188,7 +189,7 @@ def test_wrong_arguments_of_bars(terminal: Terminal, change: dict[str, Any]) -> 
 
 
 def test_a_terminal_that_refuses_more_subscriptions(
-    start_simulated: Callable[..., Simulated], china_time: None
+    start_simulated: Callable[..., TerminalProcess], china_time: None
 ) -> None:
     door = open_terminal(start_simulated("--profile", "broker").port)
     door.connect()
@@ -200,7 +201,7 @@ def test_a_terminal_that_refuses_more_subscriptions(
     door.close()
 
 
-def test_failures_have_names(terminal: Terminal, simulated: Simulated) -> None:
+def test_failures_have_names(terminal: Terminal, simulated: TerminalProcess) -> None:
     simulated.control.set_fault("not_realized", func="get_sector_list")
     with pytest.raises(TerminalUnsupported, match="get_sector_list"):
         terminal.sector_list()
@@ -220,7 +221,7 @@ def test_failures_have_names(terminal: Terminal, simulated: Simulated) -> None:
 
 
 def test_a_call_without_an_answer_times_out(
-    terminal: Terminal, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, simulated: TerminalProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QMT_SIMULATOR_REQUEST_TIMEOUT_S", "0.3")
     simulated.control.set_fault("latency", func="get_full_tick", s=2)
@@ -231,7 +232,7 @@ def test_a_call_without_an_answer_times_out(
     assert CODE in terminal.full_tick([CODE])
 
 
-def test_calls_wait_for_each_other(terminal: Terminal, simulated: Simulated) -> None:
+def test_calls_wait_for_each_other(terminal: Terminal, simulated: TerminalProcess) -> None:
     simulated.control.set_fault("latency", func="get_full_tick", s=0.5)
     spans: list[tuple[float, float]] = []
 
@@ -253,7 +254,7 @@ def test_calls_wait_for_each_other(terminal: Terminal, simulated: Simulated) -> 
 
 
 def test_an_old_terminal_downloads_code_by_code(
-    start_simulated: Callable[..., Simulated], china_time: None
+    start_simulated: Callable[..., TerminalProcess], china_time: None
 ) -> None:
     simulated = start_simulated("--profile", "old", "--cache-delay-s", "0,0.1")
     door = open_terminal(simulated.port)
@@ -271,7 +272,9 @@ def test_an_old_terminal_downloads_code_by_code(
     door.close()
 
 
-def test_death_and_return(start_simulated: Callable[..., Simulated], china_time: None) -> None:
+def test_death_and_return(
+    start_simulated: Callable[..., TerminalProcess], china_time: None
+) -> None:
     simulated = start_simulated()
     door = open_terminal(simulated.port)
     door.connect()
@@ -302,7 +305,7 @@ def test_death_and_return(start_simulated: Callable[..., Simulated], china_time:
 
 
 def test_a_download_that_loses_its_terminal_is_no_success(
-    start_simulated: Callable[..., Simulated], china_time: None
+    start_simulated: Callable[..., TerminalProcess], china_time: None
 ) -> None:
     simulated = start_simulated()
     door = open_terminal(simulated.port)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from worker_rig import Caller, Simulated, WorkerProcess
+from worker_rig import Caller, WorkerProcess
 
+from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
 
 
@@ -35,21 +36,7 @@ def caller(worker_streams: RedisServer, worker_jobs: RedisServer) -> Iterator[Ca
         yield Caller(jobs, streams)
 
 
-StartSimulated = Callable[..., Simulated]
 StartWorker = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def start_simulated() -> Iterator[StartSimulated]:
-    started: list[Simulated] = []
-
-    def start(*flags: str, port: int = 0) -> Simulated:
-        started.append(Simulated(*flags, port=port))
-        return started[-1]
-
-    yield start
-    for simulated in started:
-        simulated.stop()
 
 
 @pytest.fixture
@@ -74,16 +61,17 @@ def start_worker(
 
 @pytest.fixture(scope="module")
 def midsession(
-    worker_streams: RedisServer, worker_jobs: RedisServer, caller: Caller
-) -> Iterator[Simulated]:
+    simulated_midsession: TerminalProcess,
+    worker_streams: RedisServer,
+    worker_jobs: RedisServer,
+    caller: Caller,
+) -> Iterator[TerminalProcess]:
     """A terminal in mid-session and a worker for queries, for all tests of a module."""
     caller.jobs.flushall()
     caller.streams.flushall()
-    simulated = Simulated()
     worker = WorkerProcess(
-        simulated.port, worker_streams.url, worker_jobs.url, "--queue", "qmt-query"
+        simulated_midsession.port, worker_streams.url, worker_jobs.url, "--queue", "qmt-query"
     )
     caller.wait_for_terminal("ok")
-    yield simulated
+    yield simulated_midsession
     worker.stop()
-    simulated.stop()

@@ -12,9 +12,10 @@ import pytest
 from rq import Callback, Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from worker_rig import Caller, Simulated, wait_for_running
+from worker_rig import Caller, wait_for_running
 
 from qmt_protocol.jobs import QUERY_QUEUE
+from qmt_simulator.process import TerminalProcess
 
 CODE = "600000.SH"
 
@@ -22,7 +23,7 @@ CODE = "600000.SH"
 # -- plain answers ------------------------------------------------------------------------------
 
 
-def test_documents(midsession: Simulated, caller: Caller) -> None:
+def test_documents(midsession: TerminalProcess, caller: Caller) -> None:
     sector = caller.ask("sector_stocks", sector="上证50")
     assert len(sector.manifest["document"]) == 50
     assert sector.manifest["kind"] == "document"
@@ -38,20 +39,22 @@ def test_documents(midsession: Simulated, caller: Caller) -> None:
     assert len(tick["askPrice"]) == 5
 
 
-def test_unknown_names_are_errors(midsession: Simulated, caller: Caller) -> None:
+def test_unknown_names_are_errors(midsession: TerminalProcess, caller: Caller) -> None:
     assert caller.ask("sector_stocks", sector="没有").error["error"] == "sector-not-found"
     for name in ("full_tick", "instrument_detail"):
         assert caller.ask(name, codes=["609999.SH"]).error["error"] == "instrument-not-found"
 
 
-def test_wrong_parameters_are_told_by_the_worker_too(midsession: Simulated, caller: Caller) -> None:
+def test_wrong_parameters_are_told_by_the_worker_too(
+    midsession: TerminalProcess, caller: Caller
+) -> None:
     job_id = caller.enqueue("history", check=False, codes=["600519"], period="1d")
     error = caller.wait(job_id).error
     assert error["error"] == "invalid-code"
     assert "600519.SH" in error["hint"]
 
 
-def test_the_forming_bar_is_marked(midsession: Simulated, caller: Caller) -> None:
+def test_the_forming_bar_is_marked(midsession: TerminalProcess, caller: Caller) -> None:
     minutes = caller.ask("history", codes=[CODE], period="1m", count=5).frame(CODE)
     now_ms = midsession.control.now()
     ends = minutes["time"].astype("datetime64[ms, UTC]").astype("int64")
@@ -95,7 +98,7 @@ class _Touch:
     ],
 )
 def test_nothing_but_the_catalogue_runs(
-    midsession: Simulated, caller: Caller, tmp_path: Path, function: str, arguments: list[Any]
+    midsession: TerminalProcess, caller: Caller, tmp_path: Path, function: str, arguments: list[Any]
 ) -> None:
     trace = tmp_path / "ran"
     filled = json.loads(json.dumps(arguments).replace("{0}", str(trace)))
@@ -106,7 +109,9 @@ def test_nothing_but_the_catalogue_runs(
     assert caller.ask("sector_stocks", sector="上证50").state == "done"
 
 
-def test_a_pickled_job_is_not_loaded(midsession: Simulated, caller: Caller, tmp_path: Path) -> None:
+def test_a_pickled_job_is_not_loaded(
+    midsession: TerminalProcess, caller: Caller, tmp_path: Path
+) -> None:
     trace = tmp_path / "ran"
     queue = Queue(QUERY_QUEUE, connection=caller.jobs, serializer=JSONSerializer)
     job = Job.create("qmt.history", connection=caller.jobs, serializer=JSONSerializer)
@@ -120,7 +125,7 @@ def test_a_pickled_job_is_not_loaded(midsession: Simulated, caller: Caller, tmp_
 
 
 def test_callbacks_and_webhooks_do_not_run(
-    midsession: Simulated, caller: Caller, tmp_path: Path
+    midsession: TerminalProcess, caller: Caller, tmp_path: Path
 ) -> None:
     trace = tmp_path / "ran"
     os.environ["TRACE"] = str(trace)
@@ -143,7 +148,7 @@ def test_callbacks_and_webhooks_do_not_run(
     assert caller.ask("sector_stocks", sector="上证50").state == "done"
 
 
-def test_an_instance_method_is_refused(midsession: Simulated, caller: Caller) -> None:
+def test_an_instance_method_is_refused(midsession: TerminalProcess, caller: Caller) -> None:
     queue = Queue(QUERY_QUEUE, connection=caller.jobs, serializer=JSONSerializer)
     job = Job.create("qmt.history", connection=caller.jobs, serializer=JSONSerializer)
     job.origin = QUERY_QUEUE
@@ -158,7 +163,7 @@ def test_an_instance_method_is_refused(midsession: Simulated, caller: Caller) ->
 
 
 def test_a_native_abort_fails_the_job_at_once_and_the_next_one_works(
-    midsession: Simulated, caller: Caller
+    midsession: TerminalProcess, caller: Caller
 ) -> None:
     midsession.control.set_fault("latency", func="get_stock_list_in_sector", s=20)
     job_id = caller.enqueue("sector_stocks", sector="上证50")
@@ -175,7 +180,7 @@ def test_a_native_abort_fails_the_job_at_once_and_the_next_one_works(
     assert caller.ask("sector_stocks", sector="上证50").state == "done"
 
 
-def test_a_killed_child_is_replaced(midsession: Simulated, caller: Caller) -> None:
+def test_a_killed_child_is_replaced(midsession: TerminalProcess, caller: Caller) -> None:
     clients = midsession.control.status()["clients"]
     midsession.control.set_fault("latency", func="get_full_tick", s=20)
     job_id = caller.enqueue("full_tick", codes=[CODE])
@@ -187,7 +192,9 @@ def test_a_killed_child_is_replaced(midsession: Simulated, caller: Caller) -> No
     assert caller.ask("full_tick", codes=[CODE]).state == "done"
 
 
-def test_a_cancelled_job_ends_and_frees_the_worker(midsession: Simulated, caller: Caller) -> None:
+def test_a_cancelled_job_ends_and_frees_the_worker(
+    midsession: TerminalProcess, caller: Caller
+) -> None:
     midsession.control.set_fault("stuck_download")
     job_id = caller.enqueue("history", codes=["600004.SH"], period="1d", count=100)
     wait_for_running(caller, job_id)
@@ -200,7 +207,7 @@ def test_a_cancelled_job_ends_and_frees_the_worker(midsession: Simulated, caller
 
 
 def test_a_download_that_fails_without_a_word_is_no_success(
-    midsession: Simulated, caller: Caller
+    midsession: TerminalProcess, caller: Caller
 ) -> None:
     midsession.control.set_fault("empty_failure_download")
     error = caller.ask("history", codes=["600007.SH"], period="1d", count=100).error
@@ -213,14 +220,14 @@ def test_a_download_that_fails_without_a_word_is_no_success(
     midsession.control.clear_fault()
 
 
-def test_a_function_the_terminal_lacks(midsession: Simulated, caller: Caller) -> None:
+def test_a_function_the_terminal_lacks(midsession: TerminalProcess, caller: Caller) -> None:
     midsession.control.set_fault("not_realized", func="get_stock_list_in_sector")
     error = caller.ask("sector_stocks", sector="上证50").error
     assert error["error"] == "terminal-unsupported"
     midsession.control.clear_fault()
 
 
-def test_heartbeats_go_on_while_a_job_runs(midsession: Simulated, caller: Caller) -> None:
+def test_heartbeats_go_on_while_a_job_runs(midsession: TerminalProcess, caller: Caller) -> None:
     midsession.control.set_fault("latency", func="get_full_tick", s=4)
     job_id = caller.enqueue("full_tick", codes=[CODE])
     wait_for_running(caller, job_id)

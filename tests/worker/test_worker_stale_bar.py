@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from worker_rig import Caller, Simulated, WorkerProcess, assert_equals_truth
+from worker_rig import Caller, WorkerProcess, assert_equals_truth
+
+from qmt_simulator.process import TerminalProcess
 
 CODE = "600519.SH"
 CACHED = ("--speed", "0", "--real-hours", "--cache-delay-s", "0.1,1.5")
@@ -12,7 +14,7 @@ CACHED = ("--speed", "0", "--real-hours", "--cache-delay-s", "0.1,1.5")
 
 def test_yesterdays_forming_bar_is_fetched_again(
     tmp_path: Path,
-    start_simulated: Callable[..., Simulated],
+    start_simulated: Callable[..., TerminalProcess],
     start_worker: Callable[..., WorkerProcess],
     caller: Caller,
 ) -> None:

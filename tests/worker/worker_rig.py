@@ -1,6 +1,5 @@
 """Workers as processes over simulated terminals, plain RQ callers, and the oracle's truth."""
 
-import contextlib
 import io
 import json
 import os
@@ -24,42 +23,10 @@ from qmt_protocol.codes import asset_class
 from qmt_protocol.jobs import CATALOGUE, RESULT_TTL_S, parse_params
 from qmt_protocol.keys import JobKeys, Keys
 from qmt_protocol.times import parse_start
-from qmt_simulator.control import Control
-from qmt_simulator.oracle import Oracle
+from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
 
-MID_SESSION = ("--start", "2026-11-20 10:30:00", "--real-hours", "--cache-delay-s", "0.2,0.6")
 END_STATES = ("done", "failed")
-
-
-class Simulated:
-    """A running simulated terminal."""
-
-    def __init__(self, *flags: str, port: int = 0) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "qmt_simulator", "--exit-with-stdin"),
-                *("--port", str(port), *(flags or MID_SESSION)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the simulator ended with {self.process.wait()}"
-        self.port: int = json.loads(line)["port"]
-        self.control = Control(self.port)
-        self.oracle = Oracle(self.port)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-        self.control.close()
-        self.oracle.close()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
 
 
 class WorkerProcess:
@@ -219,7 +186,7 @@ class Rig:
     """A worker over a terminal whose clock stands at 10:30 of an ordinary day."""
 
     def __init__(self, profile: str, streams: RedisServer, jobs: RedisServer) -> None:
-        self.simulated = Simulated(*FROZEN, "--profile", profile)
+        self.simulated = TerminalProcess(*FROZEN, "--profile", profile)
         self.worker = WorkerProcess(
             self.simulated.port, streams.url, jobs.url, "--queue", "qmt-query"
         )

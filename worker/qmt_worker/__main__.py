@@ -9,10 +9,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run until told to stop; returns the exit code, 2 when it cannot run as configured."""
     # Imported here, as the child process imports this module too and needs none of it.
     from qmt_protocol.errors import ConfigurationError, QMTError
+    from qmt_protocol.process import start_logging
     from qmt_protocol.settings import load_settings
     from qmt_terminal.loading import check_timezone
 
-    from .logs import log_to_stderr
     from .service import serve_queue
     from .settings import WorkerSettings
     from .supervisor import CONFIGURATION_EXIT, supervise
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         settings = load_settings(WorkerSettings, given)
-        log_to_stderr(settings.log_level)
+        start_logging(settings.log_level)
         check_timezone()
         if settings.queue:
             serve_queue(settings)

@@ -17,9 +17,8 @@ import structlog
 
 from qmt_protocol.errors import JobFailed, QMTError, TerminalNotConnected
 from qmt_protocol.jobs import parse_params
+from qmt_protocol.process import start_logging
 from qmt_protocol.settings import TerminalSettings
-
-from .logs import log_to_stderr
 
 __all__ = ["main", "state"]
 
@@ -44,7 +43,7 @@ def main(line: Connection, settings: TerminalSettings) -> None:
     """Serve jobs until the other end of the line closes."""
     # Ctrl-C in a console reaches every process in it; this one ends when its keeper does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log_to_stderr(settings.log_level)
+    start_logging(settings.log_level)
     inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(line, inbox), daemon=True).start()
     try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import _thread
-import os
 import signal
 import sys
-import threading
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from qmt_protocol.errors import JobFailed, QMTError, RedisUnavailable
 from qmt_protocol.jobs import CATALOGUE, parse_params
+from qmt_protocol.process import when_stdin_ends
 
 from .guard import guarded_job_class
 from .heartbeat import Beat
@@ -88,7 +87,7 @@ class _Service:
         self._keeper.start()
         self._beat.start()
         if self._settings.exit_with_stdin:
-            threading.Thread(target=_interrupt_at_end_of_stdin, daemon=True).start()
+            when_stdin_ends(_thread.interrupt_main)
         _log.info("worker serves", queue=self._settings.queue)
         try:
             worker.work(logging_level="WARNING")
@@ -175,13 +174,6 @@ class _Service:
         finally:
             self._busy = ""
             self._finished += 1
-
-
-def _interrupt_at_end_of_stdin() -> None:
-    # Not sys.stdin: a thread that waits in it holds a lock which Python needs to end.
-    while os.read(0, 4096):
-        pass
-    _thread.interrupt_main()
 
 
 def serve_queue(settings: WorkerSettings) -> None:

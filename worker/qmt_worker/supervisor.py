@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Final
 import structlog
 
 from qmt_protocol.jobs import DOWNLOAD_QUEUE, QUERY_QUEUE
+from qmt_protocol.process import when_stdin_ends
 
 __all__ = ["CONFIGURATION_EXIT", "supervise"]
 
@@ -91,7 +91,7 @@ def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
     if sys.platform == "win32":
         signal.signal(signal.SIGBREAK, on_signal)
     if exit_with_stdin:
-        threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
+        when_stdin_ends(stop.set)
     served = [_Served(queue, arguments) for queue in (QUERY_QUEUE, DOWNLOAD_QUEUE)]
     try:
         while not stop.is_set():
@@ -111,10 +111,3 @@ def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
                 one.process.stdin.close()
         for one in served:
             one.close()
-
-
-def _stop_at_end_of_stdin(stop: threading.Event) -> None:
-    # Not sys.stdin: a thread that waits in it holds a lock which Python needs to end.
-    while os.read(0, 4096):
-        pass
-    stop.set()

@@ -10,9 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qmt_protocol.arrow import history_schema
-from qmt_protocol.codes import asset_class
 from qmt_protocol.periods import DAILY_PERIODS
-from qmt_protocol.tables import TICK_TABLE, table_of
+from qmt_protocol.tables import TICK_TABLE, bar_nulls, table_of
 
 from .days import Sessions, day_numbers, period_span, start_of
 
@@ -26,7 +25,6 @@ _GRACE_MS: Final = 3_000
 """A bar's last tick may come that long after its end."""
 _CLOSE_GRACE_MS: Final = 60_000
 _DEPTH: Final = ("askPrice", "bidPrice", "askVol", "bidVol")
-_HAS_SETTLEMENT: Final = ("future", "option")
 
 Bools = npt.NDArray[np.bool_]
 
@@ -96,10 +94,8 @@ def arrow_table(
 def _bar_values(code: str, frame: pd.DataFrame, is_closed: Bools) -> dict[str, Any]:
     values: dict[str, Any] = {name: frame[name].to_numpy() for name in frame.columns}
     values["closed"] = is_closed
-    if asset_class(code) not in _HAS_SETTLEMENT:
-        # Terminals fill these with whatever stands there for stocks: 0, the close, a phase code.
-        values["settelementPrice"] = np.full(len(frame), np.nan)
-        values["openInterest"] = np.zeros(len(frame), dtype=np.int64)
+    for name, null in bar_nulls(code).items():
+        values[name] = np.full(len(frame), null)
     return values
 
 

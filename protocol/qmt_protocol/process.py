@@ -1,18 +1,20 @@
-"""Logging of the gateway process: one line per event on standard error."""
+"""What every process of the bridge has in common: its log, and its end with standard input."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
+from collections.abc import Callable
 
 import structlog
 
-__all__ = ["start_logging"]
+__all__ = ["start_logging", "when_stdin_ends"]
 
 
 def start_logging(level: str) -> None:
     """Send structlog's and the libraries' logs to standard error, JSON unless a person reads."""
-    number: int = getattr(logging, level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -39,7 +41,19 @@ def start_logging(level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(number)
-    # uvicorn logs WebSocket paths with their query at info, and a query may hold a key.
-    logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))
-    logging.getLogger("uvicorn.error").setLevel(max(number, logging.WARNING))
+    root.setLevel(level.upper())
+
+
+def when_stdin_ends(act: Callable[[], object]) -> None:
+    """Call back once, in a thread of its own, when standard input is closed."""
+    threading.Thread(target=_watch_stdin, args=(act,), name="stdin", daemon=True).start()
+
+
+def _watch_stdin(act: Callable[[], object]) -> None:
+    # Not through sys.stdin's buffer: a thread that holds its lock at exit aborts the process.
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        pass  # it was closed from the start
+    act()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from qmt_protocol.keys import want
 from .bar_maker import BarMaker
 from .losses import Losses
 from .push_codec import DecodeBson, Encoded, PushCodec, encode_one
-from .ring import Batch, Entry, Kind, NewBatch, Ring, RingUnwritable
+from .ring import Entry, Kind, NewBatch, Ring, RingUnwritable
 
 __all__ = ["Intake", "Rows"]
 
@@ -87,13 +87,13 @@ class Intake:
         self._waiting_bytes = 0
         self._arrived = threading.Condition()
         self._stopping = False
+        self._idle = True
         self._market_of: dict[str, str | None] = {}
         self.losses = Losses()
         self.received_ticks = 0
         self.received_bars = 0
         self.last_push_ms = 0
         """When the standing subscription pushed last, by the wall clock; 0: not yet."""
-        self.is_ours: Callable[[str], bool] = lambda market: True
         self.on_stored: threading.Event = threading.Event()
         self.thread = threading.Thread(target=self._run, name="intake")
 
@@ -107,19 +107,27 @@ class Intake:
         """Pushes received and not yet looked at."""
         return len(self._pushes)
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything received is in the ring."""
+        with self._arrived:
+            return self._idle and not self._pushes
+
     def put(self, push: bytes) -> None:
         """Take one push; called by the terminal's threads, never blocks on I/O, never raises."""
-        self.last_push_ms = received_ms = time.time_ns() // 1_000_000
-        self._take(_Push(received_ms, len(push), push))
+        self._take(len(push), push, standing=True)
 
     def put_rows(self, period: str, rows: Rows) -> None:
         """Take what a single code's subscription pushes: ticks, or bars of a period."""
-        received_ms = time.time_ns() // 1_000_000
-        size_bytes = sum(map(len, rows.values())) * _ROW_BYTES
-        self._take(_Push(received_ms, size_bytes, rows, period))
+        self._take(sum(map(len, rows.values())) * _ROW_BYTES, rows, period)
 
-    def _take(self, push: _Push) -> None:
-        with self._arrived:
+    def _take(
+        self, size_bytes: int, body: bytes | Rows, period: str = "tick", *, standing: bool = False
+    ) -> None:
+        with self._arrived:  # stamped in here: the order of receipt is the order of the queue
+            push = _Push(time.time_ns() // 1_000_000, size_bytes, body, period)
+            if standing:
+                self.last_push_ms = push.received_ms
             full = self._stopping or self._waiting_bytes + push.size_bytes > self._queue_bytes
             if not full:
                 self._pushes.append(push)
@@ -156,8 +164,10 @@ class Intake:
     def _run(self) -> None:
         while True:
             with self._arrived:
-                if not self._pushes and not self._stopping:
+                self._idle = not self._pushes
+                if self._idle and not self._stopping:
                     self._arrived.wait(_LOOK_S)
+                self._idle = not self._pushes
                 if not self._pushes and self._stopping:
                     return
                 pushes = list(self._pushes)
@@ -224,19 +234,12 @@ class Intake:
         if not batches:
             return
         try:
-            for lost in self._ring.append(batches):
-                self._given_up(lost)
+            self._ring.append(batches)
         except RingUnwritable as error:
             log.error("ticks could not be kept", error=str(error))
             for *_, entries in batches:
                 self.losses.add(error.message, _times(entries))
         self.on_stored.set()
-
-    def _given_up(self, lost: Batch) -> None:
-        if self.is_ours(lost.market):
-            self.losses.add("ring full", _times(lost.entries))
-        else:  # the holder has them; should we take over, they are what we did not hear
-            self._ring.add_silence(lost.received_ms, lost.received_ms + 1)
 
     def _sort(
         self,
@@ -266,5 +269,5 @@ class Intake:
         return self._market_of[code]
 
 
-def _times(entries: list[Entry]) -> list[tuple[str, int]]:
-    return [(code, at_ms) for code, at_ms, _ in entries]
+def _times(entries: list[Entry]) -> list[tuple[str, int | str]]:
+    return [(code, at) for code, at, _ in entries]

@@ -39,12 +39,15 @@ class Listener:
         Tells when the last one came, by the wall clock.
     deaf_after_s
         Length of a silence that is suspicious.
-    on_silence
-        Called with begin and end (wall ms) and the reason when a silence is over.
+    on_silent
+        Called with the begin (wall ms) and the reason of a silence before the subscription that
+        may end it; again before each further try.
+    on_heard
+        Called with the end (wall ms) when it is over.
     on_event
         Called with an event document when something is to be told.
     silent_since_ms
-        Since when nothing was heard before the start; 0: unknown.
+        Since when nothing was heard before the start; 0: never was anything.
     """
 
     def __init__(
@@ -56,7 +59,8 @@ class Listener:
         put: Callable[[bytes], None],
         last_push_ms: Callable[[], int],
         deaf_after_s: float,
-        on_silence: Callable[[int, int, str], None],
+        on_silent: Callable[[int, str], None],
+        on_heard: Callable[[int], None],
         on_event: Callable[[dict[str, Any]], None],
         silent_since_ms: int,
     ) -> None:
@@ -66,10 +70,12 @@ class Listener:
         self._put = put
         self._last_push_ms = last_push_ms
         self._deaf_after_ms = int(deaf_after_s * 1000)
-        self._on_silence = on_silence
+        self._on_silent = on_silent
+        self._on_heard = on_heard
         self._on_event = on_event
         self._pulse = next((_PULSES[market] for market in markets if market in _PULSES), "")
-        self._silent_since_ms = silent_since_ms
+        self._silent_since_ms: int | None = silent_since_ms
+        self._why_silent = "no producer was listening"
         self._subscribed = False
         self._number = -1
         self._generation = terminal.generation
@@ -119,13 +125,14 @@ class Listener:
         if self._steps_done:
             self._set("deaf", self.reason)
             return True
+        self._end_silence(self._subscribed_ms)
         self._set("ok", "")
-        if self._silent_since_ms:
-            self._end_silence("the terminal was away", self._subscribed_ms)
         return True
 
     def _subscribe(self) -> None:
         """Subscribe, once: an older subscription of this connection would push everything twice."""
+        if self._silent_since_ms is not None:
+            self._on_silent(self._silent_since_ms, self._why_silent)
         generation = self._terminal.generation
         if self._number >= 0 and generation[0] == self._generation[0]:
             self._terminal.unsubscribe(self._number)
@@ -137,7 +144,7 @@ class Listener:
 
     def _renew_after_drop(self) -> bool:
         """The connection broke and came back by itself: its subscriptions may be gone."""
-        self._silent_since_ms = self._silent_since_ms or self._heard_ms()
+        self._go_silent(self._heard_ms(), "the terminal was away")
         try:
             self._subscribe()
         except QMTError as error:
@@ -146,7 +153,7 @@ class Listener:
         log.warning("the connection broke and came back")
         self._on_event({"kind": "resubscribed", "reason": "the connection broke and came back"})
         if not self._steps_done:
-            self._end_silence("the terminal was away", self._subscribed_ms)
+            self._end_silence(self._subscribed_ms)
         return True
 
     def _heard_ms(self) -> int:
@@ -155,14 +162,19 @@ class Listener:
 
     def _lost(self, reason: str) -> None:
         self._subscribed = False
-        self._silent_since_ms = self._silent_since_ms or self._heard_ms()
+        self._go_silent(self._heard_ms(), "the terminal was away")
         self._set("not_connected", reason)
         log.warning("the terminal is gone", reason=reason)
         self._on_event({"kind": "lost", "reason": reason})
 
-    def _end_silence(self, reason: str, at_ms: int) -> None:
-        from_ms, self._silent_since_ms = self._silent_since_ms, 0
-        self._on_silence(from_ms, at_ms, reason)
+    def _go_silent(self, from_ms: int, reason: str) -> None:
+        if self._silent_since_ms is None:
+            self._silent_since_ms, self._why_silent = from_ms, reason
+
+    def _end_silence(self, at_ms: int) -> None:
+        if self._silent_since_ms is not None:
+            self._silent_since_ms = None
+            self._on_heard(at_ms)
 
     def _set(self, state: Literal["ok", "not_connected", "deaf"], reason: str) -> None:
         self.state, self.reason, self.since_ms = state, reason, _now_ms()
@@ -195,8 +207,8 @@ class Listener:
     def _help(self, heard_ms: int, now_ms: int) -> None:
         """Take the next step against a silence."""
         if not self._steps_done:
-            self._silent_since_ms = heard_ms or self._subscribed_ms
-        silent_s = round((now_ms - self._silent_since_ms) / 1000, 1)
+            self._go_silent(heard_ms or self._subscribed_ms, "the terminal was silent")
+        silent_s = self._silent_s(now_ms)
         step = _STEPS[min(self._steps_done, len(_STEPS) - 1)]
         self._steps_done += 1
         reason = f"connected, but nothing came for {silent_s} s of trading"
@@ -217,11 +229,14 @@ class Listener:
 
     def _recovered(self, done: str, at_ms: int) -> None:
         self._steps_done = 0
-        self._set("ok", "")
         log.info("the feed is no longer deaf", why=done)
-        silent_s = round((at_ms - self._silent_since_ms) / 1000, 1)
-        self._on_event({"kind": "deaf", "done": done, "silent_s": silent_s})
-        self._end_silence("the terminal was silent", at_ms)
+        self._on_event({"kind": "deaf", "done": done, "silent_s": self._silent_s(at_ms)})
+        self._end_silence(at_ms)
+        self._set("ok", "")
+
+    def _silent_s(self, at_ms: int) -> float:
+        since_ms = at_ms if self._silent_since_ms is None else self._silent_since_ms
+        return round((at_ms - since_ms) / 1000, 1)
 
 
 def _now_ms() -> int:

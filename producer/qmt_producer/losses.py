@@ -6,7 +6,45 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Losses"]
+__all__ = ["Codes", "Losses", "gap_of", "merge", "spans"]
+
+Codes = dict[str, list[int]]
+"""Code to [first exchange ms, last exchange ms, ticks]."""
+
+
+def spans(ticks: Iterable[tuple[str, int | str]]) -> Codes:
+    """Return what ticks, as (code, exchange ms or entry id), come to by code."""
+    codes: Codes = {}
+    for code, at in ticks:
+        at_ms = at if isinstance(at, int) else int(at.partition("-")[0])
+        seen = codes.setdefault(code, [at_ms, at_ms, 0])
+        seen[0], seen[1] = min(seen[0], at_ms), max(seen[1], at_ms)
+        seen[2] += 1
+    return codes
+
+
+def merge(codes: Codes, more: Codes) -> None:
+    """Add one account to another."""
+    for code, (first_ms, last_ms, ticks) in more.items():
+        seen = codes.setdefault(code, [first_ms, last_ms, 0])
+        seen[0], seen[1] = min(seen[0], first_ms), max(seen[1], last_ms)
+        seen[2] += ticks
+
+
+def gap_of(reason: str, codes: Codes) -> dict[str, Any]:
+    """Return the gap event that names lost ticks.
+
+    It has ``from_ms``, ``to_ms`` and ``ticks`` in all, and ``codes``: code to
+    [first ms, last ms, ticks].
+    """
+    return {
+        "kind": "gap",
+        "reason": reason,
+        "from_ms": min(first for first, _, _ in codes.values()),
+        "to_ms": max(last for _, last, _ in codes.values()),
+        "ticks": sum(ticks for _, _, ticks in codes.values()),
+        "codes": codes,
+    }
 
 
 class Losses:
@@ -14,35 +52,18 @@ class Losses:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lost: dict[str, dict[str, list[int]]] = {}
+        self._lost: dict[str, Codes] = {}
         self.total_ticks = 0
 
-    def add(self, reason: str, ticks: Iterable[tuple[str, int]]) -> None:
-        """Note ticks, as (code, exchange ms), as lost."""
+    def add(self, reason: str, ticks: Iterable[tuple[str, int | str]]) -> None:
+        """Note ticks, as (code, exchange ms or entry id), as lost."""
+        lost = spans(ticks)
         with self._lock:
-            codes = self._lost.setdefault(reason, {})
-            for code, at_ms in ticks:
-                self.total_ticks += 1
-                seen = codes.setdefault(code, [at_ms, at_ms, 0])
-                seen[0], seen[1] = min(seen[0], at_ms), max(seen[1], at_ms)
-                seen[2] += 1
+            self.total_ticks += sum(ticks for _, _, ticks in lost.values())
+            merge(self._lost.setdefault(reason, {}), lost)
 
     def take(self) -> list[dict[str, Any]]:
-        """Return one gap event per reason and start anew.
-
-        Each has ``from_ms``, ``to_ms`` and ``ticks`` in all, and ``codes``: code to
-        [first ms, last ms, ticks].
-        """
+        """Return one gap event per reason and start anew."""
         with self._lock:
             lost, self._lost = self._lost, {}
-        return [
-            {
-                "kind": "gap",
-                "reason": reason,
-                "from_ms": min(first for first, _, _ in codes.values()),
-                "to_ms": max(last for _, last, _ in codes.values()),
-                "ticks": sum(ticks for _, _, ticks in codes.values()),
-                "codes": codes,
-            }
-            for reason, codes in lost.items()
-        ]
+        return [gap_of(reason, codes) for reason, codes in lost.items() if codes]

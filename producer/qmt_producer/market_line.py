@@ -6,32 +6,42 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import structlog
+from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 
+from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys, parse_want
 
 from .figures import Figures
 from .redis_link import reach
 from .ring import Batch, Kind, Ring
-from .scripts import Scripts
+from .scripts import COMPLETE, Scripts
 
 __all__ = ["MarketLine"]
 
 log: Final = structlog.get_logger(__name__)
 
-_READ_AHEAD: Final = 8
+_MOST_BATCHES: Final = 8
+_MOST_BYTES: Final = 1_000_000
+"""What may be on its way at once: while Redis works on one batch, the next one is there."""
 _MARGIN_MS: Final = 30_000
-"""How far before the last accepted tick a new holder begins; repeats are dropped by content."""
+"""How far before what is complete a new holder begins; repeats are dropped by content."""
+_APART_MS: Final = 3_000
+"""How far apart two terminals may bring the same tick."""
+_IDLE_MARK_MS: Final = 2_000
 
 
 class MarketLine:
     """Publishes one market's batches in order, each exactly once, while it holds the lease.
 
     A producer that does not hold the lease follows: its ring fills and is thinned, and when the
-    lease falls free it goes on from its own ring, some seconds before the last tick that Redis
-    accepted from anybody.
+    lease falls free it goes on from its own ring, some seconds before the time up to which the
+    market is complete: every tick that holders received before it is published or named. That
+    time stands in Redis and moves with the batches, so it does not depend on how long they waited.
 
     Parameters
     ----------
@@ -81,6 +91,13 @@ class MarketLine:
         self._stem = keys.tick(f"@.{market}").removesuffix(f"@.{market}")
         self._renewed = -math.inf
         self._sure_until = -math.inf
+        self._skew_ms = 0  # how far this clock is ahead of Redis'
+        self._complete_ms = 0  # by Redis time
+        self._since_ms = 0  # silences that end before are none of ours
+        self._apart_ms = 0
+        self._history_begins = False
+        self._named = 0  # number of the last silence named
+        self._unknown = False  # Redis did not know the scripts
         self.cursor = ring.acked(market)
         self.published = 0
         """Ticks and bars added to this market's streams since the start."""
@@ -98,11 +115,17 @@ class MarketLine:
         if not self._hold():
             self._follow()
             return False
-        batches = self._ring.after(self.market, self.cursor, _READ_AHEAD)
-        for batch in batches:
-            if not self._publish(batch):
-                return True
-        return len(batches) == _READ_AHEAD
+        self._name_silences()
+        heard_ms = self._ring.heard_ms
+        batches = self._ring.take(self.market, self.cursor, _MOST_BATCHES, _MOST_BYTES)
+        if batches:
+            self._publish(batches)
+        elif self._complete_at(heard_ms) > self._complete_ms + _IDLE_MARK_MS:
+            complete_ms = self._complete_at(heard_ms)
+            call = self._complete_call(self._ring.acked(self.market), complete_ms)
+            reach(lambda: self._scripts.complete(*call))
+            self._complete_ms = complete_ms
+        return bool(batches)
 
     @property
     def holding(self) -> bool:
@@ -120,7 +143,37 @@ class MarketLine:
 
     # -- publishing ---------------------------------------------------------------------------
 
-    def _publish(self, batch: Batch) -> bool:
+    def _publish(self, batches: list[Batch]) -> None:
+        """Send batches at once; what Redis did not take, and all behind it, comes again.
+
+        Each names the one before it, so Redis takes none whose predecessor it refused.
+        """
+        pipe = self._scripts.connection.pipeline(transaction=False)
+        last = self._ring.acked(self.market)
+        for batch in batches:
+            script, names, arguments = self._call(batch)
+            pipe.evalsha(script.sha, len(names), *names, *arguments, last)
+            last = batch.number
+        received = [batch.received_ms for batch in batches if batch.kind == "tick"]
+        complete_ms = self._complete_at(received[-1]) if received else self._complete_ms
+        names, arguments = self._complete_call(last, complete_ms)
+        pipe.evalsha(self._scripts.complete.sha, len(names), *names, *arguments)
+        *answers, marked = reach(lambda: pipe.execute(raise_on_error=False))
+        for batch, answer in zip(batches, answers, strict=True):
+            if isinstance(answer, NoScriptError):
+                self._load(answer)
+                return
+            if isinstance(answer, Exception):
+                reach(partial(_raise, answer))
+            if not self._took(batch, answer):
+                return
+        self._unknown = False
+        if marked == 1:
+            self._complete_ms = complete_ms
+        elif isinstance(marked, NoScriptError):
+            self._load(marked)
+
+    def _call(self, batch: Batch) -> tuple[Script, list[str], list[Any]]:
         names = [self._lease_key, self._acked_key, self._latest_key, self._feed_key]
         arguments: list[Any] = [
             self._holder,
@@ -130,17 +183,17 @@ class MarketLine:
             self._feed_keep_ms,
             self._future_ms,
         ]
-        script = self._scripts.publish_ticks
         if batch.kind == "bar":
-            script = self._scripts.publish_bars
             self._name_bars(batch, names, arguments)
-        else:
-            for code, at_ms, t1 in batch.entries:
-                names.append(self._stem + code)
-                arguments += (code, at_ms, t1)
-        arguments.append(self._ring.acked(self.market))
-        answer = reach(lambda: script(keys=names, args=arguments))
-        state, *counts, _, words = answer
+            return self._scripts.publish_bars, names, arguments
+        for code, at_ms, t1 in batch.entries:
+            names.append(self._stem + code)
+            arguments += (code, at_ms, t1)
+        return self._scripts.publish_ticks, names, arguments
+
+    def _took(self, batch: Batch, answer: list[Any]) -> bool:
+        """Note a batch as published; false where Redis refused it."""
+        state, *counts, redis_ms, words = answer
         if state == b"lost":
             self._sure_until = -math.inf  # taking the lease anew finds the place
             return False
@@ -150,9 +203,42 @@ class MarketLine:
         self._renew(time.monotonic())
         self.cursor = batch.number
         self._ring.acknowledge(self.market, batch.number)
-        self._figures.latency.add(time.time_ns() // 1_000_000 - batch.received_ms)
+        now_ms = _now_ms()
+        self._skew_ms = now_ms - int(redis_ms)
+        self._figures.latency.add(now_ms - batch.received_ms)
         self._count(batch.kind, [int(one) for one in counts], words.decode("utf-8", "replace"))
         return True
+
+    def _load(self, error: NoScriptError) -> None:
+        """Give Redis the scripts it does not know: it is new, or somebody flushed them."""
+        if self._unknown:  # twice and nothing published between: not at once again
+            self._unknown = False
+            raise RedisUnavailable(f"Redis forgets its scripts: {error}.") from error
+        self._unknown = True
+        reach(self._scripts.load)
+
+    # -- what is complete ---------------------------------------------------------------------
+
+    def _complete_at(self, received_ms: int) -> int:
+        """Return the Redis time up to which all is told, once a batch of this receipt is there."""
+        known_ms = min(received_ms, self._ring.silent_after(self._named))
+        return max(self._complete_ms, int(known_ms) - self._skew_ms)
+
+    def _complete_call(self, number: int, complete_ms: int) -> tuple[list[str], list[Any]]:
+        told = f"{complete_ms} {self._ring.id}"
+        arguments = [self._holder, self._ring.id, number, told, COMPLETE]
+        return [self._lease_key, self._acked_key], arguments
+
+    def _name_silences(self) -> None:
+        """Name what this producer did not hear since the market was complete."""
+        if self._ring.silent_after(self._named) == math.inf:
+            return
+        for silence in self._ring.silences(self._named):
+            before = self._history_begins and silence.from_ms < self._since_ms
+            if silence.to_ms > self._since_ms and not before:
+                from_ms = max(silence.from_ms, self._since_ms)
+                self._gap(silence.reason, from_ms, silence.to_ms)
+            self._named = silence.number
 
     def _name_bars(self, batch: Batch, names: list[str], arguments: list[Any]) -> None:
         for member, label_ms, k1 in batch.entries:
@@ -188,7 +274,7 @@ class MarketLine:
 
     def _hold(self) -> bool:
         """Take or renew the lease where it is free; a batch renews it by itself."""
-        now = time.monotonic()
+        now, asked_ms = time.monotonic(), _now_ms()
         if now < self._sure_until:
             return True
         names = [self._lease_key, self._epoch_key, self._acked_key, self._feed_key]
@@ -197,6 +283,7 @@ class MarketLine:
             self._lease_ms,
             secrets.token_hex(8),
             self._ring.id,
+            COMPLETE,
         ]
         answer = reach(lambda: self._scripts.lease(keys=names, args=arguments))
         holder = answer[0].decode()
@@ -206,7 +293,24 @@ class MarketLine:
         took_over = not self.holding
         self._figures.standby.pop(self.market, None)
         self._renew(now)
-        self._find_place(int(answer[1]), answer[2].decode(), int(answer[3]), took_over)
+        applied, redis_ms = int(answer[1]), int(answer[3])
+        self._skew_ms = _now_ms() - redis_ms
+        lost = applied < self._ring.acked(self.market)
+        if lost or took_over:
+            tail_ms = int(answer[2].partition(b"-")[0] or 0)
+            told_ms, _, ring = answer[4].decode().partition(" ")
+            complete_ms = int(told_ms or 0) or max(tail_ms - _MARGIN_MS, 0)
+            self._apart_ms = 0 if ring == self._ring.id else _APART_MS
+            # Carried over to this clock; rather a little too early than too late.
+            local_ms = complete_ms + asked_ms - redis_ms if complete_ms else 0
+            self._complete_ms = complete_ms
+            if lost:
+                self._republish(applied, local_ms)
+            else:
+                self._find_place(applied, local_ms)
+        else:
+            self._ring.acknowledge(self.market, applied)
+            self.cursor = max(applied, self.cursor)
         if took_over:
             self._on_event({"kind": "lease taken", "market": self.market, "holder": self._holder})
         return True
@@ -223,37 +327,44 @@ class MarketLine:
 
     def _follow(self) -> None:
         """Let go of what the holder has long published."""
-        old_ms = time.time_ns() // 1_000_000 - self._ring_keep_ms
+        old_ms = _now_ms() - self._ring_keep_ms
         self.cursor = max(self.cursor, self._ring.number_before(self.market, old_ms))
 
     # -- finding the place --------------------------------------------------------------------
 
-    def _find_place(self, applied: int, tail_id: str, redis_ms: int, took_over: bool) -> None:
-        """Set the cursor by what Redis holds, and name what nobody can publish."""
-        if applied < self._ring.acked(self.market):
-            self._republish(applied, tail_id)
-            return
-        self._ring.acknowledge(self.market, applied)
-        if not took_over:
-            self.cursor = max(applied, self.cursor)
-            return
-        self.cursor = applied
-        if not tail_id:
-            return
-        skew_ms = time.time_ns() // 1_000_000 - redis_ms
-        accepted_ms = int(tail_id.partition("-")[0]) + skew_ms
-        begin = self._ring.number_before(self.market, accepted_ms - _MARGIN_MS)
-        self.cursor = max(applied, begin)
-        _, first_ms = self._ring.first(self.market)
-        if applied == 0 and not 0 < first_ms <= accepted_ms:
-            # A new ring: it cannot know since when it would have had to listen.
-            until_ms = first_ms or time.time_ns() // 1_000_000
-            self._gap("no producer was listening", accepted_ms, until_ms)
-            accepted_ms = until_ms
-        for from_ms, to_ms in self._ring.silences(accepted_ms):
-            self._gap("no producer was listening", from_ms, to_ms)
+    def _find_place(self, applied: int, complete_ms: int) -> None:
+        """Begin where the market is no longer complete, and name what this ring lacks of it.
 
-    def _republish(self, applied: int, tail_id: str) -> None:
+        Parameters
+        ----------
+        applied
+            This ring's last batch in Redis.
+        complete_ms
+            Up to when the market is complete, by this clock; 0: nothing was ever published.
+        """
+        self._ring.acknowledge(self.market, applied)
+        self.cursor = applied
+        self._begin(complete_ms)
+        if complete_ms:
+            begin = self._ring.number_before(self.market, complete_ms - _MARGIN_MS)
+            self.cursor = max(applied, begin)
+            self._name_gone(applied, "the ring no longer had it")
+
+    def _begin(self, complete_ms: int) -> None:
+        """Set since when silences are ours to name."""
+        self._history_begins = not complete_ms
+        if complete_ms:
+            self._since_ms = complete_ms - self._apart_ms
+        else:
+            _, first_ms = self._ring.first(self.market)
+            self._since_ms = first_ms or _now_ms()
+
+    def _name_gone(self, applied: int, reason: str) -> None:
+        number, received_ms = self._ring.gone(self.market)
+        if number > applied and (self._history_begins or received_ms > self._since_ms):
+            self._gap(reason, 0 if self._history_begins else self._since_ms, received_ms)
+
+    def _republish(self, applied: int, complete_ms: int) -> None:
         """Redis holds less than it had acknowledged: begin a new epoch and fill what we can."""
         lost = self._ring.acked(self.market) - applied
         log.error(
@@ -262,7 +373,6 @@ class MarketLine:
             batches=lost,
             applied=applied,
             acked=self._ring.acked(self.market),
-            tail=tail_id,
         )
         reach(
             lambda: self._scripts.epoch(
@@ -270,13 +380,20 @@ class MarketLine:
             )
         )
         self._on_event({"kind": "epoch", "market": self.market, "batches_again": lost})
-        first_number, first_ms = self._ring.first(self.market)
-        if applied + 1 < first_number or first_number == 0:
-            tail_ms = int(tail_id.partition("-")[0]) if tail_id else 0
-            self._gap("Redis lost history that the ring no longer has", tail_ms, first_ms)
-        self._ring.acknowledge(self.market, applied)
+        self._ring.rewind(self.market, applied)
         self.cursor = applied
+        self._begin(complete_ms)
+        self._named = 0  # events went with the history
+        self._name_gone(applied, "Redis lost history that the ring no longer has")
 
     def _gap(self, reason: str, from_ms: int = 0, to_ms: int = 0, **counted: int) -> None:
         event: dict[str, Any] = {"kind": "gap", "market": self.market, "reason": reason}
         self._on_event(event | (counted or {"from_ms": from_ms, "to_ms": to_ms}))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _raise(error: Exception) -> None:
+    raise error

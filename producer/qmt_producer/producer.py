@@ -46,6 +46,7 @@ class Producer:
         self._settings = settings
         self._terminal = Terminal(settings)
         self._ring = Ring(settings.ring, settings.ring_max_mb * 1_000_000)
+        self._lost_ticks = 0
         self._started_ms = time.time_ns() // 1_000_000
         self._bars = BarMaker(self._terminal.now_ms, int(settings.bar_grace_s * 1000))
         self._intake = Intake(
@@ -67,9 +68,10 @@ class Producer:
             put=self._intake.put,
             last_push_ms=lambda: self._intake.last_push_ms,
             deaf_after_s=settings.deaf_after_s,
-            on_silence=self._silence,
+            on_silent=self._ring.begin_silence,
+            on_heard=self._ring.end_silence,
             on_event=self._reporter.event,
-            silent_since_ms=self._ring.last_received_ms,
+            silent_since_ms=self._ring.silent_since_ms,
         )
         self._publisher = Publisher(
             self._ring,
@@ -83,7 +85,6 @@ class Producer:
             listening=lambda: self._listener.listening,
             on_event=self._reporter.event,
         )
-        self._intake.is_ours = self._is_ours
         self._intake.on_stored = self._publisher.more
         self._wants = Wants(
             self._terminal,
@@ -133,8 +134,11 @@ class Producer:
                 if not all(part.thread.is_alive() for part in parts):
                     log.critical("a thread has ended by a fault of its own; see above")
                     return EXIT_BROKEN
+                idle = self._intake.idle
+                looked_ms = time.time_ns() // 1_000_000
                 if self._listener.look():
                     failures = 0
+                    self._note_quiet(looked_ms, idle=idle)
                     self._stopping.wait(_LOOK_S)
                 else:
                     self._stopping.wait(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
@@ -159,15 +163,21 @@ class Producer:
     def _is_ours(self, market: str) -> bool:
         return market not in self._publisher.figures.standby
 
-    def _silence(self, from_ms: int, to_ms: int, reason: str) -> None:
-        """Note the time in which nothing could be heard; the holder of a lease names it."""
-        self._ring.add_silence(from_ms, to_ms)
-        ours = [market for market in self._publisher.markets if self._publisher.holds(market)]
-        if ours:
-            told = {"kind": "gap", "reason": reason, "from_ms": from_ms, "to_ms": to_ms}
-            self._reporter.event({**told, "markets": ours})
+    def _note_quiet(self, now_ms: int, *, idle: bool) -> None:
+        """Note that nothing is missed where nothing comes: outside trading hours.
+
+        A feed that is silent for so long and not called deaf has nothing to say.
+        """
+        quiet_ms = now_ms - max(self._intake.last_push_ms, self._listener.since_ms)
+        if idle and self._listener.listening and quiet_ms > self._settings.deaf_after_s * 2000:
+            self._ring.heard(now_ms)
 
     def _tell_losses(self) -> None:
+        away = bool(self._publisher.figures.redis_away)
+        full = self._ring.take_lost(self._is_ours, hold=away)
+        if full:
+            self._lost_ticks += full["ticks"]
+            log.error("ticks were lost", reason=full["reason"], ticks=full["ticks"])
         for gap in self._intake.losses.take():
             log.error("ticks were lost", reason=gap["reason"], ticks=gap["ticks"])
             self._reporter.event(gap)
@@ -204,7 +214,7 @@ class Producer:
                 "bars": figures.bars,
                 "bars_repeated": figures.bars_repeated,
                 "bars_late": figures.bars_late,
-                "lost": self._intake.losses.total_ticks,
+                "lost": self._intake.losses.total_ticks + self._lost_ticks,
                 "waiting_pushes": self._intake.waiting_pushes,
                 "waiting_bytes": self._intake.waiting_bytes,
                 "waiting_batches": self._publisher.waiting_batches,

@@ -3,15 +3,21 @@
 It is one SQLite file in WAL mode, so a killed process loses nothing it had committed. Batches are
 numbered without holes; publishing a market is a cursor along its numbers. The file is locked to
 one process.
+
+What is given up for the ring's size is noted in the same transaction, and what may have been sent
+already is not given up: so a batch is either published or named as lost, whatever is killed when.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sqlite3
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +26,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from qmt_protocol.errors import ConfigurationError, QMTError
+from qmt_protocol.times import DAY_MS
 
-__all__ = ["Batch", "Entry", "Kind", "NewBatch", "Ring", "RingUnwritable"]
+from .losses import Codes, gap_of, merge, spans
+
+__all__ = ["Batch", "Entry", "Kind", "NewBatch", "Ring", "RingUnwritable", "Silence"]
 
 
 class RingUnwritable(QMTError):
@@ -31,8 +40,9 @@ class RingUnwritable(QMTError):
 
 
 Kind = Literal["tick", "bar"]
-Entry = tuple[str, int, bytes]
-"""A tick: code, ms that orders it, ``t1``. A bar: its `want`, its label, ``k1``."""
+Entry = tuple[str, int | str, bytes]
+"""A tick: code, ms that orders it, ``t1``. A bar: its `want`, its label, ``k1``. What was published
+before, elsewhere, has its whole entry id in place of the ms."""
 NewBatch = tuple[str, Kind, int, list[Entry]]
 """Market, kind, receipt in ms, entries."""
 
@@ -46,16 +56,35 @@ CREATE TABLE IF NOT EXISTS ring (
 );
 CREATE INDEX IF NOT EXISTS ring_market ON ring (market, number);
 CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS silence (from_ms INTEGER NOT NULL, to_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS silent (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    from_ms INTEGER NOT NULL,
+    to_ms INTEGER,
+    reason TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS acked (market TEXT PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS sent (market TEXT PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS lost (
+    number INTEGER PRIMARY KEY,
+    market TEXT NOT NULL,
+    received_ms INTEGER NOT NULL,
+    codes BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS gone (
+    market TEXT PRIMARY KEY, number INTEGER NOT NULL, received_ms INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _COLUMNS: Final = "number, market, kind, received_ms, body"
-_DROP_OLDEST: Final = (
-    f"DELETE FROM ring WHERE number = (SELECT min(number) FROM ring) RETURNING {_COLUMNS}"  # noqa: S608
-)
+_GONE: Final = """
+INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT (market) DO UPDATE SET
+    number = max(number, excluded.number), received_ms = max(received_ms, excluded.received_ms)
+"""
+_SILENCE_KEPT_MS: Final = DAY_MS
+_LOST_ROWS: Final = 64
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+_decode_codes: Final = msgspec.msgpack.Decoder(Codes).decode
 
 
 @dataclass(frozen=True)
@@ -67,6 +96,18 @@ class Batch:
     kind: Kind
     received_ms: int
     entries: list[Entry]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A time in which nothing could be heard from the terminal."""
+
+    number: int
+    from_ms: int
+    """When the last push before it was received; 0: the ring begins behind it."""
+    to_ms: int
+    reason: str
 
 
 class Ring:
@@ -77,7 +118,8 @@ class Ring:
     path
         The SQLite file; made when missing.
     max_bytes
-        Size of the batches kept; beyond it the oldest are given up, see `append`.
+        Size of the batches kept; beyond it the oldest are given up, see `take_lost`. What `take`
+        has given away to be sent stays all the same.
 
     Raises
     ------
@@ -108,6 +150,11 @@ class Ring:
         self.id: str = self._one("SELECT value FROM meta WHERE name='ring'")
         self._bytes: int = self._one("SELECT coalesce(sum(length(body)), 0) FROM ring")
         self._acked: dict[str, int] = dict(self._all("SELECT market, number FROM acked"))
+        self._sent: dict[str, int] = dict(self._all("SELECT market, number FROM sent"))
+        self._cursor: dict[str, int] = {}
+        self._heard_ms = self._last_heard_ms()
+        # Begins of the silences, for a look at each batch; the first is the oldest.
+        self._silent: dict[int, int] = dict(self._all("SELECT number, from_ms FROM silent"))
 
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
@@ -117,34 +164,39 @@ class Ring:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
+    def _last_heard_ms(self) -> int:
+        rows = self._all(
+            "SELECT received_ms FROM ring WHERE kind = 'tick' ORDER BY number DESC LIMIT 1"
+        )
+        noted = self._all("SELECT value FROM meta WHERE name = 'heard_ms'")
+        return max((int(row[0]) for row in [*rows, *noted]), default=0)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
             self._db.execute("BEGIN")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk may have ended it by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     # -- batches ------------------------------------------------------------------------------
 
-    def append(self, batches: Iterable[NewBatch]) -> list[Batch]:
-        """Store batches in one transaction.
+    def append(self, batches: Iterable[NewBatch]) -> None:
+        """Store batches in one transaction, in the order of their receipt.
 
-        Returns
-        -------
-        list of Batch
-            Unpublished batches that had to be given up for the ring's size: lost ticks, to be
-            named in a gap event.
+        Where they exceed the ring's size, the oldest go: those that Redis has without a word,
+        others are told by `take_lost`.
 
         Raises
         ------
         RingUnwritable
             When the disk refuses; nothing of this call is stored.
         """
-        before = self._bytes
+        before, heard_ms = self._bytes, self._heard_ms
         try:
             with self._transaction():
                 for market, kind, received_ms, entries in batches:
@@ -154,27 +206,92 @@ class Ring:
                         (market, kind, received_ms, body),
                     )
                     self._bytes += len(body)
-                self._write_acked()
-                return self._shrink()
+                    if kind == "tick":  # a bar may be made by the clock, behind its push
+                        heard_ms = received_ms
+                self._write_cursors()
+                self._shrink()
         except sqlite3.Error as error:
             self._bytes = before
             raise RingUnwritable(f"The ring cannot be written: {error}.") from error
+        self._heard_ms = heard_ms
 
-    def _write_acked(self) -> None:
-        self._db.executemany(
-            "INSERT OR REPLACE INTO acked VALUES (?, ?)", list(self._acked.items())
+    def _write_cursors(self) -> None:
+        for table, numbers in (("acked", self._acked), ("sent", self._sent)):
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO {table} VALUES (?, ?)",  # noqa: S608
+                list(numbers.items()),
+            )
+
+    def _done(self, market: str) -> int:
+        """Return the number up to which a market's batches need not be published any more."""
+        return max(self._acked.get(market, 0), self._cursor.get(market, 0))
+
+    def _shrink(self) -> None:
+        if self._bytes <= self._max_bytes:
+            return
+        held = [(one, self._done(one), last) for one, last in self._sent.items()]
+        held = [(one, done, last) for one, done, last in held if done < last]
+        keep = "".join(" AND NOT (market = ? AND number > ? AND number <= ?)" for _ in held)
+        values = [value for one in held for value in one]
+        drop = (
+            f"DELETE FROM ring WHERE number = (SELECT number FROM ring WHERE 1{keep}"  # noqa: S608
+            f" ORDER BY number LIMIT 1) RETURNING {_COLUMNS}"
         )
-
-    def _shrink(self) -> list[Batch]:
-        lost: list[Batch] = []
         while self._bytes > self._max_bytes:
-            row = self._db.execute(_DROP_OLDEST).fetchone()
+            row = self._db.execute(drop, values).fetchone()
             if row is None:
                 break
             self._bytes -= len(row[4])
-            if row[0] > self._acked.get(row[1], 0):
-                lost.append(_batch(row))
-        return lost
+            number, market, _, received_ms, body = row
+            if number <= self._done(market):
+                self._db.execute(_GONE, (market, number, received_ms))
+            else:
+                codes = spans((code, at) for code, at, _ in _decode(body))
+                self._db.execute(
+                    "INSERT INTO lost VALUES (?, ?, ?, ?)",
+                    (number, market, received_ms, _encode(codes)),
+                )
+
+    def take_lost(self, is_ours: Callable[[str], bool], *, hold: bool) -> dict[str, Any] | None:
+        """Make one gap event of the batches given up since the last call, and keep it until told.
+
+        Parameters
+        ----------
+        is_ours
+            Tells whether this producer publishes a market. What it gave up of others' is what it
+            did not hear, see `gone`.
+        hold
+            Whether to go on gathering, in one row a market, while nothing can be told.
+
+        Returns
+        -------
+        dict or None
+            The event, already among `events`.
+        """
+        rows = self._all("SELECT number, market, received_ms, codes FROM lost ORDER BY number")
+        if not rows or (hold and len(rows) <= _LOST_ROWS):
+            return None
+        lost: dict[str, tuple[int, int, Codes]] = {}
+        for number, market, received_ms, body in rows:
+            _, _, codes = lost.setdefault(market, (0, 0, {}))
+            merge(codes, _decode_codes(body))
+            lost[market] = (number, received_ms, codes)
+        event = None
+        with self._transaction():
+            self._db.execute("DELETE FROM lost WHERE number <= ?", (rows[-1][0],))
+            named: Codes = {}
+            for market, (number, received_ms, codes) in lost.items():
+                if hold:
+                    row = (number, market, received_ms, _encode(codes))
+                    self._db.execute("INSERT INTO lost VALUES (?, ?, ?, ?)", row)
+                elif is_ours(market):
+                    merge(named, codes)
+                else:
+                    self._db.execute(_GONE, (market, number, received_ms))
+            if named:
+                event = {"at_ms": time.time_ns() // 1_000_000, **gap_of("ring full", named)}
+                self._write_event(event)
+        return event
 
     def after(self, market: str, number: int, limit: int) -> list[Batch]:
         """Return up to `limit` of a market's batches that follow the given number, in order."""
@@ -186,6 +303,47 @@ class Ring:
             limit,
         )
         return [_batch(row) for row in rows]
+
+    def take(self, market: str, number: int, limit: int, most_bytes: int) -> list[Batch]:
+        """Return the batches that follow the given number, in order, to be sent.
+
+        The ring keeps them from now on until they are acknowledged: whatever becomes of the
+        answer, they may have reached Redis. What lies at or below the number is done with.
+
+        Parameters
+        ----------
+        limit, most_bytes
+            Most batches, and most bytes of them; one at least.
+        """
+        with self._lock:
+            found: list[Batch] = []
+            size_bytes = 0
+            for row in self._db.execute(
+                f"SELECT {_COLUMNS} FROM ring"  # noqa: S608
+                " WHERE market = ? AND number > ? ORDER BY number LIMIT ?",
+                (market, number, limit),
+            ):
+                size_bytes += len(row[4])
+                if found and size_bytes > most_bytes:
+                    break
+                found.append(_batch(row))
+            self._cursor[market] = number
+            news = bool(found) and found[-1].number > self._sent.get(market, 0)
+            if news:
+                self._sent[market] = found[-1].number
+        if news:
+            # A disk that refuses does not stop the publishing; it only takes nothing more in.
+            with contextlib.suppress(sqlite3.Error), self._transaction():
+                self._write_cursors()
+        return found
+
+    def gone(self, market: str) -> tuple[int, int]:
+        """Return number and receipt of a market's newest batch that went without being named.
+
+        Zeros for none. Batches named as lost do not count.
+        """
+        rows = self._all("SELECT number, received_ms FROM gone WHERE market = ?", market)
+        return rows[0] if rows else (0, 0)
 
     def waiting(self, market: str, number: int) -> int:
         """Return how many of a market's batches follow the given number."""
@@ -247,6 +405,11 @@ class Ring:
         """Note that Redis holds a market's batches up to the given number."""
         self._acked[market] = number
 
+    def rewind(self, market: str, number: int) -> None:
+        """Note that Redis holds a market's batches only up to the given number."""
+        with self._lock:
+            self._acked[market] = self._sent[market] = self._cursor[market] = number
+
     def tidy(self, keep_from: dict[str, int], before_ms: int) -> None:
         """Drop what was received before a time and is at or below its market's cursor.
 
@@ -258,47 +421,95 @@ class Ring:
             Batches received later stay, so that history lost by Redis can be published again.
         """
         with self._transaction():
-            self._write_acked()
+            self._write_cursors()
+            self._db.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('heard_ms', ?)", (str(self._heard_ms),)
+            )
             for market, number in keep_from.items():
                 where = "WHERE market = ? AND number <= ? AND received_ms < ?"
                 values = (market, number, before_ms)
-                gone = self._db.execute(
-                    f"SELECT coalesce(sum(length(body)), 0) FROM ring {where}",  # noqa: S608
+                gone, last, received_ms = self._db.execute(
+                    "SELECT coalesce(sum(length(body)), 0), max(number), max(received_ms)"  # noqa: S608
+                    f" FROM ring {where}",
                     values,
-                ).fetchone()[0]
-                self._db.execute(f"DELETE FROM ring {where}", values)  # noqa: S608
-                self._bytes -= gone
-            self._db.execute("DELETE FROM silence WHERE to_ms < ?", (before_ms,))
+                ).fetchone()
+                if last is not None:
+                    self._db.execute(f"DELETE FROM ring {where}", values)  # noqa: S608
+                    self._db.execute(_GONE, (market, last, received_ms))
+                    self._bytes -= gone
+            old_ms = before_ms - _SILENCE_KEPT_MS
+            self._db.execute("DELETE FROM silent WHERE to_ms < ?", (old_ms,))
+            left = self._db.execute("SELECT number, from_ms FROM silent")
+            self._silent = dict(left.fetchall())
 
     # -- silences -----------------------------------------------------------------------------
 
     @property
-    def last_received_ms(self) -> int:
-        """When the newest batch still kept was received; 0 when there is none."""
-        return int(self._one("SELECT coalesce(max(received_ms), 0) FROM ring"))
+    def heard_ms(self) -> int:
+        """When the newest tick was received that the ring had; 0: none ever.
 
-    def add_silence(self, from_ms: int, to_ms: int) -> None:
-        """Note a time in which nothing could be heard from the terminal."""
+        Every tick received before is in the ring, published, or named.
+        """
+        return self._heard_ms
+
+    def heard(self, now_ms: int) -> None:
+        """Note that nothing has been missed up to now, though nothing came either."""
+        self._heard_ms = max(self._heard_ms, now_ms)
+
+    def begin_silence(self, from_ms: int, reason: str) -> None:
+        """Note that nothing can be heard from the terminal; one silence is open at a time.
+
+        To be called before the subscription that ends it: what that brings is behind a hole.
+        """
+        if self.open_silence is None:
+            with self._lock:
+                number = self._db.execute(
+                    "INSERT INTO silent (from_ms, reason) VALUES (?, ?)", (from_ms, reason)
+                ).lastrowid
+                self._silent = {**self._silent, int(number or 0): from_ms}
+
+    def end_silence(self, to_ms: int) -> None:
+        """Close the open silence."""
         with self._lock:
-            self._db.execute("INSERT INTO silence VALUES (?, ?)", (from_ms, to_ms))
+            self._db.execute("UPDATE silent SET to_ms = ? WHERE to_ms IS NULL", (to_ms,))
 
-    def silences(self, since_ms: int) -> list[tuple[int, int]]:
-        """Return the noted silences that end after a time, cut to it, in order."""
-        return [
-            (max(from_ms, since_ms), to_ms)
-            for from_ms, to_ms in self._all(
-                "SELECT from_ms, to_ms FROM silence WHERE to_ms > ? ORDER BY from_ms", since_ms
-            )
-        ]
+    @property
+    def open_silence(self) -> int | None:
+        """Since when nothing is heard; ``None`` when the terminal is heard."""
+        rows = self._all("SELECT from_ms FROM silent WHERE to_ms IS NULL")
+        return int(rows[0][0]) if rows else None
+
+    @property
+    def silent_since_ms(self) -> int:
+        """Since when nothing was heard, for a producer that starts; 0: the ring is new."""
+        since_ms = self.open_silence
+        return self._heard_ms if since_ms is None else since_ms
+
+    def silent_after(self, number: int) -> float:
+        """Return when the first of the silences behind a number began; infinite for none."""
+        return min(
+            (from_ms for one, from_ms in self._silent.items() if one > number), default=math.inf
+        )
+
+    def silences(self, number: int) -> list[Silence]:
+        """Return the silences behind a number that are over, in order."""
+        rows = self._all(
+            "SELECT number, from_ms, to_ms, reason FROM silent"
+            " WHERE number > ? AND to_ms IS NOT NULL ORDER BY number",
+            number,
+        )
+        return [Silence(*row) for row in rows]
 
     # -- events -------------------------------------------------------------------------------
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Keep an event until it is told."""
         with self._lock:
-            self._db.execute(
-                "INSERT INTO event (body) VALUES (?)", (json.dumps(event, ensure_ascii=False),)
-            )
+            self._write_event(event)
+
+    def _write_event(self, event: dict[str, Any]) -> None:
+        body = json.dumps(event, ensure_ascii=False)
+        self._db.execute("INSERT INTO event (body) VALUES (?)", (body,))
 
     def events(self, limit: int = 100) -> list[tuple[int, str]]:
         """Return the oldest untold events as (number, JSON)."""
@@ -318,4 +529,4 @@ class Ring:
 
 def _batch(row: tuple[int, str, Kind, int, bytes]) -> Batch:
     number, market, kind, received_ms, body = row
-    return Batch(number, market, kind, received_ms, _decode(body))
+    return Batch(number, market, kind, received_ms, _decode(body), len(body))

@@ -22,7 +22,7 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     ring: Path = Field(
         Path("qmt-ring.sqlite"), description="file that keeps ticks until Redis has them"
     )
-    ring_max_mb: int = Field(2048, ge=16, description="size at which the ring gives up its oldest")
+    ring_max_mb: int = Field(2048, ge=1, description="size at which the ring gives up its oldest")
     ring_keep_s: int = Field(900, ge=0, description="how long published ticks stay in the ring")
     queue_mb: int = Field(256, ge=1, description="most MB of pushes waiting to be encoded")
     batch_ticks: int = Field(500, ge=1, le=500, description="most ticks in one call to Redis")

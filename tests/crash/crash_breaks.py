@@ -24,10 +24,8 @@ __all__ = [
     "wipe",
 ]
 
-LEASE_S = 4.0
 AWAY = {"reader-away": ("--stored", "--full"), "reader-brief": ("--stored",)}
 """One saves its full position, the other the short one, which knows no codes."""
-RING_MB = 16
 
 
 def redis_away(directory: Path, seed: int, scale: Scale) -> Result:
@@ -81,14 +79,14 @@ def ring_overflow(directory: Path, seed: int, scale: Scale) -> Result:
     """Redis is away until a small ring gives up its oldest: the gap is the exact difference."""
     result = Result("ring_overflow")
     with Rig(directory, seed, ticks_per_s=20_000) as rig:
-        rig.start_producer("producer1", QMT_RING_MAX_MB=str(RING_MB))
+        rig.start_producer("producer1", QMT_RING_MAX_MB=str(scale.ring_mb))
         rig.wait_flowing()
         rounds = min(scale.times, 3)
         for _ in range(rounds):
             rig.in_flight()
             rig.kill_redis()
             begun = rig.control.status()["last_seq"]
-            full = RING_MB * 1_000_000 / 150
+            full = scale.ring_mb * 1_000_000 / 150
             wait_for(
                 lambda begun=begun, full=full: (  # type: ignore[misc]
                     rig.control.status()["last_seq"] - begun > 1.4 * full
@@ -143,7 +141,7 @@ def holder_paused(directory: Path, seed: int, scale: Scale) -> Result:
             name = wait_holder(rig)
             rig.in_flight()
             rig.pause(name)
-            time.sleep(LEASE_S + 1)
+            time.sleep(rig.lease_s + 1)
             rig.wait_flowing()
             time.sleep(rig.random.uniform(0, 2))
             rig.resume(name)
@@ -201,7 +199,7 @@ def _restore(
         for name in flags:
             rig.start_reader(name, rig.server.url, *flags[name])
             wait_grows(rig, name)
-        epochs = [rig.streams.get("{qmt:SH}:epoch")]
+        epochs = [epoch_of(rig)]
         for _ in range(scale.times):
             for name in flags:
                 rig.kill(name, counted=False)
@@ -215,8 +213,9 @@ def _restore(
             rig.put_aof(copy)
             rig.start_redis()
             rig.wait_flowing()
-            time.sleep(2)
-            epochs.append(rig.streams.get("{qmt:SH}:epoch"))
+            was = epochs[-1]
+            wait_for(lambda was=was: epoch_of(rig) != was, "a new epoch")  # type: ignore[misc]
+            epochs.append(epoch_of(rig))
             for name in flags:
                 rig.start_reader(name, rig.server.url, *flags[name])
                 wait_grows(rig, name)
@@ -225,6 +224,11 @@ def _restore(
         result.figures["epochs"] = len(set(epochs))
         result.check(len(set(epochs)) == scale.times + 1, "a restore without a new epoch")
     return result
+
+
+def epoch_of(rig: Rig) -> object:
+    """Return the identity of a market's history."""
+    return rig.streams.get("{qmt:SH}:epoch")
 
 
 def redis_wiped(directory: Path, seed: int, scale: Scale) -> Result:

@@ -39,6 +39,7 @@ __all__ = ["HERE", "MARKETS", "Result", "Rig", "wait_for"]
 MARKETS: Final = ("SH", "SZ", "BJ")
 HERE: Final = Path(__file__).resolve().parent
 _END_S: Final = 10.0
+_REST_S: Final = 1.5
 
 
 @dataclass
@@ -85,15 +86,24 @@ class Rig:
         Of the moments at which things are done.
     ticks_per_s
         About how many the terminal pushes.
+    lease_s
+        How long a lease outlives its use.
     """
 
     def __init__(
-        self, directory: Path, seed: int, *, ticks_per_s: int = 2000, push_ms: int = 100
+        self,
+        directory: Path,
+        seed: int,
+        *,
+        ticks_per_s: int = 2000,
+        push_ms: int = 100,
+        lease_s: float = 4.0,
     ) -> None:
         self.directory = directory
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         self.random = random.Random(seed)
+        self.lease_s = lease_s
         self.server = RedisServer(directory / "redis")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._events: dict[str, dict[str, Any]] = {}
@@ -154,6 +164,7 @@ class Rig:
             QMT_TERMINAL_PORT=str(self.terminal.port),
             QMT_NATIVE_MODULE="qmt_simulator.native",
             QMT_RING=str(self.directory / f"{name}.sqlite"),
+            QMT_LEASE_S=str(self.lease_s),
             **env,
         )
 
@@ -379,16 +390,14 @@ class Rig:
         )
 
     def wait_read(self, name: str, within_s: float = 60.0) -> None:
-        """Wait until a reader's file no longer grows."""
-        file, size = self.file_of(name), -1
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            now = file.stat().st_size if file.exists() else 0
-            if now == size > 0:
-                return
-            size = now
-            time.sleep(1)
-        raise TimeoutError(f"{name} still reads after {within_s:g} s")
+        """Wait until a reader's file has not grown for a while."""
+        file = self.file_of(name)
+
+        def rests() -> bool:
+            told = file.stat() if file.exists() else None
+            return bool(told and told.st_size and time.time() - told.st_mtime > _REST_S)
+
+        wait_for(rests, f"{name} has read everything", within_s)
 
     def account_reader(
         self,

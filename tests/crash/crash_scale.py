@@ -22,11 +22,15 @@ class Scale:
     """How often what takes long is done: pauses, takeovers, restores."""
     cuts: int
     """Of each reader's connection."""
+    ring_mb: int
+    """Size of the ring that overflows."""
     pairs: int
     """Runs with and without a stalled reader."""
     run_s: float
     """Length of one such run."""
 
 
-LONG: Final = Scale(kills=50, pause_s=1.0, away_s=60, times=5, cuts=1000, pairs=10, run_s=20)
-SHORT: Final = Scale(kills=2, pause_s=0.2, away_s=5, times=1, cuts=25, pairs=1, run_s=3)
+LONG: Final = Scale(
+    kills=50, pause_s=1.0, away_s=60, times=5, cuts=1000, ring_mb=16, pairs=10, run_s=20
+)
+SHORT: Final = Scale(kills=1, pause_s=0.2, away_s=3, times=1, cuts=15, ring_mb=4, pairs=1, run_s=3)

@@ -32,9 +32,9 @@ def entry(at_ms: int, price: float, code: str = CODE, **more: Any) -> Entry:
 class Bench:
     """A ring and the publishers made on it."""
 
-    def __init__(self, path: Path, url: str) -> None:
+    def __init__(self, path: Path, url: str, ring_bytes: int = 50_000_000) -> None:
         self.path, self.url = path, url
-        self.ring = Ring(path, 50_000_000)
+        self.ring = Ring(path, ring_bytes)
         self.events: list[dict[str, Any]] = []
         self.publisher = self._publisher()
 

@@ -81,10 +81,20 @@ class Rig:
             put=lambda push: None,
             last_push_ms=lambda: self.last_push_ms,
             deaf_after_s=DEAF_AFTER_S,
-            on_silence=lambda *silence: self.silences.append(silence),
+            on_silent=self._on_silent,
+            on_heard=self._on_heard,
             on_event=self.events.append,
             silent_since_ms=0,
         )
+
+    def _on_silent(self, from_ms: int, reason: str) -> None:
+        self.terminal.calls.append("silent")
+        self._silent = (from_ms, reason)
+
+    def _on_heard(self, to_ms: int) -> None:
+        from_ms, reason = self._silent
+        if from_ms:  # else that before the start
+            self.silences.append((from_ms, to_ms, reason))
 
     def push(self) -> None:
         self.last_push_ms = time.time_ns() // 1_000_000
@@ -113,7 +123,8 @@ def test_a_silent_feed_is_helped_and_then_given_up(rig: Rig) -> None:
     assert len(rig.terminal.numbers) == 1, "the old subscription was given back first"
     rig.wait()
     assert rig.steps == ["resubscribed", "reconnected"]
-    assert rig.terminal.calls == ["subscribe", "subscribe", "close", "subscribe"]
+    calls = [call for call in rig.terminal.calls if call != "silent"]
+    assert calls == ["subscribe", "subscribe", "close", "subscribe"]
     assert not rig.listener.must_restart
     rig.wait()
     assert rig.steps[-1] == "restart"
@@ -185,3 +196,15 @@ def test_a_terminal_that_goes_leaves_a_silence_until_it_is_back(rig: Rig) -> Non
     assert rig.listener.look() is True
     ((from_ms, to_ms, _),) = rig.silences
     assert rig.last_push_ms <= from_ms <= to_ms
+
+
+def test_a_silence_is_on_record_before_the_subscription_that_ends_it(rig: Rig) -> None:
+    """Killed between the two, the next start would take the new pushes for the last ones."""
+    rig.listener.look()
+    assert rig.terminal.calls == ["silent", "subscribe"]
+    rig.terminal.generation = (1, 1)
+    rig.listener.look()
+    assert rig.terminal.calls[2:] == ["silent", "subscribe"]
+    rig.wait()
+    assert rig.steps == ["resubscribed"]
+    assert rig.terminal.calls[4:] == ["silent", "subscribe"]

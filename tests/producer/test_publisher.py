@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +188,111 @@ def test_out_of_memory_waits_and_then_publishes(tmp_path: Path, server_binary: P
             streams.config_set("maxmemory", "0")
             wait_for(lambda: bench.ring.acked("SH") == 2)
             assert len(stored(streams)) == len(fed(streams)) == 2
+    finally:
+        bench.close()
+        server.stop()
+
+
+def many(bench: Bench, count: int, size: int = 1, start: int = 0) -> list[int]:
+    """Give a ring batches of one code; returns the times of their ticks."""
+    times = [NOON_MS + number for number in range(start * size, (start + count) * size)]
+    bench.ring.append(
+        [
+            ("SH", "tick", 0, [entry(at_ms, 10.0, volume=at_ms - NOON_MS) for at_ms in part])
+            for at in range(count)
+            for part in [times[at * size : (at + 1) * size]]
+        ]
+    )
+    bench.publisher.more.set()
+    return times
+
+
+def times_of(streams: redis.Redis) -> list[int]:
+    rows = stored(streams)
+    assert [int(entry_id.split("-")[0]) for entry_id, _ in rows] == [row[0] for _, row in rows]
+    return [row[0] for _, row in rows]
+
+
+def test_batches_travel_together_and_stay_in_order(bench: Bench, streams: redis.Redis) -> None:
+    bench.publish(entry(NOON_MS - 1, 9.0))
+    before = streams.info("stats")["total_net_input_bytes"], streams.info("commandstats")
+    times = many(bench, 100, size=3)
+    wait_for(lambda: bench.done)
+    assert times_of(streams) == [NOON_MS - 1, *times]
+    assert [row[2][0] for row in fed(streams)] == [NOON_MS - 1, *times]
+    assert streams.xlen(KEYS.feed("SH")) == 101, "each batch is one entry of the feed"
+    calls = [told["cmdstat_evalsha"]["calls"] for told in (before[1], streams.info("commandstats"))]
+    assert calls[1] - calls[0] < 100 * 1.3, "one more call goes with several batches"
+
+
+def test_scripts_flushed_again_and_again(bench: Bench, streams: redis.Redis) -> None:
+    times: list[int] = []
+    for number in range(40):
+        times += many(bench, 5, start=5 * number)
+        streams.script_flush()
+    wait_for(lambda: bench.done)
+    assert times_of(streams) == times
+    assert [row[2][0] for row in fed(streams)] == times
+    assert bench.publisher.figures.repeated == 0
+
+
+def test_out_of_memory_in_the_middle_of_several(tmp_path: Path, server_binary: Path) -> None:
+    server = RedisServer(tmp_path / "redis", binary=server_binary, aof=False)
+    server.start()
+    bench = Bench(tmp_path / "ring.sqlite", server.url)
+    try:
+        with redis.Redis.from_url(server.url) as streams:
+            bench.publish(entry(NOON_MS - 1, 9.0))
+            used = streams.info("memory")["used_memory"]
+            streams.config_set("maxmemory", used + 1_500_000)
+            times = many(bench, 40, size=300)
+            wait_for(lambda: "OutOfMemory" in bench.publisher.figures.redis_away)
+            held = times_of(streams)
+            assert 1 < len(held) < len(times)
+            assert held == [NOON_MS - 1, *times][: len(held)]
+            streams.config_set("maxmemory", "0")
+            wait_for(lambda: bench.done, within_s=20)
+            assert times_of(streams) == [NOON_MS - 1, *times]
+            assert [row[2][0] for row in fed(streams)] == [NOON_MS - 1, *times]
+    finally:
+        bench.close()
+        server.stop()
+
+
+def test_history_lost_between_two_of_several(bench: Bench, streams: redis.Redis) -> None:
+    """Redis forgets what it had applied under a good lease: nothing behind it goes in."""
+    times = many(bench, 4)
+    wait_for(lambda: bench.done)
+    streams.hdel(KEYS.acked("SH"), bench.ring.id)
+    streams.delete(KEYS.tick(CODE), KEYS.latest("SH"))
+    times += many(bench, 20, start=4)
+    wait_for(lambda: bench.done)
+    assert times_of(streams) == times
+    assert [event["kind"] for event in bench.events].count("epoch") == 1
+
+
+def test_what_may_be_in_redis_is_not_given_up_while_it_is_away(
+    tmp_path: Path, server_binary: Path
+) -> None:
+    """Redis takes several batches and dies before it answers; the ring overflows meanwhile."""
+    server = RedisServer(tmp_path / "redis", binary=server_binary)
+    server.start()
+    bench = Bench(tmp_path / "ring.sqlite", server.url, ring_bytes=200_000)
+    assert server.process is not None
+    try:
+        bench.publish(entry(NOON_MS - 1, 9.0))
+        os.kill(server.process.pid, signal.SIGSTOP)
+        times = many(bench, 6, size=100)
+        wait_for(lambda: bench.ring._sent.get("SH", 0) == 7)
+        time.sleep(0.2)  # sent
+        times += many(bench, 40, size=100, start=6)
+        os.kill(server.process.pid, signal.SIGCONT)
+        wait_for(lambda: bench.done, within_s=20)
+        gap = bench.ring.take_lost(lambda _: True, hold=False)
+        assert gap is not None
+        with redis.Redis.from_url(server.url) as streams:
+            missing = sorted({*times} - {*times_of(streams)})
+        assert gap["codes"] == {CODE: [missing[0], missing[-1], len(missing)]}
     finally:
         bench.close()
         server.stop()

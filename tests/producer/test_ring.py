@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from qmt_producer.bar_maker import BarMaker
 from qmt_producer.intake import Intake
 from qmt_producer.losses import Losses
-from qmt_producer.ring import Entry, Ring
+from qmt_producer.ring import Entry, Ring, Silence
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.ticks import TickFlag, decode_tick
 from qmt_simulator import bson
@@ -60,12 +61,39 @@ def test_numbers_have_no_holes_and_outlive_a_restart(tmp_path: Path) -> None:
     ring.close()
 
 
-def test_silences_are_cut_to_what_is_asked(tmp_path: Path) -> None:
+def test_silences_are_in_order_and_one_is_open_over_a_restart(tmp_path: Path) -> None:
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
-    ring.add_silence(100, 200)
-    ring.add_silence(300, 400)
-    assert ring.silences(150) == [(150, 200), (300, 400)]
-    assert ring.silences(400) == []
+    assert (ring.open_silence, ring.silent_after(0)) == (None, math.inf)
+    ring.begin_silence(100, "one")
+    ring.begin_silence(150, "a further try")
+    assert (ring.silences(0), ring.silent_after(0)) == ([], 100)
+    ring.close()
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    assert ring.silent_since_ms == ring.open_silence == 100
+    ring.end_silence(200)
+    ring.begin_silence(300, "two")
+    assert ring.silences(0) == [Silence(1, 100, 200, "one")]
+    assert (ring.silent_after(0), ring.silent_after(1)) == (100, 300)
+    ring.end_silence(400)
+    assert ring.silences(1) == [Silence(2, 300, 400, "two")]
+    assert ring.silences(2) == []
+    ring.tidy({}, before_ms=86_400_000 + 201)
+    assert ring.silences(0) == [Silence(2, 300, 400, "two")]
+    assert ring.silent_after(0) == 300
+    ring.close()
+
+
+def test_what_was_heard_last_outlives_the_batches_and_is_no_bar(tmp_path: Path) -> None:
+    """A bar may be closed by the clock while ticks received before still wait for the ring."""
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    assert ring.silent_since_ms == 0
+    ring.append([("SH", "tick", 1000, entries(1)), ("SH", "bar", 5000, entries(1))])
+    assert ring.heard_ms == 1000
+    ring.tidy({"SH": 2}, before_ms=10**15)
+    ring.close()
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    assert ring.after("SH", 0, 10) == []
+    assert ring.silent_since_ms == 1000
     ring.close()
 
 
@@ -77,15 +105,92 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ring.close()
 
 
+def overflow(ring: Ring, *numbers: int) -> None:
+    """Append batches of 100 entries; a ring of 40,000 bytes holds three."""
+    ring.append([("SH", "tick", n, entries(100, AT_MS + 1000 * n)) for n in numbers])
+
+
+def kept(ring: Ring) -> list[int]:
+    return [batch.number for batch in ring.after("SH", 0, 100)]
+
+
+def is_ours(_market: str) -> bool:
+    return True
+
+
 def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -> None:
-    ring = Ring(tmp_path / "ring.sqlite", 50_000)
-    ring.append([("SH", "tick", n, entries(100, AT_MS + 1000 * n)) for n in range(1, 4)])
+    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    overflow(ring, 1, 2, 3)
     ring.acknowledge("SH", 1)
-    lost = ring.append([("SH", "tick", 4, entries(100, AT_MS + 4000))])
-    kept = ring.after("SH", 0, 10)
-    gone = {1, 2, 3, 4} - {batch.number for batch in kept}
-    assert [batch.number for batch in lost] == sorted(gone - {1}), "what Redis has is not lost"
-    assert all(len(batch.entries) == 100 for batch in lost)
+    overflow(ring, 4)
+    assert kept(ring) == [2, 3, 4]
+    assert ring.take_lost(is_ours, hold=False) is None, "what Redis has is not lost"
+    overflow(ring, 5, 6)
+    assert kept(ring) == [4, 5, 6]
+    ring.close()
+    ring = Ring(tmp_path / "ring.sqlite", 40_000)  # killed before it was told
+    gap = ring.take_lost(is_ours, hold=False)
+    assert gap is not None
+    told = {"600519.SH": [AT_MS + 2000, AT_MS + 3099, 200]}
+    assert (gap["codes"], gap["ticks"], gap["reason"]) == (told, 200, "ring full")
+    assert [json.loads(body) for _, body in ring.events()] == [gap]
+    assert ring.take_lost(is_ours, hold=False) is None
+    ring.close()
+
+
+def test_what_may_have_been_sent_is_never_given_up(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    overflow(ring, 1, 2, 3)
+    assert [batch.number for batch in ring.take("SH", 0, 2, 10**9)] == [1, 2]
+    overflow(ring, 4, 5)
+    assert kept(ring) == [1, 2, 5]
+    ring.close()
+    ring = Ring(tmp_path / "ring.sqlite", 40_000)  # a killed producer cannot know the answer
+    overflow(ring, 6, 7)
+    assert kept(ring) == [1, 2, 7]
+    ring.acknowledge("SH", 1)
+    overflow(ring, 8)
+    assert kept(ring) == [2, 7, 8]
+    ring.acknowledge("SH", 2)
+    overflow(ring, 9)
+    assert kept(ring) == [7, 8, 9]
+    gap = ring.take_lost(is_ours, hold=False)
+    assert gap is not None
+    assert gap["codes"] == {"600519.SH": [AT_MS + 3000, AT_MS + 6099, 400]}, "3 to 6 alone"
+    assert ring.gone("SH") == (2, 2)
+    ring.close()
+
+
+def test_losses_gather_in_one_row_while_they_cannot_be_told(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    for n in range(1, 200):
+        overflow(ring, n)
+        assert ring.take_lost(is_ours, hold=True) is None
+    assert ring._one("SELECT count(*) FROM lost") <= 65
+    gap = ring.take_lost(is_ours, hold=False)
+    assert gap is not None
+    assert gap["ticks"] == 100 * (199 - len(kept(ring)))
+    ring.close()
+
+
+def test_a_standby_names_nothing_and_remembers_what_it_let_go(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    overflow(ring, *range(1, 8))
+    assert ring.take_lost(lambda _: False, hold=False) is None
+    assert ring.gone("SH") == (4, 4)
+    assert ring.events() == []
+    ring.close()
+
+
+def test_a_batch_is_sent_again_with_the_same_bounds(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    overflow(ring, 1, 2, 3)
+    size_bytes = ring.size_bytes // 3
+    assert [batch.number for batch in ring.take("SH", 0, 8, 1)] == [1], "one at least"
+    assert [batch.number for batch in ring.take("SH", 0, 8, 2 * size_bytes)] == [1, 2]
+    assert [batch.number for batch in ring.take("SH", 2, 8, 2 * size_bytes)] == [3]
+    ring.rewind("SH", 0)
+    assert (ring.acked("SH"), len(ring.take("SH", 0, 8, 10**9))) == (0, 3)
     ring.close()
 
 

@@ -85,49 +85,164 @@ def test_paused_holder_is_fenced_and_adds_nothing_twice(
         holder.close()
 
 
+def gaps(bench: Bench) -> list[dict[str, Any]]:
+    return [event for event in bench.events if event["kind"] == "gap" and event["market"] == "SH"]
+
+
+def receive(ring: Ring, number: int, received_ms: int) -> None:
+    """Give a ring a tick that its terminal pushed at another time than now."""
+    ring.append([("SH", "tick", received_ms, [entry(NOON_MS + number, 10 + number / 100)])])
+
+
+def silence(path: Path, from_ms: int, to_ms: int) -> None:
+    """Note in a ring that nothing was heard."""
+    ring = Ring(path, 50_000_000)
+    ring.begin_silence(from_ms, "no producer was listening")
+    ring.end_silence(to_ms)
+    ring.close()
+
+
 def test_what_nobody_heard_is_a_gap_with_its_times(
     tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
 ) -> None:
+    """Pushes wait between receipt and publishing; a silence is cut by receipt."""
+    received_ms = now_ms() - 20_000
     first = Bench(tmp_path / "a", streams_server.url)
-    push(first, 0)
+    receive(first.ring, 0, received_ms)
+    first.publisher.more.set()
     wait_for(lambda: first.done)
     first.close()
-    entries: Any = streams.xrevrange(KEYS.feed("SH"), count=1)
-    accepted_ms = int(entries[0][0].split(b"-")[0])  # Redis time, on this machine ours too
-    time.sleep(0.3)
-    ring = Ring(tmp_path / "b", 50_000_000)
-    ring.append([("SH", "tick", accepted_ms - 60_000, [entry(NOON_MS, 10.0)])])
-    ring.close()
+    silence(tmp_path / "a", received_ms, received_ms + 15_000)
+    again = Bench(tmp_path / "a", streams_server.url)
+    try:
+        push(again, 5)
+        wait_for(lambda: numbers(streams) == [0, 5])
+        (gap,) = gaps(again)
+        assert (gap["from_ms"], gap["to_ms"]) == (received_ms, received_ms + 15_000)
+        assert gap["reason"] == "no producer was listening"
+    finally:
+        again.close()
+
+
+def test_a_standby_names_what_neither_heard_and_not_what_the_holder_published(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    received_ms = now_ms() - 20_000
+    first = Bench(tmp_path / "a", streams_server.url)
+    receive(first.ring, 0, received_ms)
+    first.publisher.more.set()
+    wait_for(lambda: first.done)
+    first.close()
+    silence(tmp_path / "b", received_ms - 9000, received_ms - 4000)  # the holder was there
+    silence(tmp_path / "b", received_ms - 3500, received_ms + 5000)
+    silence(tmp_path / "b", received_ms + 7000, received_ms + 8000)
     second = Bench(tmp_path / "b", streams_server.url)
-    second.ring.add_silence(accepted_ms - 500, accepted_ms + 200)
     try:
         push(second, 5)
         wait_for(lambda: numbers(streams) == [0, 5])
-        wait_for(lambda: any(event["kind"] == "gap" for event in second.events))
-        (gap,) = [event for event in second.events if event["kind"] == "gap"]
-        assert gap["reason"] == "no producer was listening"
-        assert accepted_ms - 100 < gap["from_ms"] <= accepted_ms + 100
-        assert gap["to_ms"] == accepted_ms + 200
+        one, two = gaps(second)
+        assert received_ms - 3500 <= one["from_ms"] <= received_ms, "terminals lie apart"
+        assert one["to_ms"] == received_ms + 5000
+        assert (two["from_ms"], two["to_ms"]) == (received_ms + 7000, received_ms + 8000)
     finally:
         second.close()
+
+
+def test_a_standby_goes_on_where_a_holder_died_that_was_far_behind(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    """Redis had been away: what the holder published last had waited for two minutes."""
+    received_ms = now_ms() - 120_000
+    first = Bench(tmp_path / "a", streams_server.url)
+    receive(first.ring, 0, received_ms)
+    receive(first.ring, 1, received_ms + 1000)
+    first.publisher.more.set()
+    wait_for(lambda: first.done)
+    first.close()
+    ring = Ring(tmp_path / "b", 50_000_000)
+    for number in range(20):
+        receive(ring, number, received_ms + 1000 * number)
+    ring.close()
+    second = Bench(tmp_path / "b", streams_server.url)
+    try:
+        push(second, 20)
+        wait_for(lambda: numbers(streams)[-1] == 20)
+        assert numbers(streams) == list(range(21))
+        assert gaps(second) == []
+    finally:
+        second.close()
+
+
+def test_a_standby_names_what_it_had_let_go(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    first = Bench(tmp_path / "a", streams_server.url)
+    received_ms = now_ms() - 20_000
+    receive(first.ring, 0, received_ms)
+    first.publisher.more.set()
+    wait_for(lambda: first.done)
+    first.close()
+    ring = Ring(tmp_path / "b", 50_000_000)
+    for number in range(1, 6):
+        receive(ring, number, received_ms + 1000 * number)
+    ring.tidy({"SH": 3}, before_ms=now_ms())
+    ring.close()
+    second = Bench(tmp_path / "b", streams_server.url)
+    try:
+        push(second, 6)
+        wait_for(lambda: numbers(streams) == [0, 4, 5, 6])
+        (gap,) = gaps(second)
+        assert gap["from_ms"] <= received_ms
+        assert gap["to_ms"] == received_ms + 3000
+    finally:
+        second.close()
+
+
+def test_nothing_is_complete_that_lies_behind_a_silence(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    """A producer killed between a new subscription and the end of the silence before it."""
+    start_ms = now_ms() - 20_000
+    first = Bench(tmp_path / "a", streams_server.url)
+    receive(first.ring, 0, start_ms)
+    first.publisher.more.set()
+    wait_for(lambda: first.done)
+    first.ring.begin_silence(start_ms, "the terminal was away")
+    receive(first.ring, 1, start_ms + 9000)
+    first.publisher.more.set()
+    wait_for(lambda: first.done)
+    assert gaps(first) == []
+    first.close()
+    again = Bench(tmp_path / "a", streams_server.url)
+    try:
+        again.ring.end_silence(start_ms + 12_000)
+        push(again, 2)
+        wait_for(lambda: numbers(streams) == [0, 1, 2])
+        (gap,) = gaps(again)
+        assert (gap["from_ms"], gap["to_ms"]) == (start_ms, start_ms + 12_000)
+    finally:
+        again.close()
 
 
 def test_a_new_ring_names_the_time_before_it(
     tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
 ) -> None:
     first = Bench(tmp_path / "a", streams_server.url)
+    before_ms = now_ms()
+    silence(tmp_path / "b", 0, before_ms + 300)
+    first.ring.begin_silence(0, "no producer was listening")
+    first.ring.end_silence(before_ms)
     push(first, 0)
     wait_for(lambda: first.done)
     first.close()
-    accepted_ms = now_ms()
-    time.sleep(0.3)
+    assert gaps(first) == [], "there was no history before it"
     second = Bench(tmp_path / "b", streams_server.url)
     try:
         push(second, 5)
         wait_for(lambda: numbers(streams) == [0, 5])
-        (gap,) = [event for event in second.events if event["kind"] == "gap"]
-        assert accepted_ms - 1000 < gap["from_ms"] <= accepted_ms
-        assert accepted_ms <= gap["to_ms"] <= now_ms()
+        (gap,) = gaps(second)
+        assert before_ms - 4000 < gap["from_ms"] <= before_ms
+        assert gap["to_ms"] == before_ms + 300
     finally:
         second.close()
 

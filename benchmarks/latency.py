@@ -93,7 +93,8 @@ def run(ctx: Context) -> Section:
         "the client's decoder had returned. Of spread pushes a sample is one second. The next "
         "burst comes 3 s after the one before has been worked off by all. Clients share the "
         "machine: with many of them most of the time is their own decoding. In Redis: by the id "
-        "of the feed's entry, so to the ms.",
+        "of the feed's entry, which is the moment when the script began, so to the ms and without "
+        "the script's own time.",
         "Clients decode: ours over v1 msgspec's msgpack into the protocol's messages, ticks as "
         "`t1` rows; JSON sides msgspec's JSON; over Redis the client library's `Tick`. Each "
         "decodes every tick, and what it got is compared with the terminal's own log (count, "
@@ -253,6 +254,23 @@ def _stored_ms(streams: str, entry_ns: int) -> float:
     return float(np.median(stored))
 
 
+def _spread_stored_ms(
+    streams: str, log: npt.NDArray[Any], entry_ns: npt.NDArray[np.int64]
+) -> float:
+    """Return how long after its push's entry the median tick was in its market's feed."""
+    at_ms: dict[tuple[bytes, int], int] = {}
+    with redis.Redis.from_url(streams) as connection:
+        for market in MARKETS:
+            feed: Any = connection.xrange(KEYS.feed(market), min=int(entry_ns[0] / 1e6))
+            for entry_id, fields in feed:
+                published_ms = int(entry_id.partition(b"-")[0])
+                for code, _, row in msgpack.unpackb(fields[b"b1"]):
+                    at_ms.setdefault((code.encode(), row[0]), published_ms)
+    keys = zip(log["code"].tolist(), log["time"].tolist(), entry_ns.tolist(), strict=True)
+    late = [at_ms[code, at] - ns / 1e6 for code, at, ns in keys if (code, at) in at_ms]
+    return float(np.median(late))
+
+
 def _decoding_ms(stamps: npt.NDArray[np.int64], entry_ns: int, ticks: int) -> float | None:
     """Return what decoding BSON took within a burst, where the side tells."""
     ends = np.flatnonzero((stamps[:, 0] == 1) & (stamps[:, 1] >= entry_ns))
@@ -291,6 +309,8 @@ def _spread(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found
     present = np.array([ms for ms in late if ms >= 0])
     seconds = ((log["wall_ms"] - begin_ms) // 1000)[np.array(late) >= 0]
     found = _Found(ticks=len(log), wrong=int(len(present) != len(log)))
+    if stack.streams:
+        found.stored.append(_spread_stored_ms(stack.streams, log, entry_ns))
     for second in np.unique(seconds):
         found.median.append(float(np.median(present[seconds == second])))
         found.p99.append(float(np.quantile(present[seconds == second], 0.99)))

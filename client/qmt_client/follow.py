@@ -426,6 +426,8 @@ class Follower:
 
     async def _heal(self, markets: Sequence[str], retry: _Retry) -> AsyncGenerator[Batch, None]:
         """Yield from the codes' own streams what the feed no longer holds."""
+        if not markets:
+            return
         after: dict[str, str] = {}
         while markets:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -121,7 +121,7 @@ class CatchUp:
         wants, hub, subscriber = self._wants, self._hub, self._subscriber
         for name in names:
             at = self._at.get(name)
-            batches: list[tuple[Mark, list[Row]]] | None = None
+            batches: list[tuple[Mark, Sequence[Row]]] | None = None
             if at is not None and id_key(at[1]) >= settled.get(name, (0, 0)):
                 batches = hub.market(name).after(at)
             if batches is None:

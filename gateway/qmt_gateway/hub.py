@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -22,13 +22,14 @@ from qmt_client.feed import FeedReader
 from qmt_client.follow import Batch, Follower, Scope, gap_of_event
 from qmt_client.position import EVENTS, id_key
 from qmt_client.redis_transport import RedisTransport
+from qmt_client.stored import Row as TickRow
 from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import Gap, InvalidRequest, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
 
 from .subscriber import Frame, Subscriber, Wants
-from .wires import Row, Wire, rows_of
+from .wires import Row, Rows, Wire, rows_of
 
 __all__ = ["Group", "Hub", "Market", "notice_of"]
 
@@ -49,7 +50,7 @@ class Group:
         self.keys = keys
         """Codes and bars; empty where a market is wanted whole."""
         self.market = market
-        self.names = {key.rpartition(".")[2] for key in keys} or {market}
+        self.names = frozenset(key.rpartition(".")[2] for key in keys) or frozenset((market,))
         self.wire = wire
         self.conflate = conflate
         self.subscribers: set[Subscriber] = set()
@@ -62,8 +63,8 @@ class Market:
     def __init__(self, name: str) -> None:
         self.name = name
         self.mark: Mark = ("", "")
-        self.latest: dict[str, Row] = {}
-        self.recent: deque[tuple[Mark, Mark, list[Row]]] = deque(maxlen=_RECENT_BATCHES)
+        self._latest: dict[str, Row | TickRow] = {}
+        self.recent: deque[tuple[Mark, Mark, Sequence[Row]]] = deque(maxlen=_RECENT_BATCHES)
         """The rows of the last batches, with the positions before and behind them."""
         self.broken = False
         """Whether a gap lies between the last batch and the next."""
@@ -77,14 +78,44 @@ class Market:
         self.task: asyncio.Task[None] | None = None
         self.stopper: asyncio.TimerHandle | None = None
 
-    def after(self, mark: Mark) -> list[tuple[Mark, list[Row]]] | None:
+    def begin(self, ticks: Sequence[TickRow], mark: Mark) -> None:
+        """Take the newest tick of each code, as it is at a position."""
+        self._latest = {row[0]: row for row in ticks}
+        self.mark = mark
+        self.ready.set()
+
+    def take_ticks(self, ticks: Rows) -> None:
+        """Keep what is the newest of its code."""
+        self._latest.update(ticks.newest())
+
+    def take_bar(self, row: Row) -> bool:
+        """Keep a bar; ``False`` where it was loaded from its stream, ahead of the feed."""
+        held = self.newest(row.key)
+        if held is not None and id_key(row.id) <= id_key(held.id):
+            return False
+        self._latest[row.key] = row
+        return True
+
+    def newest(self, key: str) -> Row | None:
+        """Return the newest row of a code or bar; what it is encoded as stays with it."""
+        held = self._latest.get(key)
+        if isinstance(held, tuple):
+            held = self._latest[key] = Row(held[0], "", held[1], held[2])
+        return held
+
+    def newest_ticks(self) -> list[Row]:
+        """Return the newest tick of each code."""
+        rows = (self.newest(key) for key in self._latest)
+        return [row for row in rows if row is not None and not row.period]
+
+    def after(self, mark: Mark) -> list[tuple[Mark, Sequence[Row]]] | None:
         """Return the batches behind a position, each with the position behind it.
 
         ``None``: memory does not reach back to it, or not yet forward to it.
         """
         if mark == self.mark:
             return []
-        found: list[tuple[Mark, list[Row]]] | None = None
+        found: list[tuple[Mark, Sequence[Row]]] | None = None
         for before, after, rows in self.recent:
             if before == mark:
                 found = []
@@ -283,10 +314,10 @@ class Hub:
         rows = [
             row
             for key in keys
-            if (row := self._markets[key.rpartition(".")[2]].latest.get(key)) is not None
+            if (row := self._markets[key.rpartition(".")[2]].newest(key)) is not None
         ]
         for name in markets:
-            rows += [row for row in self._markets[name].latest.values() if not row.period]
+            rows += self._markets[name].newest_ticks()
         return rows
 
     async def load_bars(self, keys: Iterable[str]) -> None:
@@ -301,17 +332,13 @@ class Hub:
             stream = self.transport.keys.bar(period, code)
             async with redis_call(self.transport.address):
                 last: Any = await self.transport.streams.xrevrange(stream, count=1)
-            latest = self._markets[market_of(code)].latest
-            if not last or key in self._topics:
-                continue
-            row = Row(code, period, last[0][0].decode(), last[0][1][b"k1"])
-            held = latest.get(key)
-            if held is None or id_key(held.id) < id_key(row.id):
-                latest[key] = row
+            if last and key not in self._topics:
+                row = Row(code, period, last[0][0].decode(), last[0][1][b"k1"])
+                self._markets[market_of(code)].take_bar(row)
 
     def marks(self, names: Iterable[str]) -> dict[str, Mark]:
         """Return where the hub stands in markets, and in the producers' events."""
-        marks = {name: self._markets[name].mark for name in names if name in self._markets}
+        marks = self._marks(names)
         if self.events_id:
             marks[EVENTS] = ("", self.events_id)
         return marks
@@ -371,9 +398,7 @@ class Hub:
         )
         async for batch in market.follower.batches():
             if batch.kind == "snapshot":
-                market.latest = {row.key: row for row in rows_of(batch.rows)}
-                market.mark = batch.marks[market.name]
-                market.ready.set()
+                market.begin(batch.rows, batch.marks[market.name])
             elif batch.kind != "begin":
                 self._take(market, batch)
 
@@ -410,43 +435,47 @@ class Hub:
     # Rows
 
     def _take(self, market: Market, batch: Batch) -> None:
-        rows = rows_of(batch.rows, batch.bars)
+        ticks, bars = Rows(batch.rows), rows_of((), batch.bars)
         before, market.mark = market.mark, batch.marks.get(market.name, market.mark)
         if market.broken or batch.kind == "stored":
             # Who stands before this must be told so: memory does not lead over it.
             market.recent.clear()
             market.broken = False
         else:
-            market.recent.append((before, market.mark, rows))
-        latest = market.latest
-        topics = self._topics
-        for row in rows:
-            if row.period:
-                held = latest.get(row.key)
-                if held is not None and id_key(row.id) <= id_key(held.id):
-                    continue  # was loaded from its stream, ahead of the feed
-            if row.period or not row.late:
-                latest[row.key] = row
-            groups = topics.get(row.key)
-            if groups is not None:
-                for group in groups:
-                    self._dirty[group] = None
-                    group.pending.append(row)
-        marks = {market.name: market.mark}
-        kind = "stored" if batch.kind == "stored" else "live"
-        for group in market.whole:
-            ticks = [row for row in rows if not row.period]
-            if group.conflate:
-                self._dirty[group] = None
-                group.pending += ticks
-            elif ticks:
-                self._send(
-                    group, Frame(group.wire.live(kind, marks, ticks, batch.data), ticks, marks)
-                )
+            market.recent.append((before, market.mark, [*ticks, *bars] if bars else ticks))
+        if ticks:
+            kind = "stored" if batch.kind == "stored" else "live"
+            # Those of the whole market first: their frame is the feed's own bytes.
+            self._send_whole(market, kind, ticks, batch.data)
+            if self._topics:
+                for row in ticks:
+                    groups = self._topics.get(row.key)
+                    if groups is not None:
+                        self._put(groups, row)
+            market.take_ticks(ticks)
+        for bar in bars:
+            if market.take_bar(bar):
+                self._put(self._topics.get(bar.key, ()), bar)
         if self._dirty and self._flusher is None:
             loop = asyncio.get_running_loop()
             due = max(0.0, self._flushed_at + self._flush_s - loop.time())
             self._flusher = loop.call_later(due, self._flush)
+
+    def _send_whole(self, market: Market, kind: str, ticks: Rows, data: bytes | None) -> None:
+        marks = {market.name: market.mark}
+        for group in market.whole:
+            if group.conflate:
+                self._dirty[group] = None
+                group.pending += ticks.made()
+            else:
+                frame = group.wire.live(kind, marks, ticks, data)
+                self._send(group, Frame(frame, ticks, marks))
+
+    def _put(self, groups: Iterable[Group], row: Row) -> None:
+        for group in groups:
+            if not group.pending:
+                self._dirty[group] = None
+            group.pending.append(row)
 
     @staticmethod
     def _send(group: Group, frame: Frame) -> None:
@@ -457,10 +486,16 @@ class Hub:
         self._flusher = None
         self._flushed_at = asyncio.get_running_loop().time()
         dirty, self._dirty = self._dirty, {}
+        marks: dict[frozenset[str], dict[str, Mark]] = {}
         for group in dirty:
-            self._flush_group(group)
+            if group.names not in marks:
+                marks[group.names] = self._marks(group.names)
+            self._flush_group(group, marks[group.names])
 
-    def _flush_group(self, group: Group) -> None:
+    def _marks(self, names: Iterable[str]) -> dict[str, Mark]:
+        return {name: self._markets[name].mark for name in names if name in self._markets}
+
+    def _flush_group(self, group: Group, marks: dict[str, Mark] | None = None) -> None:
         rows = group.pending
         if not rows:
             return
@@ -468,7 +503,7 @@ class Hub:
         if group.conflate:
             newest = {row.key: row for row in rows}
             rows = [row for row in rows if newest[row.key] is row]
-        marks = {name: self._markets[name].mark for name in group.names if name in self._markets}
+        marks = self._marks(group.names) if marks is None else marks
         self._send(group, Frame(group.wire.live("live", marks, rows), rows, marks))
 
     # Gaps and refusals

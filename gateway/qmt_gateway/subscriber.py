@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from qmt_protocol.live import CloseCode, FromGateway, Skipped
 
@@ -49,8 +49,7 @@ class Sink(Protocol):
         """Close without waiting for room to write."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """One encoded frame and what is in it, shared by all clients that get it."""
 
     data: bytes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol, overload
 
 import msgspec
 
@@ -16,13 +16,24 @@ from qmt_protocol.keys import want
 from qmt_protocol.live import CloseCode, FromGateway, GapNotice, Live, Skipped, Subscribed
 from qmt_protocol.ticks import TickFlag, decode_tick
 
-__all__ = ["JSON", "MSGPACK", "QUOTE", "REALTIME", "REALTIME_NOTICES", "Row", "Wire", "rows_of"]
+__all__ = [
+    "JSON",
+    "MSGPACK",
+    "QUOTE",
+    "REALTIME",
+    "REALTIME_NOTICES",
+    "Row",
+    "Rows",
+    "Wire",
+    "rows_of",
+]
 
 _TEXT: Final = 0x81
 _BINARY: Final = 0x82
 _LATE: Final = int(TickFlag.LATE)
 _json: Final = msgspec.json.Encoder().encode
 _pack: Final = msgspec.msgpack.Encoder().encode
+_NONE: Final = b"\x90"
 _Marks = Mapping[str, tuple[str, str]]
 
 
@@ -39,11 +50,6 @@ class Row:
         self.key = want(period, code) if period else code
         self._packed = b""
         self._dict: bytes | None = None
-
-    @property
-    def late(self) -> bool:
-        """Whether it is older than what was published before."""
-        return not self.period and bool(memoryview(self.data)[-1] & _LATE)
 
     @property
     def flags(self) -> int:
@@ -76,6 +82,42 @@ class Row:
             except CodecError:
                 self._dict = b""
         return self._dict
+
+
+class Rows(Sequence[Row]):
+    """A batch's ticks as rows, made only if somebody asks: whole markets pass as bytes."""
+
+    def __init__(self, ticks: Sequence[TickRow]) -> None:
+        self._ticks = ticks
+        self._made: list[Row] | None = None
+
+    def made(self) -> list[Row]:
+        """Return all of them."""
+        if self._made is None:
+            self._made = rows_of(self._ticks)
+        return self._made
+
+    def newest(self) -> dict[str, Row | TickRow]:
+        """Return the newest tick of each code, as far as made; late ones are never the newest."""
+        ticks = self._ticks
+        if self._made is None:
+            return {tick[0]: tick for tick in ticks if not memoryview(tick[2])[-1] & _LATE}
+        return {row.code: row for row in self._made if not memoryview(row.data)[-1] & _LATE}
+
+    def __len__(self) -> int:
+        return len(self._ticks)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.made())
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Row]: ...
+
+    def __getitem__(self, at: int | slice) -> Row | Sequence[Row]:
+        return self.made()[at]
 
 
 def rows_of(ticks: Sequence[TickRow], bars: Sequence[BarRow] = ()) -> list[Row]:
@@ -120,9 +162,12 @@ class _Msgpack:
     def live(
         self, kind: str, marks: _Marks, rows: Sequence[Row], ticks: bytes | None = None
     ) -> bytes:
+        bars = _NONE
         if ticks is None:
-            ticks = _array([row.packed() for row in rows if not row.period])
-        bars = _array([row.packed() for row in rows if row.period])
+            packed = [row.packed() for row in rows if not row.period]
+            ticks = _array(packed)
+            if len(packed) < len(rows):
+                bars = _array([row.packed() for row in rows if row.period])
         return _framed(_BINARY, _pack(_live(kind, marks, ticks, bars)))
 
     def message(self, message: FromGateway) -> bytes:

@@ -7,10 +7,11 @@ from typing import Any
 
 import msgpack
 
+from qmt_gateway.hub import Market
 from qmt_gateway.subscriber import Frame, Subscriber
-from qmt_gateway.wires import JSON, MSGPACK, REALTIME, Row
+from qmt_gateway.wires import JSON, MSGPACK, REALTIME, Row, Rows
 from qmt_protocol.live import CloseCode
-from qmt_protocol.ticks import encode_tick
+from qmt_protocol.ticks import TickFlag, encode_tick
 
 MAX_BYTES = 10_000
 MARK = ("e", "5-0")
@@ -140,3 +141,33 @@ def test_bars_and_ticks_are_spliced_as_they_are() -> None:
     assert told["bars"] == [["1.SH", "1m", "6-0", [1, 2, 3]]]
     many = [rows[0]] * 70_000
     assert len(msgpack.unpackb(payload(MSGPACK.live("live", {}, many)))["ticks"]) == 70_000
+
+
+def test_the_feeds_own_bytes_make_the_frame_that_its_rows_make() -> None:
+    ticks = [(f"{number}.SH", f"{number}-0", encode_tick({"time": number})) for number in range(20)]
+    b1 = msgpack.packb([[code, at, msgpack.unpackb(t1)] for code, at, t1 in ticks])
+    passed, made = (
+        msgpack.unpackb(payload(MSGPACK.live("live", {"SH": MARK}, Rows(ticks), raw)))
+        for raw in (b1, None)
+    )
+    assert passed == made
+    assert passed["ticks"] == msgpack.unpackb(b1)
+    assert passed["bars"] == []
+
+
+def test_a_late_tick_is_delivered_and_never_the_newest() -> None:
+    late = encode_tick({"time": 1, "lastPrice": 1.0}, TickFlag.LATE)
+    ticks = [("1.SH", "5-0", encode_tick({"time": 5})), ("1.SH", "5-1", late)]
+    for ask_for_rows in (False, True):
+        market = Market("SH")
+        market.begin([("2.SH", "3-0", encode_tick({"time": 3}))], MARK)
+        rows = Rows(ticks)
+        if ask_for_rows:
+            assert [row.id for row in rows] == ["5-0", "5-1"]
+        market.take_ticks(rows)
+        assert [(row.code, row.id) for row in market.newest_ticks()] == [
+            ("2.SH", "3-0"),
+            ("1.SH", "5-0"),
+        ]
+        assert market.newest("1.SH") is market.newest("1.SH")
+        assert market.newest("3.SH") is None

@@ -14,12 +14,14 @@ from .answers import HistoryFrames, QMTWarning, Ticks
 from .async_client import AsyncQMTClient
 from .live import NOW_LIVE, AsyncLive, Live, NowLive
 from .processes import Process, Status
+from .replay import AsyncReplay, Replay
 from .sync_client import QMTClient
 
 __all__ = [
     "NOW_LIVE",
     "AsyncLive",
     "AsyncQMTClient",
+    "AsyncReplay",
     "Bar",
     "Gap",
     "HistoryFrames",
@@ -29,6 +31,7 @@ __all__ = [
     "QMTClient",
     "QMTError",
     "QMTWarning",
+    "Replay",
     "Status",
     "Tick",
     "Ticks",

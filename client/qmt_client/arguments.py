@@ -17,6 +17,7 @@ from .answers import QMTWarning
 __all__ = [
     "Clock",
     "Codes",
+    "is_all",
     "is_one",
     "parse_clock",
     "parse_count",
@@ -71,6 +72,11 @@ def parse_scope(
 def is_one(codes: Codes) -> bool:
     """Whether one code was named, so that its answer is not put in a dict."""
     return isinstance(codes, str) and "," not in codes
+
+
+def is_all(codes: Codes) -> bool:
+    """Whether ``*`` stands for the codes."""
+    return codes == "*" or (not isinstance(codes, str) and list(codes) == ["*"])
 
 
 def parse_one(code: str) -> str:

@@ -37,6 +37,7 @@ from .arguments import (
     warn_absent,
     warn_gap,
 )
+from .async_stored import AsyncStored
 from .follow import Batch
 from .live import AsyncLive, bar_of, tick_of
 from .position import Place
@@ -59,8 +60,8 @@ _WATCH_EVERY_S: Final = 2.0
 _GET_HISTORY_COUNT: Final = 100
 
 
-class AsyncQMTClient:
-    """Reads A-share market data from the bridge: history, latest and live ticks, reference data.
+class AsyncQMTClient(AsyncStored):
+    """Reads A-share market data from the bridge: history, latest, live and stored ticks.
 
     Every method has the same name and arguments on `QMTClient`. Use it as ``async with``, or call
     `close`.
@@ -80,6 +81,8 @@ class AsyncQMTClient:
         Prefix of the keys in Redis, ``qmt`` unless given.
     api_key
         Key of the gateway; ``QMT_API_KEY`` unless given.
+    archive_url
+        Over Redis: folder or ``s3://`` address of the archive; ``QMT_ARCHIVE_URL`` unless given.
     tz
         ``'Asia/Shanghai'``: time indexes are timezone-aware; ``None``: naive China time.
     timeout_s
@@ -103,6 +106,7 @@ class AsyncQMTClient:
         jobs_url: str | None = None,
         prefix: str | None = None,
         api_key: str | None = None,
+        archive_url: str | None = None,
         tz: str | None = "Asia/Shanghai",
         timeout_s: float = 60.0,
         progress: ShowProgress = None,
@@ -114,22 +118,32 @@ class AsyncQMTClient:
                 field="tz",
             )
         target = find_target(
-            url, host=host, port=port, jobs_url=jobs_url, prefix=prefix, api_key=api_key
+            url,
+            host=host,
+            port=port,
+            jobs_url=jobs_url,
+            prefix=prefix,
+            api_key=api_key,
+            archive_url=archive_url,
         )
-        self.transport: Transport
+        transport: Transport
         if target.over_redis:
             from .redis_transport import RedisTransport
 
-            self.transport = RedisTransport(
-                target.url, target.jobs_url, prefix=target.prefix, give_up_after_s=_LIVE_RETRY_S
+            transport = RedisTransport(
+                target.url,
+                target.jobs_url,
+                prefix=target.prefix,
+                give_up_after_s=_LIVE_RETRY_S,
+                archive_url=target.archive_url,
             )
         else:
             from .http_transport import HttpTransport
 
-            self.transport = HttpTransport(
+            transport = HttpTransport(
                 target.url, api_key=target.api_key, give_up_after_s=_LIVE_RETRY_S
             )
-        self._tz = tz
+        super().__init__(transport, tz=tz)
         self._timeout_s = timeout_s
         self._progress = progress
 
@@ -138,10 +152,6 @@ class AsyncQMTClient:
 
     async def __aexit__(self, *failure: object) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        """Close all connections; a job that still runs for a waiting caller is not touched."""
-        await self.transport.close()
 
     async def _job(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,14 @@ class Shape(str, Enum):
     PARQUET = "parquet"
 
 
+class StreamShape(str, Enum):
+    """How rows are written that may be more than memory holds."""
+
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
 CodesArgument = Annotated[
     list[str], typer.Argument(metavar="CODE...", help="such as 600519.SH; also comma-separated")
 ]
@@ -61,6 +70,9 @@ def options(
     port: Annotated[int, typer.Option(help="the gateway's port (8000)")] = 0,
     jobs_url: Annotated[str, typer.Option(help="Redis of the jobs (QMT_JOBS_URL)")] = "",
     prefix: Annotated[str, typer.Option(help="prefix of the keys in Redis")] = "",
+    archive_url: Annotated[
+        str, typer.Option(help="folder or s3:// of the archive (QMT_ARCHIVE_URL)")
+    ] = "",
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds a request may take")] = 60.0,
 ) -> None:
     """Say where to read; QMT_URL, or QMT_STREAMS_URL and QMT_JOBS_URL, and QMT_API_KEY do too."""
@@ -72,6 +84,7 @@ def options(
             port=port or None,
             jobs_url=jobs_url or None,
             prefix=prefix or None,
+            archive_url=archive_url or None,
             timeout_s=timeout,
         )
 
@@ -180,6 +193,77 @@ def ticks(
             _write_tick(one, as_json)
             if number == count:
                 break
+
+
+@app.command()
+def stored(
+    context: typer.Context,
+    codes: CodesArgument,
+    period: Annotated[str, typer.Option("--period", "-p", help="tick, or a bar's")] = "tick",
+    start: StartOption = "",
+    end: EndOption = "",
+    fields: Annotated[str, typer.Option(help="columns, comma-separated")] = "",
+    shape: Annotated[
+        StreamShape, typer.Option("--format", "-f", help="of the output")
+    ] = StreamShape.CSV,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="file; .csv, .json, .parquet say how")
+    ] = None,
+) -> None:
+    """Ticks or closed bars that were collected, as CSV, JSON lines or Parquet; '*' is all."""
+    from .stored_output import write_batches
+
+    suffix = output.suffix.removeprefix(".") if output else ""
+    form = suffix if suffix in {one.value for one in StreamShape} else shape.value
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise InvalidRequest("Parquet is not for a terminal.", hint="Give --output FILE.")
+    names = [name.strip() for name in fields.split(",") if name.strip()] or None
+    with _client(context) as client:
+        of: dict[str, Any] = {"fields": names, "as_": "batches"}
+        batches = (
+            client.stored_ticks(",".join(codes), start, end, **of)
+            if period == "tick"
+            else client.stored_bars(",".join(codes), period, start, end, **of)
+        )
+        first = next(batches, None)  # an error comes before any output: a file, a header
+        if first is not None:
+            batches = itertools.chain([first], batches)
+        if output is None:
+            write_batches(batches, form, sys.stdout.buffer, period, names)
+        else:
+            with output.open("wb") as file:
+                write_batches(batches, form, file, period, names)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    codes: CodesArgument,
+    start: StartOption = "",
+    end: EndOption = "",
+    speed: Annotated[str, typer.Option("--speed", "-x", help="1, 10, ... or max")] = "1",
+    count: Annotated[int, typer.Option("--count", "-n", help="stop after so many")] = 0,
+    skip_idle: Annotated[
+        float, typer.Option(min=0, help="seconds; longer pauses of the market take no time")
+    ] = 1800.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Stored ticks again, at the time they had or faster; '*' is all."""
+    with (
+        _client(context) as client,
+        client.replay(",".join(codes), start, end, _speed(speed), skip_idle_s=skip_idle) as ticks,
+    ):
+        for number, one in enumerate(ticks, start=1):
+            _write_tick(one, as_json)
+            if number == count:
+                break
+
+
+def _speed(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _write_tick(one: Tick, as_json: bool) -> None:

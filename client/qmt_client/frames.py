@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.errors import CodecError
@@ -18,7 +19,7 @@ from qmt_protocol.times import CHINA
 
 from .answers import HistoryFrames
 
-__all__ = ["frames_of", "long_frame_of"]
+__all__ = ["frames_of", "long_frame_of", "stored_frame"]
 
 _NULLS: Final[dict[str, Any]] = {"float64": np.nan, "int64": 0, "int32": 0, "bool": False}
 
@@ -118,6 +119,46 @@ def long_frame_of(
     return frame
 
 
+def stored_frame(
+    table: pa.Table,
+    codes: Sequence[str] | None,
+    period: str,
+    *,
+    fields: Sequence[str] | None,
+    tz: str | None,
+) -> pd.DataFrame:
+    """Return stored rows, in their order, as one frame whose first column is ``code``.
+
+    A tick without a time of its own has that of its entry id.
+    """
+    whole = table_of(period)
+    columns = {column.name: column for column in whole}
+    if fields is not None:
+        columns = {name: columns[name] for name in fields if name in columns}
+    moment = table.schema.field("time").type
+    at = pc.coalesce(table.column("time"), table.column("id_ms").cast(moment))
+    code = table.column("code").combine_chunks()
+    code = code.chunk(0) if isinstance(code, pa.ChunkedArray) else code
+    names = code.dictionary.to_pylist()
+    numbers = code.indices.to_numpy()
+    index = _index(at, tz)
+    frame = pd.DataFrame(
+        {
+            "code": pd.Categorical.from_codes(numbers, categories=pd.Index(names, dtype=str)),
+            **{name: _numpy(table.column(name), column) for name, column in columns.items()},
+        },
+        index=index,
+        copy=False,
+    )
+    there = {names[number] for number in np.unique(numbers).tolist()}
+    absent = {one: _NO_ROW for one in codes or () if one not in there}
+    frame.attrs.update(source="stored", absent=absent, period=period)
+    return frame
+
+
+_NO_ROW: Final = "nothing is stored in the range"
+
+
 def _ordered(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in names])
 
@@ -135,7 +176,7 @@ def _attrs(manifest: Manifest, period: str, adjust: str) -> dict[str, Any]:
 def _numpy(column: Any, of: Column) -> npt.NDArray[Any]:
     if column.null_count:
         column = column.fill_null(_NULLS[of.dtype])
-    return np.array(column.to_numpy(), dtype=of.dtype)
+    return np.require(column.to_numpy(), of.dtype, "W")
 
 
 def _index(column: Any, tz: str | None) -> pd.DatetimeIndex:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from .follow import Batch
+    from .stored_gateway import GatewayStored
 
 __all__ = ["HttpTransport"]
 
 _ANSWER_WITHIN_S: Final = 15.0
+_STREAM: Final = httpx.Timeout(_ANSWER_WITHIN_S, read=120.0)
 _POLL_S: Final = 5.0
 _MAX_FRAME_BYTES: Final = 64 * 2**20
 _CODES_PER_URL: Final = 500
@@ -80,6 +82,32 @@ class HttpTransport:
     async def close(self) -> None:
         """Close all connections."""
         await self._http.aclose()
+
+    def stored(self) -> GatewayStored:
+        """Return where stored rows are read from: the gateway."""
+        from .stored_gateway import GatewayStored
+
+        async def ask(path: str, query: dict[str, str]) -> dict[str, Any]:
+            return _document(await self._ask("GET", path, params=query))
+
+        return GatewayStored(self._stream, ask)
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, query: dict[str, str]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open an answer that is read as it comes."""
+        try:
+            # Between two pieces any time may pass: a slow reader holds the gateway back.
+            async with self._http.stream("GET", path, params=query, timeout=_STREAM) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _error_of(response.content, response.status_code, self._address)
+                yield response.aiter_bytes()
+        except httpx.TimeoutException as error:
+            raise self._away("does not answer in time") from error
+        except httpx.HTTPError as error:
+            raise self._away(str(error) or type(error).__name__) from error
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

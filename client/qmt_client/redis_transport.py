@@ -38,6 +38,8 @@ from .wants import Wants
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from .stored_source import RedisStored
+
 __all__ = ["RedisTransport"]
 
 
@@ -54,6 +56,8 @@ class RedisTransport:
         Prefix of all keys.
     give_up_after_s
         How long a live iteration tries to reconnect; ``None``: without limit.
+    archive_url
+        Folder or bucket of the archive; empty: none.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class RedisTransport:
         *,
         prefix: str = "qmt",
         give_up_after_s: float | None = None,
+        archive_url: str = "",
     ) -> None:
         self.keys = Keys(prefix)
         self.job_keys = JobKeys(prefix)
@@ -72,6 +77,8 @@ class RedisTransport:
         self._jobs_blocking = connect(jobs_url) if jobs_url else None
         self._jobs_address = address_of(jobs_url) if jobs_url else ""
         self._give_up_after_s = give_up_after_s
+        self._archive_url = archive_url
+        self._stored: RedisStored | None = None
 
     @property
     def address(self) -> str:
@@ -352,6 +359,22 @@ class RedisTransport:
                     yield batch
         finally:
             await wants.close()
+
+    def stored(self) -> RedisStored:
+        """Return where stored rows are read from: archive and streams.
+
+        Raises
+        ------
+        ConfigurationError
+            When the archive's address cannot be used.
+        """
+        if self._stored is None:
+            from .stored_source import RedisStored
+
+            self._stored = RedisStored(
+                self.streams, self.keys, archive_url=self._archive_url, address=self._address
+            )
+        return self._stored
 
     async def status(self) -> Status:
         """Return who is alive, by the heartbeats on the streams server."""

@@ -25,6 +25,9 @@ class ClientSettings(RedisSettings):
 
     url: str = Field("", description="redis://... (streams) or http(s)://... (gateway)")
     api_key: str = Field("", description="key of the gateway", repr=False)
+    archive_url: str = Field(
+        "", description="folder or s3:// address of the archive, where Redis is read", repr=False
+    )
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Target:
     jobs_url: str | None
     prefix: str
     api_key: str
+    archive_url: str = ""
 
     @property
     def over_redis(self) -> bool:
@@ -50,6 +54,7 @@ def find_target(
     jobs_url: str | None = None,
     prefix: str | None = None,
     api_key: str | None = None,
+    archive_url: str | None = None,
 ) -> Target:
     """Work out where to read.
 
@@ -90,4 +95,5 @@ def find_target(
         jobs_url=jobs_url or (settings.jobs_url if "jobs_url" in given else None),
         prefix=prefix,
         api_key=settings.api_key if api_key is None else api_key,
+        archive_url=settings.archive_url if archive_url is None else archive_url,
     )

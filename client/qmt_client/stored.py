@@ -1,4 +1,4 @@
-"""Stored ticks of many codes, from their own streams, merged by exchange time."""
+"""Stored ticks or bars of many codes, from their own streams, merged by exchange time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEAST, _MOST = 4, 1_000
 _STREAMS_PER_CALL: Final = 200
 
 Row = tuple[str, str, Any]
-"""Code, entry id, ``t1`` (bytes, or msgspec's view of them)."""
+"""Code, entry id, ``t1`` or ``k1`` (bytes, or msgspec's view of them)."""
 OnTrimmed = Callable[[dict[str, tuple[str, str]]], None]
 
 
@@ -36,11 +36,13 @@ class _Stream:
         self.ended = False
         self.rows: deque[tuple[tuple[int, int], Row]] = deque()
 
-    def fill(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]], count: int) -> None:
+    def fill(
+        self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]], name: bytes, count: int
+    ) -> None:
         for raw_id, fields in entries:
             self.after = raw_id.decode()
-            if b"t1" in fields:
-                row = (self.code, self.after, fields[b"t1"])
+            if name in fields:
+                row = (self.code, self.after, fields[name])
                 self.rows.append((id_key(self.after), row))
             count -= 1
         self.ended = count > 0
@@ -52,6 +54,8 @@ async def read_stored(
     after: dict[str, str],
     *,
     on_trimmed: OnTrimmed,
+    until: str = "+",
+    period: str = "tick",
     address: str = "Redis",
 ) -> AsyncGenerator[list[Row], None]:
     """Yield what the codes' streams hold behind given ids, until nothing is left.
@@ -65,6 +69,10 @@ async def read_stored(
         Code to the entry id behind which to begin.
     on_trimmed
         Told the codes whose streams no longer reach back so far: code to (id, first id left).
+    until
+        Last entry id wanted.
+    period
+        ``tick``, or the period of bars.
 
     Raises
     ------
@@ -73,7 +81,11 @@ async def read_stored(
     """
     count = max(_LEAST, min(_MOST, _BUFFERED // max(1, len(after))))
     streams = [_Stream(code, entry_id) for code, entry_id in after.items()]
-    trimmed = await _find_trimmed(connection, keys, after, address)
+    name = b"t1" if period == "tick" else b"k1"
+    keys_of = {
+        code: keys.tick(code) if period == "tick" else keys.bar(period, code) for code in after
+    }
+    trimmed = await _find_trimmed(connection, keys_of, after, address)
     if trimmed:
         on_trimmed(trimmed)
     while streams:
@@ -82,9 +94,9 @@ async def read_stored(
             some = thin[start : start + _STREAMS_PER_CALL]
             async with redis_call(address), connection.pipeline(transaction=False) as pipe:
                 for one in some:
-                    pipe.xrange(keys.tick(one.code), f"({one.after}", count=count)
+                    pipe.xrange(keys_of[one.code], f"({one.after}", until, count=count)
                 for one, entries in zip(some, await pipe.execute(), strict=True):
-                    one.fill(entries, count)
+                    one.fill(entries, name, count)
         # Up to here every stream is known: later ones may still hold earlier ticks.
         known = (one.rows[-1][0] for one in streams if one.rows and not one.ended)
         horizon = min(known, default=None)
@@ -100,7 +112,10 @@ async def read_stored(
 
 
 async def _find_trimmed(
-    connection: redis.asyncio.Redis, keys: Keys, after: dict[str, str], address: str
+    connection: redis.asyncio.Redis,
+    keys_of: dict[str, str],
+    after: dict[str, str],
+    address: str,
 ) -> dict[str, tuple[str, str]]:
     """Return the codes whose stream lost what lay behind their id."""
     trimmed: dict[str, tuple[str, str]] = {}
@@ -109,8 +124,8 @@ async def _find_trimmed(
         some = codes[start : start + _STREAMS_PER_CALL]
         async with redis_call(address), connection.pipeline(transaction=False) as pipe:
             for code in some:
-                pipe.xrange(keys.tick(code), after[code], count=1)
-                pipe.xinfo_stream(keys.tick(code))
+                pipe.xrange(keys_of[code], after[code], count=1)
+                pipe.xinfo_stream(keys_of[code])
             replies = await pipe.execute(raise_on_error=False)
         for code, first, told in zip(some, replies[::2], replies[1::2], strict=True):
             if isinstance(told, Exception):

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from qmt_protocol.bars import Bar
@@ -15,9 +15,11 @@ from qmt_protocol.ticks import Tick
 from .answers import HistoryFrames, Ticks
 from .arguments import Codes
 from .async_client import AsyncQMTClient, OnData
+from .async_stored import Form
 from .live import Live
 from .processes import Status
 from .progress import ShowProgress
+from .replay import Replay
 from .transport import OnGap
 
 if TYPE_CHECKING:
@@ -102,6 +104,21 @@ def _stop(loop: _Loop, client: AsyncQMTClient) -> None:
     loop.stop(client.close)
 
 
+def _stepped(
+    source: AsyncGenerator[_T, None], run: Callable[[Coroutine[Any, Any, Any]], Any]
+) -> Iterator[_T]:
+    end = object()
+
+    async def step() -> Any:
+        return await anext(source, end)
+
+    try:
+        while (item := run(step())) is not end:
+            yield item
+    finally:
+        run(source.aclose())
+
+
 class QMTClient:
     __doc__ = (AsyncQMTClient.__doc__ or "").replace(
         "Every method has the same name and arguments on `QMTClient`. Use it as ``async with``, "
@@ -120,6 +137,7 @@ class QMTClient:
         jobs_url: str | None = None,
         prefix: str | None = None,
         api_key: str | None = None,
+        archive_url: str | None = None,
         tz: str | None = "Asia/Shanghai",
         timeout_s: float = 60.0,
         progress: ShowProgress = None,
@@ -132,6 +150,7 @@ class QMTClient:
                 jobs_url=jobs_url,
                 prefix=prefix,
                 api_key=api_key,
+                archive_url=archive_url,
                 tz=tz,
                 timeout_s=timeout_s,
                 progress=progress,
@@ -308,6 +327,82 @@ class QMTClient:
         # On the caller's own loop, where the callback belongs.
         async with self._make() as client:
             await client.subscribe_realtime(stocks, callback, period)
+
+    def stored_ticks(
+        self,
+        codes: Codes | None = None,
+        start: Any = None,
+        end: Any = None,
+        *,
+        markets: Sequence[str] = (),
+        sectors: Sequence[str] = (),
+        fields: Codes | None = None,
+        as_: Form = "frame",
+    ) -> Any:
+        return self._stepped(
+            self._run(
+                self._client.stored_ticks(
+                    codes, start, end, markets=markets, sectors=sectors, fields=fields, as_=as_
+                )
+            )
+        )
+
+    def stored_bars(
+        self,
+        codes: Codes | None = None,
+        period: str = "1m",
+        start: Any = None,
+        end: Any = None,
+        *,
+        markets: Sequence[str] = (),
+        sectors: Sequence[str] = (),
+        fields: Codes | None = None,
+        as_: Form = "frame",
+    ) -> Any:
+        return self._stepped(
+            self._run(
+                self._client.stored_bars(
+                    codes,
+                    period,
+                    start,
+                    end,
+                    markets=markets,
+                    sectors=sectors,
+                    fields=fields,
+                    as_=as_,
+                )
+            )
+        )
+
+    def replay(
+        self,
+        codes: Codes | None = None,
+        start: Any = None,
+        end: Any = None,
+        speed: float | Literal["max"] = 1.0,
+        *,
+        markets: Sequence[str] = (),
+        sectors: Sequence[str] = (),
+        period: str = "tick",
+        skip_idle_s: float | None = 1800.0,
+        on_gap: OnGap | None = None,
+    ) -> Replay[Any]:
+        replay = self._client.replay(
+            codes,
+            start,
+            end,
+            speed,
+            markets=markets,
+            sectors=sectors,
+            period=period,
+            skip_idle_s=skip_idle_s,
+            on_gap=on_gap,
+        )
+        return Replay(replay, self._run)
+
+    def _stepped(self, answer: Any) -> Any:
+        """Make an iterator of an answer that has to be awaited bit by bit."""
+        return _stepped(answer, self._run) if isinstance(answer, AsyncGenerator) else answer
 
     def status(self) -> Status:
         return self._run(self._client.status())

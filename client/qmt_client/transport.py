@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from .follow import Batch
+    from .stored_source import StoredSource
 
 __all__ = ["OnGap", "OnProgress", "Transport", "Wish"]
 
@@ -82,6 +83,9 @@ class Transport(Protocol):
 
     def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
         """Yield live data as they are published, each once."""
+
+    def stored(self) -> StoredSource:
+        """Return where stored rows are read from."""
 
     async def status(self) -> Status:
         """Return who is alive."""

@@ -11,7 +11,9 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from . import job_routes, live_socket, market_routes, realtime
+from qmt_client.archive import open_archive
+
+from . import job_routes, live_socket, market_routes, realtime, stored_routes
 from .bridge import Bridge
 from .hub import Hub
 from .limits import BodyLimit
@@ -54,6 +56,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         When it would listen for other machines without a key, or a key is malformed.
     """
     settings.check_exposure()
+    if settings.archive_url:
+        open_archive(settings.archive_url)  # told at the start, not at the first question
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -83,6 +87,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.keys = settings.api_keys
     app.include_router(market_routes.router)
     app.include_router(job_routes.router)
+    app.include_router(stored_routes.router)
     app.include_router(job_routes.health_router)
     app.include_router(live_socket.router)
     app.include_router(realtime.router)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.requests import Request
 
+from qmt_client.archive import ArchiveReader
 from qmt_client.connections import redis_errors
 from qmt_client.processes import Status
 from qmt_client.redis_transport import RedisTransport
+from qmt_client.stored_source import finished
+from qmt_protocol.archive import Manifest as ArchiveManifest
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import InstrumentNotFound, QMTError, RedisUnavailable
 from qmt_protocol.jobs import Manifest, parse_params
@@ -46,11 +49,21 @@ def source_name(simulated: bool) -> str:
 
 
 class Bridge:
-    """Jobs, ticks and heartbeats for the routes."""
+    """Jobs, ticks, the archive and heartbeats for the routes.
+
+    Raises
+    ------
+    ConfigurationError
+        When the archive's address cannot be used.
+    """
 
     def __init__(self, settings: GatewaySettings) -> None:
+        self.archive = ArchiveReader(settings.archive_url) if settings.archive_url else None
         self.transport = RedisTransport(
-            settings.streams_url, settings.jobs_url, prefix=settings.prefix
+            settings.streams_url,
+            settings.jobs_url,
+            prefix=settings.prefix,
+            archive_url=settings.archive_url,
         )
         self._status = Status(0, ())
         self._sectors: dict[str, tuple[float, list[str]]] = {}
@@ -134,6 +147,22 @@ class Bridge:
         status = await self.status()
         producers = [one for one in status.processes if one.beat.role == "producer"]
         return sorted({market for one in producers for market in one.beat.markets})
+
+    async def stored_markets(self) -> list[str]:
+        """Return the markets that are archived or published."""
+        archived = await self.transport.stored().markets()
+        return sorted({*archived, *await self.published_markets()})
+
+    async def manifest(self) -> ArchiveManifest:
+        """Return what the archive holds; nothing where there is none.
+
+        Raises
+        ------
+        ArchiveUnavailable, ArchiveDamaged
+        """
+        if self.archive is None:
+            return ArchiveManifest()
+        return await finished(self.archive.manifest)
 
     async def streams_answer(self) -> bool:
         """Return whether the streams server answers."""

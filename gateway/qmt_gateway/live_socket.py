@@ -24,6 +24,7 @@ from qmt_protocol.live import (
     CloseCode,
     Failure,
     NowLive,
+    Replay,
     Subscribe,
     Subscribed,
     ToGateway,
@@ -39,6 +40,7 @@ from .catch_up import CatchUp
 from .hub import Hub, Mark
 from .live_state import HEARTBEAT_S
 from .realtime import key_of
+from .replays import Replays
 from .subscriber import Sink, Subscriber, Wants
 from .websocket_protocol import SINK
 from .wires import JSON, MSGPACK
@@ -93,6 +95,9 @@ class _Session:
         self._settings = ws.app.state.settings
         self._subscriber = subscriber
         self._simulated = simulated
+        self._replays = Replays(
+            subscriber, self._bridge.transport.stored(), self._settings.bridge_ws_replays
+        )
 
     async def serve(self) -> None:
         subscriber = self._subscriber
@@ -120,6 +125,7 @@ class _Session:
             await _until_gone(self._ws)
         finally:
             self._hub.leave(subscriber)
+            await self._replays.close()
 
     async def _next_message(self) -> ToGateway:
         told = await self._ws.receive()
@@ -133,8 +139,12 @@ class _Session:
         try:
             if isinstance(message, Subscribe):
                 await self._subscribe(message)
-            else:
+            elif isinstance(message, Unsubscribe):
                 await self._unsubscribe(message)
+            elif isinstance(message, Replay):
+                await self._start_replay(message)
+            else:
+                await self._replays.steer(message)
         except QMTError as error:
             if isinstance(error, RedisUnavailable) or type(error) is Unavailable:
                 self._subscriber.close(CloseCode.UNAVAILABLE, str(error))
@@ -168,6 +178,22 @@ class _Session:
                 f"Bars ({period}) of whole markets are not served.", hint="Name codes or sectors."
             )
         return Wants(set(), {want(period, code) for code in codes})
+
+    async def _start_replay(self, message: Replay) -> None:
+        codes = [code for code in message.codes if code != _EVERYTHING]
+        everything = len(codes) < len(message.codes)
+        for sector in message.sectors:
+            codes += await self._bridge.sector(sector)
+        markets = set(message.markets)
+        for market in markets:
+            parse_codes(f"0.{market}")
+        if everything:
+            markets.update(await self._bridge.stored_markets())
+        if bool(codes) == bool(markets or everything):
+            raise InvalidRequest(
+                "Name codes and sectors, or markets.", hint='For example codes: ["600519.SH"].'
+            )
+        self._replays.start(message, parse_codes(codes) if codes else None, sorted(markets))
 
     async def _subscribe(self, message: Subscribe) -> None:
         hub, subscriber = self._hub, self._subscriber

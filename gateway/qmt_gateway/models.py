@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "Archive",
     "BatchHistory",
     "Download",
     "DownloadBody",
@@ -22,6 +23,7 @@ __all__ = [
     "Problem",
     "SectorStocks",
     "Status",
+    "Stored",
     "problems",
 ]
 
@@ -162,6 +164,33 @@ class Latest(BaseModel):
     simulated: bool
 
 
+class Stored(BaseModel):
+    """Rows that were collected, by exchange time, then code."""
+
+    meta: Meta
+    data: list[dict[str, Any]] = Field(
+        description="of a tick `code`, entry `id`, `flags` and xtquant's keys; of a bar `code`, "
+        "`id`, xtquant's keys and `closed`",
+        examples=[[{"code": "600519.SH", "id": "1767576600000-0", "flags": 0, **_TICK}]],
+    )
+
+
+class Archive(BaseModel):
+    """What the archive holds."""
+
+    archived: bool = Field(description="whether this gateway has an archive")
+    days: list[dict[str, Any]] = Field(
+        description="trading days with ticks, oldest first; per market their number and bytes",
+        examples=[[{"day": 20261120, "markets": {"SH": {"ticks": 11200000, "bytes": 448000000}}}]],
+    )
+    markets: list[str] = Field(examples=[["BJ", "SH", "SZ"]])
+    bars: list[dict[str, str]] = Field(examples=[[{"period": "1m", "market": "SH"}]])
+    missing: list[dict[str, Any]] = Field(
+        description="what is known to be absent: market, codes (none: any), from_ms, to_ms, "
+        "reason, and state: open, filled, or not to be had"
+    )
+
+
 class Status(BaseModel):
     """Last heartbeats of all processes, the dead ones included."""
 
@@ -196,6 +225,7 @@ _MEANINGS: Final[dict[int, str]] = {
     401: "The API key is missing or wrong.",
     404: "No such code, sector or job.",
     409: "The history is not in the terminal's cache and was not downloaded.",
+    410: "The streams no longer reach back so far, and there is no archive.",
     422: "A parameter is wrong; nothing was done.",
     500: "The gateway failed; its log says why.",
     501: "The terminal lacks this function.",

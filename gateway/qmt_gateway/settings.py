@@ -48,6 +48,12 @@ class GatewaySettings(RedisSettings):
     bridge_ws_flush_ms: int = Field(
         50, ge=0, le=1000, description="shortest time between two frames of one client"
     )
+    bridge_ws_replays: int = Field(
+        4, ge=0, description="replays that one WebSocket connection may have at a time"
+    )
+    archive_url: str = Field(
+        "", description="folder or URL (s3://...) of the archive; empty: streams only"
+    )
     exit_with_stdin: bool = Field(False, description="end when standard input is closed")
 
     @property

@@ -1,4 +1,7 @@
-"""``qmt-producer``: push the terminal's ticks and bars into Redis Streams."""
+"""``qmt-producer``: push the terminal's ticks and bars into Redis Streams.
+
+``qmt-producer replay`` publishes a stored day again, see `qmt_producer.replay`.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,27 @@ from qmt_protocol.errors import QMTError
 from qmt_protocol.process import start_logging, when_stdin_ends
 from qmt_protocol.settings import load_settings
 
-from .producer import Producer
-from .settings import ProducerSettings
-
 __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the producer until Ctrl-C; return the exit code, 3 where it should be started again."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["replay"]:
+        # Imported here: the one needs the client's packages, the other xtquant's.
+        try:
+            from .replay.__main__ import main as replay
+        except ModuleNotFoundError as error:
+            print(
+                f"qmt-producer replay: {error.name} is not installed. It comes with "
+                "qmt-redis-bridge[client].",
+                file=sys.stderr,
+            )
+            return 2
+        return replay(given[1:])
+    from .producer import Producer
+    from .settings import ProducerSettings
+
     try:
         settings = load_settings(ProducerSettings, arguments)
         start_logging(settings.log_level)

@@ -3,6 +3,7 @@
 -- forming bar behind a closed one, and a forming bar whose volume went back are older states and
 -- are dropped as repeats; a closed bar unlike the closed ones before it is a correction and is
 -- added. A bar whose label lies before the stream's last is late: dropped, and named in `words`.
+-- In place of its label a bar may have its whole id, as a replay's have.
 local VOLUME, CLOSED = 6, 12 -- k1 positions, counted from 1
 local LOOK = 64
 local NAMED = 20
@@ -27,15 +28,16 @@ end
 for i = 1, count do
   local key, at = KEYS[4 + i], 4 * i + 3
   local code, period, label, k1 = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local label_ms, filed = ms_of(label), tonumber(label) == nil
   local tail = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
   local last_ms = tail.err == nil and tail[1] and ms_of(tail[1][1]) or -1
-  if tonumber(label) <= last_ms and older(key, label, k1) then
+  if label_ms <= last_ms and older(key, label_ms, k1) then
     repeated = repeated + 1
-  elseif tonumber(label) < last_ms then
+  elseif label_ms < last_ms then
     late = late + 1
     say(period .. '|' .. code .. ' ' .. label)
   else
-    local id = redis.pcall('XADD', key, label .. '-*', 'k1', k1)
+    local id = redis.pcall('XADD', key, filed and label or label .. '-*', 'k1', k1)
     if type(id) == 'table' then
       rejected = rejected + 1
       say(period .. '|' .. code .. ': ' .. id.err)

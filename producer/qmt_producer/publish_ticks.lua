@@ -1,7 +1,8 @@
 -- Publishes one batch of one market's ticks exactly once. ARGV per entry: code, ms, t1.
 -- A tick newer than all of its stream costs one XADD, which finds that out by itself: it refuses
 -- the id `ms-0` at or behind the stream's last. What is stored is read only then, and where there
--- is no stream.
+-- is no stream. In place of its ms a tick may have its whole id, as a replay's have: it was judged
+-- when it was first published, and is filed again as it was.
 local LATE, CLAMPED = 1, 2
 local VOLUME = 8            -- t1 positions, counted from 1
 local CONTENT = { 1, 2, 8 } -- time, lastPrice, volume: what any terminal reports alike
@@ -89,12 +90,27 @@ local function settle(code, key, ms, t1, flags)
   tell(code, id, t1, behind)
 end
 
+-- Files a tick under the id, and as late, as it was.
+local function again(code, key, id, t1)
+  local behind = bit.band(string.byte(t1, -1), LATE) ~= 0
+  local done = redis.pcall('XADD', key, id, 't1', t1)
+  if type(done) == 'table' then
+    if #redis.call('XRANGE', key, id, id) == 0 then return reject(code, done.err) end
+    repeated = repeated + 1
+    return
+  end
+  if behind then late = late + 1 end
+  tell(code, id, t1, behind)
+end
+
 local pcall, last_ms = redis.pcall, now_ms + tonumber(ARGV[6])
 for i = 1, count do
   local at = 3 * i + 4
   local code, key, ms, t1 = ARGV[at], KEYS[4 + i], ARGV[at + 1], ARGV[at + 2]
   local number = tonumber(ms)
-  if number > last_ms then
+  if not number then
+    again(code, key, ms, t1)
+  elseif number > last_ms then
     clamped = clamped + 1
     settle(code, key, now_ms, t1, bit.bor(string.byte(t1, -1), CLAMPED))
   else

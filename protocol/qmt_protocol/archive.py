@@ -102,6 +102,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     markets: dict[str, ArchivedMarket] = msgspec.field(default_factory=dict)
     files: list[ArchivedFile] = msgspec.field(default_factory=list)
     missing: list[Missing] = msgspec.field(default_factory=list)
+    events: str = ""
+    """Id of the last entry of the prefix's events whose gaps are in `missing`."""
 
     def ticks(self, market: str, from_day: int = 0, to_day: int = 99_999_999) -> list[ArchivedFile]:
         """Return a market's tick files of some trading days, in order of their days."""

@@ -4,7 +4,8 @@
 
     QMTError
     ├── InvalidRequest            an argument is wrong; nothing was done
-    │   └── InvalidCode           a code that is not <symbol>.<MARKET>
+    │   ├── InvalidCode           a code that is not <symbol>.<MARKET>
+    │   └── BadFile               a file to import that is not what it should be
     ├── NotFound                  the request was right, the thing does not exist
     │   ├── InstrumentNotFound
     │   ├── SectorNotFound
@@ -16,12 +17,14 @@
     │   ├── NoWorker
     │   ├── NoProducer
     │   ├── RedisUnavailable
-    │   └── GatewayUnavailable
+    │   ├── GatewayUnavailable
+    │   └── ArchiveUnavailable
     ├── TerminalUnsupported       this terminal or edition lacks the function
     ├── TerminalRefused           the terminal answered with an error of its own
     ├── TimedOut                  no answer within the stated time
     ├── JobFailed                 a job ended without a result, for a reason not named above
     ├── Gap                       ticks are missing between two positions
+    ├── ArchiveDamaged            a file of the archive that cannot be read
     ├── CodecError                bytes that are not what the schema says
     ├── EncodeError               a tick or bar that the schema cannot hold
     ├── AccessDenied              key missing, wrong or without the scope

@@ -102,6 +102,21 @@ class Keys:
         """Stream of what happened: connected, lost, gap, late, lease taken."""
         return f"{self.prefix}:events"
 
+    @property
+    def archive(self) -> str:
+        """String: which process writes an archive in a place that has no locks of its own."""
+        return f"{self.prefix}:archive"
+
+    @property
+    def replay(self) -> str:
+        """String: which replay the prefix holds, as JSON. Where it stands, all may be removed."""
+        return f"{self.prefix}:replay"
+
+    @property
+    def patterns(self) -> tuple[str, str]:
+        """What ``SCAN`` finds all keys of the prefix by."""
+        return f"{self.prefix}:*", f"{{{self.prefix}:*"  # no prefix has a character of patterns
+
 
 def want(period: str, code: str) -> str:
     """Return the member of ``wanted`` for a code's ticks or bars."""

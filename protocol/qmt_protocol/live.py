@@ -8,7 +8,7 @@ with xtquant's names and prices in yuan.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -24,8 +24,19 @@ __all__ = [
     "Live",
     "NowLive",
     "Position",
+    "Replay",
+    "ReplayCommand",
+    "ReplayEnded",
+    "ReplayPause",
+    "ReplayResume",
+    "ReplaySeek",
+    "ReplaySpeed",
+    "ReplayState",
+    "ReplayStep",
+    "ReplayStop",
     "Shutdown",
     "Skipped",
+    "Speed",
     "Subscribe",
     "Subscribed",
     "ToGateway",
@@ -45,6 +56,10 @@ Position = dict[str, tuple[str, str]]
 ``events`` stands beside the markets, with an empty epoch: up to which of the producers' events the
 reader was told their gaps.
 """
+
+
+Speed = float | Literal["max"]
+"""Market time per wall time; ``max``: as fast as the client reads."""
 
 
 class CloseCode(IntEnum):
@@ -97,7 +112,73 @@ class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", kw_only=Tru
     period: str = "tick"
 
 
-ToGateway = Subscribe | Unsubscribe
+class Replay(msgspec.Struct, tag_field="op", tag="replay", kw_only=True):
+    """Begin to send stored ticks as if they were live; answered by `ReplayState`.
+
+    Ticks of all codes come in the order of entry id's ms, code, entry id's number.
+    """
+
+    id: str
+    """Names the replay from now on; none of the connection's may have it yet."""
+    codes: list[str] = []
+    """Instruments; ``*`` is everything that is stored."""
+    sectors: list[str] = []
+    markets: list[str] = []
+    start_ms: int
+    """First exchange time."""
+    end_ms: int | None = None
+    """Last exchange time; none: the end of the China day of `start_ms`."""
+    speed: Speed = 1.0
+    skip_idle_s: float | None = None
+    """Pauses of the market (night, lunch) longer than this are skipped; none: the gateway's
+    own bound."""
+    paused: bool = False
+    """Begin paused, as behind `ReplayPause`."""
+
+
+class ReplayPause(msgspec.Struct, tag_field="op", tag="replay_pause", kw_only=True):
+    """Stop a replay's time; answered by `ReplayState`, behind which nothing comes."""
+
+    id: str
+
+
+class ReplayResume(msgspec.Struct, tag_field="op", tag="replay_resume", kw_only=True):
+    """Let a replay's time go on; answered by `ReplayState`."""
+
+    id: str
+
+
+class ReplaySeek(msgspec.Struct, tag_field="op", tag="replay_seek", kw_only=True):
+    """Go on at another time; answered by `ReplayState`, behind which the ticks from it come."""
+
+    id: str
+    at_ms: int
+    """Exchange time; outside of the replay's range the nearest in it."""
+
+
+class ReplayStep(msgspec.Struct, tag_field="op", tag="replay_step", kw_only=True):
+    """Send the next ticks of a paused replay at once; `ReplayState` follows them."""
+
+    id: str
+    count: int = 1
+
+
+class ReplaySpeed(msgspec.Struct, tag_field="op", tag="replay_speed", kw_only=True):
+    """Change a replay's speed; answered by `ReplayState`."""
+
+    id: str
+    speed: Speed
+
+
+class ReplayStop(msgspec.Struct, tag_field="op", tag="replay_stop", kw_only=True):
+    """End a replay; answered by `ReplayEnded`."""
+
+    id: str
+
+
+ReplayCommand = ReplayPause | ReplayResume | ReplaySeek | ReplayStep | ReplaySpeed | ReplayStop
+"""What is asked of a replay that has begun."""
+ToGateway = Subscribe | Unsubscribe | Replay | ReplayCommand
 
 
 class Welcome(msgspec.Struct, tag_field="type", tag="welcome", kw_only=True):
@@ -145,9 +226,12 @@ class Live(msgspec.Struct, tag_field="type", tag="live", kw_only=True):
 
     kind: str
     """``snapshot``; ``stored`` (from the codes' own streams, asked for by start or last ids);
-    ``missed`` (from the feed, asked for by position); ``live``."""
+    ``missed`` (from the feed, asked for by position); ``live``; ``replay``."""
     position: Position
-    """Where a reader stands who has taken this frame; only the markets that moved."""
+    """Where a reader stands who has taken this frame; only the markets that moved; empty in a
+    replay."""
+    replay: str | msgspec.UnsetType = msgspec.UNSET
+    """The replay that it belongs to, by its id; absent from all other frames."""
     ticks: list[Any] = []
     """[code, entry id, tick]: JSON [code, id, flags, {name: value}], msgpack [code, id, t1]."""
     bars: list[Any] = []
@@ -175,6 +259,8 @@ class GapNotice(msgspec.Struct, tag_field="type", tag="gap", kw_only=True):
     codes: dict[str, list[Any]] = {}
     """Those concerned, where not all: with the producer's [first ms, last ms, ticks], or with
     [last id seen, first id left] where their streams were trimmed."""
+    replay: str | msgspec.UnsetType = msgspec.UNSET
+    """The replay that is concerned, by its id; absent where it is what comes live."""
 
 
 class Skipped(msgspec.Struct, tag_field="type", tag="skipped", kw_only=True):
@@ -186,6 +272,29 @@ class Skipped(msgspec.Struct, tag_field="type", tag="skipped", kw_only=True):
     from_ms: int
     to_ms: int
     """Exchange time of the oldest and newest tick left out."""
+
+
+class ReplayState(msgspec.Struct, tag_field="type", tag="replay", kw_only=True):
+    """Answer to what was asked of a replay: how it stands from here on."""
+
+    id: str
+    state: str
+    """``running`` or ``paused``."""
+    at_ms: int
+    """Exchange time that it has reached."""
+    speed: Speed
+    late_ms: int = 0
+    """How far it is behind its schedule because the client reads slowly."""
+
+
+class ReplayEnded(msgspec.Struct, tag_field="type", tag="replay_ended", kw_only=True):
+    """Last message of a replay; its id is free again."""
+
+    id: str
+    reason: str
+    """``end`` of its range, ``stopped``, or ``failed``: then an `error` of this id came first."""
+    ticks: int
+    """How many were sent in all."""
 
 
 class HeartbeatNotice(msgspec.Struct, tag_field="type", tag="heartbeat", kw_only=True):
@@ -221,6 +330,8 @@ FromGateway = (
     | NowLive
     | GapNotice
     | Skipped
+    | ReplayState
+    | ReplayEnded
     | HeartbeatNotice
     | Shutdown
     | Failure

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Callable
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from .errors import InvalidRequest
 
-__all__ = ["CHINA", "DAY_MS", "day_of", "parse_end", "parse_start", "to_datetime", "xt_time"]
+__all__ = [
+    "CHINA",
+    "DAY_MS",
+    "day_of",
+    "is_weekday",
+    "parse_end",
+    "parse_start",
+    "to_datetime",
+    "trading_day",
+    "xt_time",
+]
 
 CHINA: Final = ZoneInfo("Asia/Shanghai")
 DAY_MS: Final = 86_400_000
@@ -100,3 +111,47 @@ def day_start_ms(day: int) -> int:
     """Return the first ms of a ``YYYYMMDD`` day in China time."""
     at = dt.datetime(day // 10_000, day // 100 % 100, day % 100, tzinfo=CHINA)
     return int(at.timestamp() * 1000)
+
+
+_NIGHT_FROM_H: Final = 18
+_NIGHT_TO_H: Final = 6
+_LONGEST_HOLIDAY_DAYS: Final = 15
+
+
+def is_weekday(day: int) -> bool:
+    """Whether a ``YYYYMMDD`` day is one of Monday to Friday.
+
+    It is all that `trading_day` needs in China: no exchange trades at a weekend, and none has a
+    night session before a holiday.
+    """
+    return dt.date(day // 10_000, day // 100 % 100, day % 100).weekday() < 5
+
+
+def trading_day(at_ms: int, is_trading_day: Callable[[int], bool] = is_weekday) -> int:
+    """Return the trading day (``YYYYMMDD``) that a moment belongs to.
+
+    From 06:00 until 18:00 China time that is its own date, whatever day it is. A night session,
+    before and after midnight, belongs to the next trading day.
+
+    Parameters
+    ----------
+    at_ms
+        ms since the epoch.
+    is_trading_day
+        Tells of a ``YYYYMMDD`` day whether there is trading.
+    """
+    at = to_datetime(at_ms)
+    day = at.date()
+    if _NIGHT_TO_H <= at.hour < _NIGHT_FROM_H:
+        return _number(day)
+    if at.hour >= _NIGHT_FROM_H:
+        day += dt.timedelta(days=1)
+    for _ in range(_LONGEST_HOLIDAY_DAYS):
+        if is_trading_day(_number(day)):
+            break
+        day += dt.timedelta(days=1)
+    return _number(day)
+
+
+def _number(day: dt.date) -> int:
+    return day.year * 10_000 + day.month * 100 + day.day

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import qmt_client
-from qmt_client import AsyncQMTClient, QMTClient
+from qmt_client import AsyncQMTClient, AsyncReplay, QMTClient, Replay
 from qmt_client.http_transport import HttpTransport
 from qmt_client.redis_transport import RedisTransport
 from qmt_client.settings import find_target
@@ -22,9 +22,9 @@ from qmt_protocol.errors import ConfigurationError, InvalidRequest
 
 def public(kind: type) -> dict[str, Callable[..., object]]:
     return {
-        name: member
-        for name, member in vars(kind).items()
-        if not name.startswith("_") and callable(member)
+        name: getattr(kind, name)
+        for name in dir(kind)
+        if not name.startswith("_") and callable(getattr(kind, name))
     }
 
 
@@ -33,6 +33,7 @@ def test_exported_names() -> None:
         "NOW_LIVE",
         "AsyncLive",
         "AsyncQMTClient",
+        "AsyncReplay",
         "Bar",
         "Gap",
         "HistoryFrames",
@@ -42,6 +43,7 @@ def test_exported_names() -> None:
         "QMTClient",
         "QMTError",
         "QMTWarning",
+        "Replay",
         "Status",
         "Tick",
         "Ticks",
@@ -56,8 +58,11 @@ def test_both_clients_have_the_same_names_and_arguments() -> None:
     for name, method in sync.items():
         mine, other = inspect.signature(method), inspect.signature(asynchronous[name])
         assert list(mine.parameters.values()) == list(other.parameters.values()), name
-        if name not in ("ticks", "bars"):
+        if name not in ("ticks", "bars", "replay"):
             assert mine.return_annotation == other.return_annotation, name
+    for name in set(public(Replay)) - {"close"}:
+        mine, other = (inspect.signature(getattr(one, name)) for one in (Replay, AsyncReplay))
+        assert mine.parameters == other.parameters, name
     init = inspect.signature(QMTClient.__init__), inspect.signature(AsyncQMTClient.__init__)
     assert init[0].parameters == init[1].parameters
 
@@ -72,13 +77,13 @@ def test_only_subscribing_and_asyncio_need_await() -> None:
         for name, method in public(AsyncQMTClient).items()
         if not inspect.iscoroutinefunction(method)
     }
-    assert plain == {"bars", "ticks"}
+    assert plain == {"bars", "replay", "ticks"}
 
 
-@pytest.mark.parametrize("kind", [QMTClient, AsyncQMTClient])
+@pytest.mark.parametrize("kind", [QMTClient, AsyncQMTClient, AsyncReplay, Replay])
 def test_everything_public_is_documented(kind: type) -> None:
     assert kind.__doc__
-    assert "Parameters" in kind.__doc__
+    assert "Parameters" in kind.__doc__ or "eplay" in kind.__name__
     for name, method in public(kind).items():
         assert method.__doc__, name
     assert "AsyncQMTClient" in str(QMTClient.__doc__)

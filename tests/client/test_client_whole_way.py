@@ -303,9 +303,10 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 def test_the_guides_examples_run(moving: Bridge) -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
-    page = (docs / "client.md").read_text("utf-8") + (docs / "live.md").read_text("utf-8")
+    names = ("client.md", "live.md", "replay.md")
+    page = "".join((docs / name).read_text("utf-8") for name in names)
     examples = re.findall(r"<!-- run -->\n```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 8
+    assert len(examples) == 11
     with QMTClient(**moving.target) as client:
         namespace: dict[str, Any] = {"client": client}
         for example in examples:
@@ -314,6 +315,8 @@ def test_the_guides_examples_run(moving: Bridge) -> None:
     assert namespace["number"] == 4
     assert namespace["position"].keys() >= {"SH", "SZ"}
     assert len(namespace["codes"]) == 300
+    assert set(namespace["frame"]["code"]) == {"600519.SH"}
+    assert namespace["replayed"] == 3
 
 
 @pytest.mark.parametrize("over", ["redis", "gateway"])

@@ -33,6 +33,9 @@ def test_every_route_is_described_with_its_errors(http: httpx.Client) -> None:
         ("/api/v1/jobs/{id}/result", "get"),
         ("/api/v1/latest", "get"),
         ("/api/v1/status", "get"),
+        ("/api/v1/stored/ticks", "get"),
+        ("/api/v1/stored/bars", "get"),
+        ("/api/v1/archive", "get"),
         ("/healthz", "get"),
     }
     problem = {"$ref": "#/components/schemas/Problem"}

@@ -1,0 +1,613 @@
+"""Following the feeds into the archive: each tick and closed bar once, whatever happens between.
+
+What was read waits in memory as columns. Every so often it is written as small files, and the
+manifest is replaced by one that names them and the positions behind them: before that nothing has
+happened, after that all of it. Nothing is read meanwhile, so a slow or full disk only delays; what
+waits, waits in Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+
+import msgspec
+import redis.asyncio
+import structlog
+
+from qmt_client.connections import address_of, connect_async, redis_call
+from qmt_client.feed import FeedReader
+from qmt_client.follow import Batch, Follower, Scope
+from qmt_client.ordering import in_order
+from qmt_client.position import BEGINNING, EVENTS, Mark, id_key
+from qmt_client.position import Place as Position
+from qmt_protocol.archive import (
+    ArchivedFile,
+    ArchivedMarket,
+    Manifest,
+    Missing,
+    bar_folder,
+    tick_folder,
+)
+from qmt_protocol.bars import Bar, decode_bar
+from qmt_protocol.errors import (
+    ArchiveDamaged,
+    ArchiveUnavailable,
+    CodecError,
+    Gap,
+    QMTError,
+    RedisUnavailable,
+)
+from qmt_protocol.status import (
+    HEARTBEAT_EVERY_S,
+    HEARTBEAT_LUA,
+    LOST_AFTER_S,
+    decode_heartbeat,
+    heartbeat_call,
+    new_heartbeat,
+)
+from qmt_protocol.ticks import TickRow
+
+from .buffers import Buffers, Piece, sort_bars
+from .healing import Healer
+from .locks import WriterLock
+from .parquet import write_rows
+from .place import Place
+from .settings import RunSettings
+from .tending import Group, compact, groups_due
+
+__all__ = ["Recorder"]
+
+log: Final = structlog.get_logger(__name__)
+
+_POLL_S: Final = 0.1
+_MARKETS_EVERY_S: Final = 10.0
+_TEND_EVERY_S: Final = 5.0
+_DELETE_AFTER_S: Final = 120.0
+_RETRY_S: Final = 1.0
+_RETRY_CAP_S: Final = 30.0
+_EVENTS_KEPT: Final = 10_000
+_EVENTS_WAITING: Final = 100
+_MISSING_KEPT: Final = 10_000
+_rows: Final = msgspec.msgpack.Decoder(list[tuple[str, str, TickRow]]).decode
+_row: Final = msgspec.msgpack.Decoder(TickRow).decode
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
+
+
+_T = TypeVar("_T")
+
+
+class _Broken(Exception):
+    """A market's feed cannot be read on: its streams have to be asked."""
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        pass
+
+
+class Recorder:
+    """Writes one archive, until `stop` is called.
+
+    Parameters
+    ----------
+    settings
+        What to follow, and how often to write.
+    place
+        The archive, loaded.
+    lock
+        The right to write it, held.
+    """
+
+    def __init__(self, settings: RunSettings, place: Place, lock: WriterLock) -> None:
+        self._settings = settings
+        self._place = place
+        self._lock = lock
+        self._keys = settings.keys
+        self._address = address_of(settings.streams_url)
+        self._buffers = Buffers()
+        self._marks: dict[str, Mark] = {}
+        self._settles: dict[str, tuple[int, int]] = {}
+        """Market to the feed entry id before which its mark must not be committed."""
+        self._missing: list[Missing] = []
+        self._events_id = ""
+        self._since: float | None = None
+        """When the oldest of what waits was read."""
+        self._told: deque[dict[str, Any]] = deque(maxlen=_EVENTS_WAITING)
+        self._leaving: deque[tuple[float, str]] = deque()
+        self._damaged: set[str] = set()
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._started_ms = time.time_ns() // 1_000_000
+        self._now_ms = self._started_ms
+        self._rate = (time.monotonic(), 0)
+        self._figures: dict[str, Any] = {
+            "ticks": 0,
+            "bars": 0,
+            "writes": 0,
+            "compactions": 0,
+            "writable": True,
+            "error": "",
+        }
+
+    def stop(self) -> None:
+        """Make `run` write what waits and return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Record until stopped.
+
+        Raises
+        ------
+        ArchiveUnavailable
+            When the archive is no longer ours to write, or cannot be written when it must stop.
+        ArchiveDamaged
+            When what the archive held last cannot be read, and it is needed to go on.
+        """
+        self._redis: redis.asyncio.Redis = connect_async(self._settings.streams_url)
+        self._beat = self._redis.register_script(HEARTBEAT_LUA)
+        reporting = asyncio.create_task(self._report())
+        tending = asyncio.create_task(self._tend())
+        try:
+            await self._record((reporting, tending))
+        finally:
+            tending.cancel()
+            self._ended.set()
+            await asyncio.gather(tending, reporting, return_exceptions=True)
+            self._place.delete([path for _, path in self._leaving])
+            await self._redis.aclose()
+
+    async def _record(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        failure = ""
+        while not self._stopping.is_set():
+            try:
+                await self._follow(tasks)
+                failure = ""
+            except _Broken as error:
+                log.warning("the feed was lost; the streams are asked", reason=str(error))
+                await self._flush()
+            except RedisUnavailable as error:
+                if error.message != failure:
+                    log.warning("Redis is away", error=error.message)
+                failure = error.message
+                await _wait(self._stopping, _RETRY_S)
+        await self._flush(last=True)
+
+    # Reading
+
+    async def _follow(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Read the feeds until stopped, or until a market has to be added or healed."""
+        markets = await self._markets()
+        if not markets:
+            await _wait(self._stopping, 1.0)
+            return
+        self._forget_unwritten()
+        seen: dict[str, str] = {}
+        for market in await self._lost(markets):
+            seen.update(await self._heal(market))
+        marks = {market: mark for market in markets if (mark := self._mark(market)) is not None}
+        marks[EVENTS] = ("", self._place.manifest.events or BEGINNING)
+        follower = Follower(
+            self._redis,
+            self._keys,
+            Scope(tuple(markets), None, None),
+            place=Position(marks=marks, seen=seen),
+            on_gap=self._on_gap,
+            check=lambda: self._check(tasks),
+            address=self._address,
+        )
+        next_look = time.monotonic() + _MARKETS_EVERY_S
+        async with aclosing(follower.batches(block=False)) as batches:
+            async for batch in batches:
+                moved = self._take(batch)
+                # Gaps were told before anything behind them is given.
+                self._events_id = follower.reader.events_id
+                if self._is_due():
+                    await self._flush()
+                if self._stopping.is_set():
+                    return
+                if not moved:
+                    await _wait(self._stopping, _POLL_S)
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + _MARKETS_EVERY_S
+                    if set(await self._markets()) - set(markets):
+                        await self._flush()
+                        return
+
+    @staticmethod
+    def _check(tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Raise what ended a task that must not end."""
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    def _forget_unwritten(self) -> None:
+        self._buffers = Buffers()
+        self._marks, self._settles = {}, {}
+        self._missing, self._since = [], None
+        self._events_id = self._place.manifest.events
+
+    async def _markets(self) -> list[str]:
+        """Return the markets to follow: those set, or those that were ever published."""
+        if self._settings.archive_markets:
+            return self._settings.archive_markets
+        async with redis_call(self._address):
+            beats: Any = await self._redis.hvals(self._keys.status)
+        found = set(self._place.manifest.markets)
+        for data in beats:
+            try:
+                beat = decode_heartbeat(data)
+            except CodecError:
+                continue
+            if beat.role == "producer":
+                found.update(beat.markets)
+        return sorted(found)
+
+    async def _lost(self, markets: Sequence[str]) -> list[str]:
+        """Return the markets whose feed cannot be read on from the manifest's position."""
+        held = self._place.manifest.markets
+        marks = {m: (held[m].epoch, held[m].position) for m in markets if m in held}
+        lost = [market for market in markets if market not in held]
+        if marks:
+            reader = FeedReader(
+                self._redis, self._keys, list(marks), marks=marks, address=self._address
+            )
+            lost += [one.market for one in (await reader.read(block=False)).breaks]
+        return lost
+
+    async def _heal(self, market: str) -> dict[str, str]:
+        """Read a market's streams, commit, and return the last id of each code then archived."""
+        log.info("reading streams", market=market)
+        healer = Healer(
+            self._redis,
+            self._keys,
+            self._address,
+            self._place,
+            market,
+            self._take_stored,
+            self._take_bars,
+        )
+        mark = await healer.heal()
+        for missing in healer.missing:
+            self._note(missing)
+        for error in healer.damaged:
+            self._tell_damaged(error)
+        self._marks[market] = mark
+        # The streams gave more than there was at the mark. Until the feed has been read so far,
+        # only the last id of each code says what is archived: a mark would bring it again.
+        self._settles[market] = id_key(healer.settled)
+        await self._flush()
+        return healer.seen
+
+    async def _take_stored(self, rows: Sequence[tuple[str, str, Any]]) -> None:
+        market = rows[0][0].rpartition(".")[2]
+        self._add_ticks(market, self._decoded(market, rows))
+        if self._is_due():
+            await self._flush()
+
+    async def _take_bars(self, bars: Sequence[Bar]) -> None:
+        self._add_bars(bars[0].code.rpartition(".")[2], bars)
+        if self._is_due():
+            await self._flush()
+
+    def _take(self, batch: Batch) -> bool:
+        """Take what was read; return whether there was anything."""
+        moved = False
+        for market, mark in batch.marks.items():
+            if market != EVENTS and mark != self._mark(market):
+                self._marks[market] = mark
+                self._buffers.add_entry(market, *mark)
+                self._begin_waiting()
+                moved = True
+        if batch.rows:
+            market = batch.rows[0][0].rpartition(".")[2]
+            try:
+                rows = _rows(batch.data) if batch.data is not None else None
+            except _DECODE_ERRORS:
+                rows = None
+            self._add_ticks(market, self._decoded(market, batch.rows) if rows is None else rows)
+        bars = []
+        for code, period, entry_id, k1 in batch.bars:
+            try:
+                bar = decode_bar(k1, code, period, entry_id)
+            except CodecError as error:
+                log.error("a bar cannot be read", code=code, id=entry_id, error=error.message)
+                continue
+            if bar.closed:
+                bars.append(bar)
+        if bars:
+            self._add_bars(bars[0].code.rpartition(".")[2], bars)
+        return moved
+
+    def _mark(self, market: str) -> Mark | None:
+        if market in self._marks:
+            return self._marks[market]
+        at = self._place.manifest.markets.get(market)
+        return None if at is None else (at.epoch, at.position)
+
+    def _decoded(
+        self, market: str, rows: Sequence[tuple[str, str, Any]]
+    ) -> list[tuple[str, str, TickRow]]:
+        """Decode ticks one by one; name those that are none."""
+        good = []
+        for code, entry_id, t1 in rows:
+            try:
+                good.append((code, entry_id, _row(t1)))
+            except _DECODE_ERRORS as error:
+                log.error("a tick cannot be read", code=code, id=entry_id, error=str(error))
+                at_ms = id_key(entry_id)[0]
+                self._note(
+                    Missing(
+                        market=market, from_ms=at_ms, to_ms=at_ms, codes=[code], reason="unreadable"
+                    )
+                )
+        return good
+
+    def _add_ticks(self, market: str, rows: list[tuple[str, str, TickRow]]) -> None:
+        self._buffers.add_ticks(market, rows)
+        self._figures["ticks"] += len(rows)
+        self._begin_waiting()
+
+    def _add_bars(self, market: str, bars: Sequence[Bar]) -> None:
+        self._buffers.add_bars(market, bars)
+        self._figures["bars"] += len(bars)
+        self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def _on_gap(self, gap: Gap) -> None:
+        told = gap.data
+        after = told.get("after")
+        if after is not None and told.get("reason") in ("trimmed", "epoch"):
+            raise _Broken(gap.message)
+        at_ms = 0 if after is None else id_key(after[1])[0]
+        codes = told.get("codes") or {}
+        self._note(
+            Missing(
+                market=str(told.get("market") or ""),
+                from_ms=int(told.get("from_ms") or at_ms),
+                to_ms=int(told.get("to_ms") or at_ms),
+                codes=sorted(codes),
+                reason=str(told.get("reason", "unknown")),
+            )
+        )
+
+    def _note(self, missing: Missing) -> None:
+        """Keep what is known to be absent, once."""
+        if missing in self._missing or any(
+            missing == msgspec.structs.replace(one, state="open", found=0)
+            for one in self._place.manifest.missing
+        ):
+            return
+        self._missing.append(missing)
+        self._begin_waiting()
+        self._tell(
+            "archive missing",
+            market=missing.market,
+            from_ms=missing.from_ms,
+            to_ms=missing.to_ms,
+            codes=len(missing.codes),
+            reason=missing.reason,
+        )
+
+    # Writing
+
+    def _is_due(self) -> bool:
+        if self._buffers.rows >= self._settings.archive_flush_rows:
+            return True
+        since = self._since
+        return since is not None and time.monotonic() - since >= self._settings.archive_flush_s
+
+    async def _flush(self, *, last: bool = False) -> None:
+        """Write what waits and commit it; try until that is done.
+
+        Parameters
+        ----------
+        last
+            The process is to end: give up at the first failure. What waits is in Redis.
+        """
+        pieces = self._buffers.take()
+        marks = {
+            market: mark
+            for market, mark in self._marks.items()
+            if id_key(mark[1]) >= self._settles.get(market, (0, 0))
+        }
+        missing, self._missing = self._missing, []
+        events_id, self._since = self._events_id, None
+        manifest = self._place.manifest
+        moved = any(
+            (at := manifest.markets.get(market)) is None or (at.epoch, at.position) != mark
+            for market, mark in marks.items()
+        )
+        if not (pieces or missing or moved or events_id != manifest.events):
+            return
+        files = await self._persist(lambda: self._write(pieces), last)
+
+        def change(manifest: Manifest) -> Manifest:
+            markets = {m: ArchivedMarket(epoch=e, position=p) for m, (e, p) in marks.items()}
+            return msgspec.structs.replace(
+                manifest,
+                markets={**manifest.markets, **markets},
+                files=[*manifest.files, *files],
+                missing=[*manifest.missing, *missing][-_MISSING_KEPT:],
+                events=events_id,
+            )
+
+        def commit() -> None:
+            self._lock.check()
+            self._place.commit(change)
+
+        await self._persist(commit, last)
+        for market in marks:
+            self._settles.pop(market, None)
+            del self._marks[market]
+        self._figures["writes"] += 1
+        try:
+            await self._publish_positions()
+        except RedisUnavailable:
+            pass  # the next heartbeat does it
+
+    async def _persist(self, act: Callable[[], _T], last: bool) -> _T:
+        """Do something to the archive's place until it succeeds."""
+        pause_s = _RETRY_S
+        while True:
+            try:
+                done = await asyncio.to_thread(act)
+            except ArchiveUnavailable as error:
+                if self._figures["writable"]:
+                    log.error("the archive cannot be written", error=str(error))
+                    self._tell("archive unwritable", reason=error.message)
+                self._figures.update(writable=False, error=error.message)
+                if last or self._stopping.is_set() or error.data.get("taken"):
+                    raise
+                await _wait(self._stopping, pause_s)
+                pause_s = min(2 * pause_s, _RETRY_CAP_S)
+                continue
+            if not self._figures["writable"]:
+                log.info("the archive is written again")
+                self._tell("archive written again")
+            self._figures.update(writable=True, error="")
+            return done
+
+    def _write(self, pieces: Sequence[Piece]) -> list[ArchivedFile]:
+        files: list[ArchivedFile] = []
+        try:
+            files.extend(map(self._write_piece, pieces))
+        except BaseException:
+            self._place.delete([one.path for one in files])  # nothing names them yet
+            raise
+        return files
+
+    def _write_piece(self, piece: Piece) -> ArchivedFile:
+        ticks = piece.kind == "tick"
+        table = in_order([piece.table]) if ticks else sort_bars(piece.table)
+        ids = table.column("id_ms").to_numpy()
+        folder = (
+            tick_folder(piece.market, piece.day)
+            if ticks
+            else bar_folder(piece.period, piece.market, piece.day)
+        )
+        path = self._place.new_path(folder, f"part-{int(ids.min())}")
+        size_bytes = self._place.write(
+            path,
+            lambda file: write_rows(file, piece.kind, [table], piece.ranges, dense=False),
+        )
+        return ArchivedFile(
+            path=path,
+            kind=piece.kind,
+            market=piece.market,
+            day=piece.day,
+            period=piece.period,
+            rows=len(table),
+            size_bytes=size_bytes,
+            first_ms=int(ids.min()),
+            last_ms=int(ids.max()),
+            ranges=piece.ranges,
+        )
+
+    async def _publish_positions(self) -> None:
+        markets = self._place.manifest.markets
+        if not markets:
+            return
+        async with redis_call(self._address), self._redis.pipeline(transaction=False) as pipe:
+            for market, at in markets.items():
+                pipe.set(self._keys.archived(market), at.position)
+            await pipe.execute()
+
+    # Tending
+
+    async def _tend(self) -> None:
+        """Compact what is over, beside the reading, and delete what was replaced."""
+        silence_ms = int(self._settings.archive_compact_after_s * 1000)
+        while True:
+            await asyncio.sleep(min(_TEND_EVERY_S, max(0.2, silence_ms / 1000)))
+            while self._leaving and self._leaving[0][0] <= time.monotonic():
+                self._place.delete([self._leaving.popleft()[1]])
+            for group in groups_due(self._place.manifest, self._now_ms, silence_ms):
+                await self._compact(group)
+
+    async def _compact(self, group: Group) -> None:
+        if any(one.path in self._damaged for one in group.files):
+            return
+        try:
+            done = await asyncio.to_thread(compact, self._place, group, self._lock.check)
+        except ArchiveDamaged as error:
+            self._tell_damaged(error)
+            return
+        except ArchiveUnavailable as error:
+            log.warning("a day is compacted later", error=error.message)
+            return
+        # Readers that hold the older manifest read on for a while.
+        leave_at = time.monotonic() + _DELETE_AFTER_S
+        self._leaving += [(leave_at, path) for path in done.replaced]
+        self._figures["compactions"] += 1
+        if group.kind == "tick":
+            if done.repeats:
+                log.error("ticks were stored twice", day=group.day, repeats=done.repeats)
+            self._tell(
+                "archive compacted", market=group.market, day=group.day, ticks=done.file.rows
+            )
+
+    # Telling
+
+    def _tell_damaged(self, error: ArchiveDamaged) -> None:
+        path = str(error.data.get("path", ""))
+        if path not in self._damaged:
+            self._damaged.add(path)
+            log.error("a file is damaged", error=str(error))
+            self._tell("archive damaged", path=path, reason=error.message)
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        self._told.append({"kind": kind, "at_ms": time.time_ns() // 1_000_000, **facts})
+
+    async def _report(self) -> None:
+        """Write a heartbeat each second, and events as they come."""
+        while not self._ended.is_set():
+            await self._report_once()
+            await _wait(self._ended, HEARTBEAT_EVERY_S)
+        await self._report_once()
+
+    async def _report_once(self) -> None:
+        names, arguments = heartbeat_call(self._keys, self._heartbeat())
+        try:
+            async with redis_call(self._address):
+                self._now_ms = int(await self._beat(keys=names, args=arguments))
+                while self._told:
+                    body = msgspec.json.encode(self._told[0])
+                    await self._redis.xadd(
+                        self._keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
+                    )
+                    self._told.popleft()
+            await self._publish_positions()
+        except QMTError as error:
+            log.debug("no heartbeat", error=error.message)
+
+    def _heartbeat(self) -> Any:
+        now, ticks = time.monotonic(), int(self._figures["ticks"])
+        since, before = self._rate
+        if now - since >= LOST_AFTER_S:
+            self._rate = (now, ticks)
+        manifest = self._place.manifest
+        return new_heartbeat(
+            "archive",
+            self._started_ms,
+            markets=sorted(manifest.markets),
+            rates={"ticks_per_s": round((ticks - before) / max(now - since, 0.001), 1)},
+            figures={
+                **self._figures,
+                "waiting_rows": self._buffers.rows,
+                "files": len(manifest.files),
+                "days": len(manifest.days),
+                "missing": sum(one.state == "open" for one in manifest.missing),
+                "generation": manifest.generation,
+                "address": self._place.address,
+            },
+        )

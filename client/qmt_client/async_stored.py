@@ -1,0 +1,399 @@
+"""Stored ticks and bars, and their replay: the part of `AsyncQMTClient` that reads what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from qmt_protocol.bars import Bar
+from qmt_protocol.codes import parse_codes
+from qmt_protocol.errors import InvalidRequest
+from qmt_protocol.jobs import parse_params
+from qmt_protocol.periods import parse_period
+from qmt_protocol.tables import table_of
+from qmt_protocol.ticks import Tick
+from qmt_protocol.times import parse_end, parse_start
+
+from .arguments import Codes, is_all, parse_names, warn_absent, warn_gap
+from .replay import AsyncReplay, gap_of
+from .transport import OnGap, Transport
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .stored_source import StoredSource, StoredWish
+
+__all__ = ["AsyncStored", "Form"]
+
+Form = Literal["frame", "arrow", "batches"]
+_FORMS: Final = ("frame", "arrow", "batches")
+_SKIP_IDLE_S: Final = 1800.0
+_SECTOR_S: Final = 60.0
+_RETRY_S: Final = 10.0
+_REPLAY_RETRY_S: Final = 300.0
+
+
+class AsyncStored:
+    """What `AsyncQMTClient` reads from archive and streams.
+
+    Parameters
+    ----------
+    transport
+        What carries the requests.
+    tz
+        As of `AsyncQMTClient`.
+    """
+
+    def __init__(self, transport: Transport, *, tz: str | None = "Asia/Shanghai") -> None:
+        self.transport = transport
+        self._tz = tz
+        self._replays: set[AsyncReplay[Any]] = set()
+
+    async def close(self) -> None:
+        """End what replays still run, and close all connections.
+
+        A job that still runs for a waiting caller is not touched.
+        """
+        for replay in tuple(self._replays):
+            await replay.aclose()
+        await self.transport.close()
+
+    async def stored_ticks(
+        self,
+        codes: Codes | None = None,
+        start: Any = None,
+        end: Any = None,
+        *,
+        markets: Sequence[str] = (),
+        sectors: Sequence[str] = (),
+        fields: Codes | None = None,
+        as_: Form = "frame",
+    ) -> Any:
+        """Return the ticks that were collected, from archive and streams as one.
+
+        No terminal is asked: this works while the Windows machine is off.
+
+        Parameters
+        ----------
+        codes
+            One code, a comma-separated string, a list, or ``'*'`` for all that is stored.
+        start, end
+            First and last exchange time wanted, both included, as in `history`; unless given,
+            from the oldest, to the newest stored.
+        markets, sectors
+            Whole markets, or the codes of sectors, in place of codes or beside them.
+        fields
+            Columns wanted; all of them unless given. Few are read several times faster.
+        as_
+            ``'frame'``: a DataFrame; ``'arrow'``: a pyarrow Table; ``'batches'``: an iterator of
+            pyarrow record batches, for ranges that memory does not hold.
+
+        Returns
+        -------
+        pandas.DataFrame, pyarrow.Table or iterator of pyarrow.RecordBatch
+            Ordered by exchange time, then code, then number, each tick once. The frame has the
+            column ``code`` and those of docs/tables.md, its index is the exchange time; ``attrs``
+            has ``absent`` (codes without a tick in the range) and ``missing``. Arrow has the
+            archive's columns: the entry id as ``id_ms`` and ``id_seq``, all fields that xtdata
+            pushes, ``extra``, ``flags``, ``source``. Without a tick both are empty, their columns
+            as always. What is known to be missing in the range is told by a `QMTWarning`.
+
+        Raises
+        ------
+        InvalidRequest
+            A wrong argument, or the end before the start.
+        Gap
+            There is no archive, and the streams do not reach back to ``start``; ``from_day``
+            is the day from which they do.
+        ArchiveUnavailable, ArchiveDamaged, RedisUnavailable, GatewayUnavailable
+            The archive cannot be read; a damaged file is named by ``path``.
+        """
+        _check_form(as_)
+        wish = await self._stored_wish("tick", codes, start, end, markets, sectors, fields)
+        if as_ == "batches":
+            return self._stored_batches(wish)
+        return await self._stored(wish, as_, parse_names(fields))
+
+    async def stored_bars(
+        self,
+        codes: Codes | None = None,
+        period: str = "1m",
+        start: Any = None,
+        end: Any = None,
+        *,
+        markets: Sequence[str] = (),
+        sectors: Sequence[str] = (),
+        fields: Codes | None = None,
+        as_: Form = "frame",
+    ) -> Any:
+        """Return the closed bars that were collected, from archive and streams as one.
+
+        A bar is collected when somebody wants it live (see `bars`); of a bar that was closed
+        twice the newest counts. Bars of any range come from a terminal by `history`.
+
+        Parameters
+        ----------
+        codes, start, end, markets, sectors, fields, as_
+            As in `stored_ticks`; start and end are labels.
+        period
+            ``1m``, ``5m``, ``1d`` and so on; see `history`.
+
+        Returns
+        -------
+        pandas.DataFrame, pyarrow.Table or iterator of pyarrow.RecordBatch
+            As of `stored_ticks`, ordered by label, then code.
+
+        Raises
+        ------
+        InvalidRequest, Gap, ArchiveUnavailable, ArchiveDamaged, RedisUnavailable
+        GatewayUnavailable
+        """
+        _check_form(as_)
+        period = parse_period(period, bars_only=True)
+        wish = await self._stored_wish(period, codes, start, end, markets, sectors, fields)
+        if as_ == "batches":
+            return self._stored_batches(wish)
+        return await self._stored(wish, as_, parse_names(fields))
+
+    def replay(
+        self,
+        codes: Codes | None = None,
+        start: Any = None,
+        end: Any = None,
+        speed: float | Literal["max"] = 1.0,
+        *,
+        markets: Sequence[str] = (),
+        sectors: Sequence[str] = (),
+        period: str = "tick",
+        skip_idle_s: float | None = _SKIP_IDLE_S,
+        on_gap: OnGap | None = None,
+    ) -> AsyncReplay[Any]:
+        """Give stored ticks again as if they were live, at any speed.
+
+        Parameters
+        ----------
+        codes, start, end, markets, sectors
+            As in `stored_ticks`.
+        speed
+            1 as it was, 10 ten times as fast, ``'max'`` without any waiting.
+        period
+            ``tick``, or a bar's period: closed bars, at the time of their label.
+        skip_idle_s
+            Pauses in market time that are longer (the night, lunch) take no time; ``None``: they
+            take theirs. Half an hour unless given.
+        on_gap
+            Called with a `Gap` when the replay comes to where ticks are known to be missing.
+            Unless given, a `QMTWarning` tells it.
+
+        Returns
+        -------
+        AsyncReplay
+            An iterator of `Tick`, exactly as `ticks` gave them live, by exchange time over all
+            codes, then code, then number. It has ``batches()`` (Arrow), ``pause()``,
+            ``resume()``, ``seek(time)``, ``step(n)``, ``speed``, ``late_ms`` and a
+            `subscribe_realtime` of the same signature as the client's.
+
+        Raises
+        ------
+        InvalidRequest
+            For arguments that do not go together.
+        Gap, ArchiveUnavailable, ArchiveDamaged, RedisUnavailable, GatewayUnavailable
+            At the first step or later, as of `stored_ticks`.
+        """
+        period = parse_period(period)
+        _, end_ms = _parse_range(start, end)
+        parse_scope_of(codes, markets, sectors)
+        wishes: list[StoredWish] = []
+
+        async def wish() -> StoredWish:
+            if not wishes:
+                wishes.append(
+                    await self._stored_wish(period, codes, start, end, markets, sectors, None)
+                )
+            return wishes[0]
+
+        tell = on_gap or warn_gap
+
+        async def read(from_ms: int | None) -> AsyncGenerator[pa.RecordBatch, None]:
+            wanted = await wish()
+            if from_ms is not None:
+                if end_ms is not None and from_ms > end_ms:
+                    return
+                wanted = replace(wanted, start_ms=from_ms)
+            async with aclosing(self._batches_of(wanted, tell, _REPLAY_RETRY_S)) as batches:
+                async for batch in batches:
+                    yield batch
+
+        def decode(batch: pa.RecordBatch) -> list[Any]:
+            from qmt_protocol.columns import bars_from, ticks_from
+
+            made: list[Tick] | list[Bar] = (ticks_from if period == "tick" else bars_from)(batch)
+            return list(made)
+
+        async def missing() -> Any:
+            return await self._source().missing(await wish())
+
+        is_named = codes is not None and not is_all(codes) and not markets and not sectors
+        replay: AsyncReplay[Any] = AsyncReplay(
+            read,
+            decode,
+            speed=speed,
+            skip_idle_s=skip_idle_s,
+            period=period,
+            codes=tuple(parse_codes(codes)) if is_named and codes is not None else None,
+            missing=missing,
+            on_gap=tell,
+            on_open=self._replays.add,
+            on_close=self._replays.discard,
+        )
+        return replay
+
+    # Within
+
+    def _source(self) -> StoredSource:
+        return self.transport.stored()
+
+    def _batches_of(
+        self, wish: StoredWish, on_gap: OnGap, give_up_after_s: float
+    ) -> AsyncGenerator[pa.RecordBatch, None]:
+        from .stored_source import resumed
+
+        return resumed(self._source(), wish, on_gap, give_up_after_s=give_up_after_s)
+
+    async def _codes_of(self, sector: str) -> list[str]:
+        manifest, _ = await self.transport.run_job(
+            "sector_stocks",
+            parse_params("sector_stocks", {"sector": sector}),
+            timeout_s=_SECTOR_S,
+        )
+        return list(manifest.document)
+
+    async def _stored_wish(
+        self,
+        period: str,
+        codes: Codes | None,
+        start: Any,
+        end: Any,
+        markets: Sequence[str],
+        sectors: Sequence[str],
+        fields: Codes | None,
+    ) -> StoredWish:
+        from .stored_source import StoredWish
+
+        start_ms, end_ms = _parse_range(start, end)
+        named, markets, sectors = parse_scope_of(codes, markets, sectors)
+        for sector in sectors:
+            named = [*(named or ()), *await self._codes_of(sector)]
+        if named is None and not markets:
+            markets = await self._all_markets()
+        return StoredWish(
+            None if named is None else tuple(dict.fromkeys(named)),
+            tuple(markets),
+            period,
+            start_ms,
+            end_ms,
+            _columns(period, parse_names(fields)),
+        )
+
+    async def _all_markets(self) -> list[str]:
+        archived, status = await asyncio.gather(self._source().markets(), self.transport.status())
+        published = [market for one in status.processes for market in one.beat.markets]
+        return sorted({*archived, *published})
+
+    async def _stored_batches(self, wish: StoredWish) -> AsyncGenerator[pa.RecordBatch, None]:
+        await self._tell_missing(wish)
+        async with aclosing(self._batches_of(wish, warn_gap, _RETRY_S)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _tell_missing(self, wish: StoredWish) -> list[Any]:
+        missing = await self._source().missing(wish)
+        for one in missing:
+            warn_gap(gap_of(one))
+        return missing
+
+    async def _stored(self, wish: StoredWish, as_: Form, fields: list[str] | None) -> Any:
+        import pyarrow as pa
+
+        async with aclosing(self._batches_of(wish, warn_gap, _RETRY_S)) as batches:
+            found = [batch async for batch in batches]
+        table = pa.Table.from_batches(found, schema=wish.schema).unify_dictionaries()
+        missing = await self._tell_missing(wish)
+        if as_ == "arrow":
+            return table
+        from .frames import stored_frame
+
+        frame = await asyncio.to_thread(
+            stored_frame, table, wish.codes, wish.period, fields=fields, tz=self._tz
+        )
+        frame.attrs["missing"] = [gap_of(one).data for one in missing]
+        absent = frame.attrs["absent"]
+        if len(frame):
+            warn_absent(absent, "stored_ticks" if wish.period == "tick" else "stored_bars")
+        return frame
+
+
+def _check_form(as_: str) -> None:
+    if as_ not in _FORMS:
+        raise InvalidRequest(
+            f"as_={as_!r} is not served.", hint=f"Choose one of {', '.join(_FORMS)}.", field="as_"
+        )
+
+
+def _parse_range(start: Any, end: Any) -> tuple[int | None, int | None]:
+    start_ms, end_ms = parse_start(start), parse_end(end)
+    if start_ms is not None and end_ms is not None and end_ms < start_ms:
+        raise InvalidRequest(
+            f"The end, {end}, lies before the start, {start}.",
+            hint="Exchange them.",
+            field="end",
+        )
+    return start_ms, end_ms
+
+
+def parse_scope_of(
+    codes: Codes | None, markets: Sequence[str], sectors: Sequence[str]
+) -> tuple[list[str] | None, list[str], list[str]]:
+    """Check what is named; no codes and no markets mean everything.
+
+    Raises
+    ------
+    InvalidCode
+        For a code that is none.
+    InvalidRequest
+        When nothing is named, or both codes and markets.
+    """
+    of_markets, of_sectors = _names(markets), _names(sectors)
+    if codes is None and not of_markets and not of_sectors:
+        raise InvalidRequest(
+            "Give codes, markets or sectors.", hint="codes='*' means all.", field="codes"
+        )
+    if codes is not None and is_all(codes):
+        return None, [], []
+    if of_markets and (codes is not None or of_sectors):
+        raise InvalidRequest("Give codes and sectors, or markets, not both.", field="markets")
+    return (None if codes is None else parse_codes(codes)), of_markets, of_sectors
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    parts: Iterable[str] = names.split(",") if isinstance(names, str) else names
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _columns(period: str, fields: list[str] | None) -> tuple[str, ...] | None:
+    if fields is None:
+        return None
+    from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
+
+    known = (TICK_COLUMNS if period == "tick" else BAR_COLUMNS).names
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise InvalidRequest(
+            f"{', '.join(unknown)}: no such column.",
+            hint=f"Choose of {', '.join(column.name for column in table_of(period))}.",
+            field="fields",
+        )
+    return ("time", *fields)

@@ -1,0 +1,327 @@
+"""Stored ticks and bars over Redis: archive and streams as one sequence, each row once.
+
+The streams are read first, then the manifest: what was trimmed before the streams were read is in
+the archive by then. What both hold is known by code and entry id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import msgspec
+import pyarrow as pa
+
+from qmt_protocol.archive import Missing
+from qmt_protocol.bars import Bar, decode_bar
+from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS, bars_table, ticks_table
+from qmt_protocol.errors import CodecError, Gap, Unavailable
+from qmt_protocol.keys import Keys
+from qmt_protocol.ticks import TickRow
+from qmt_protocol.times import day_of, to_datetime
+
+from .archive import ArchivedBars, ArchivedTicks, ArchiveReader
+from .connections import redis_call
+from .ordering import KEYS, Key, behind, in_order, last_key, newest, split
+from .position import BEGINNING, id_key, just_before
+from .stored import Row, read_stored
+from .transport import OnGap
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+__all__ = ["RedisStored", "StoredSource", "StoredWish", "finished", "resumed"]
+
+_LAST_NUMBER: Final = 2**64 - 1
+_BACKOFF_S: Final = 0.1
+_BACKOFF_CAP_S: Final = 2.0
+_tick: Final = msgspec.msgpack.Decoder(TickRow).decode
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class StoredWish:
+    """What is to be read.
+
+    Attributes
+    ----------
+    codes : tuple of str or None
+        Codes wanted; ``None``: all of the markets.
+    markets : tuple of str
+        Whole markets wanted; with no codes either: all that are archived or published.
+    period : str
+        ``tick``, or the period of the bars wanted.
+    start_ms, end_ms : int or None
+        First and last ms of entry ids (exchange time; a bar's label), both included.
+    columns : tuple of str or None
+        Columns wanted beside code and id; ``None``: all.
+    """
+
+    codes: tuple[str, ...] | None
+    markets: tuple[str, ...] = ()
+    period: str = "tick"
+    start_ms: int | None = None
+    end_ms: int | None = None
+    columns: tuple[str, ...] | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of what is given."""
+        whole = TICK_COLUMNS if self.period == "tick" else BAR_COLUMNS
+        if self.columns is None:
+            return whole
+        wanted = {*KEYS, *self.columns}
+        return pa.schema([field for field in whole if field.name in wanted], whole.metadata)
+
+    def concerned(self, missing: Iterable[Missing]) -> list[Missing]:
+        """Return what of that lies in the range and was not filled, oldest first."""
+        markets = set(self.markets) or {code.rpartition(".")[2] for code in self.codes or ()}
+        found = [
+            one
+            for one in missing
+            if one.state != "filled"
+            and (not one.market or one.market in markets)
+            and (not one.codes or self.codes is None or not set(one.codes).isdisjoint(self.codes))
+            and (self.start_ms is None or one.to_ms >= self.start_ms)
+            and (self.end_ms is None or one.from_ms <= self.end_ms)
+        ]
+        return sorted(found, key=lambda one: (one.from_ms, one.to_ms, one.market))
+
+
+class StoredSource(Protocol):
+    """Where stored rows are read from: archive and streams, or the gateway."""
+
+    def batches(self, wish: StoredWish, on_gap: OnGap) -> AsyncGenerator[pa.RecordBatch, None]:
+        """Yield rows by (``id_ms``, ``code``, ``id_seq``), each once; closed bars only."""
+
+    async def missing(self, wish: StoredWish) -> list[Missing]:
+        """Return what is known to be absent, oldest first."""
+
+    async def markets(self) -> list[str]:
+        """Return the markets that are archived."""
+
+
+class RedisStored:
+    """Reads the archive, where there is one, and the streams.
+
+    Parameters
+    ----------
+    connection, keys, address
+        The streams.
+    archive_url
+        The archive; empty: none.
+    """
+
+    def __init__(
+        self, connection: redis.asyncio.Redis, keys: Keys, *, archive_url: str, address: str
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._address = address
+        self._reader = ArchiveReader(archive_url) if archive_url else None
+
+    async def missing(self, wish: StoredWish) -> list[Missing]:
+        """Return what is known to be absent; see `StoredSource`.
+
+        Raises
+        ------
+        ArchiveUnavailable, ArchiveDamaged
+        """
+        if self._reader is None or wish.period != "tick":
+            return []
+        return wish.concerned((await finished(self._reader.manifest)).missing)
+
+    async def batches(
+        self, wish: StoredWish, on_gap: OnGap
+    ) -> AsyncGenerator[pa.RecordBatch, None]:
+        """Yield stored rows; see `StoredSource`.
+
+        Raises
+        ------
+        RedisUnavailable, ArchiveUnavailable, ArchiveDamaged
+        Gap
+            When there is no archive and the streams do not reach back to the start.
+        """
+        archived = self._archived(wish)
+        try:
+            async with aclosing(self._streamed(wish, on_gap)) as streamed:
+                async for rest, to_ms in streamed:
+                    if archived is not None:
+                        await finished(archived.refresh)
+                        while part := await finished(archived.until, to_ms):
+                            due, rest = split(rest, part[1])
+                            for batch in _joined([part[0], due], wish.period):
+                                yield batch
+                    for batch in _joined([rest], wish.period):
+                        yield batch
+        finally:
+            if archived is not None:
+                archived.close()
+
+    def _archived(self, wish: StoredWish) -> ArchivedTicks | ArchivedBars | None:
+        if self._reader is None:
+            return None
+        markets = wish.markets or None
+        of: dict[str, Any] = {"markets": markets, "columns": wish.columns}
+        if wish.period == "tick":
+            return self._reader.ticks(wish.codes, wish.start_ms, wish.end_ms, **of)
+        return self._reader.bars(wish.period, wish.codes, wish.start_ms, wish.end_ms, **of)
+
+    async def _streamed(
+        self, wish: StoredWish, on_gap: OnGap
+    ) -> AsyncGenerator[tuple[pa.Table, int | None], None]:
+        """Yield what the streams hold, and up to when (exclusive) that is complete."""
+        codes = await self._codes(wish)
+        after = BEGINNING if wish.start_ms is None else just_before(wish.start_ms)
+        until = "+" if wish.end_ms is None else f"{wish.end_ms}-{_LAST_NUMBER}"
+
+        def on_trimmed(trimmed: dict[str, tuple[str, str]]) -> None:
+            if self._reader is None and wish.start_ms is not None:
+                _refuse_trimmed(trimmed, wish.start_ms)
+
+        chunks = read_stored(
+            self._connection,
+            self._keys,
+            dict.fromkeys(codes, after),
+            on_trimmed=on_trimmed,
+            until=until,
+            period=wish.period,
+            address=self._address,
+        )
+        make = _ticks if wish.period == "tick" else _bars
+        rest = wish.schema.empty_table()
+        async with aclosing(chunks) as read:
+            async for rows in read:
+                # Of the last ms more may come: of another code.
+                to_ms = id_key(rows[-1][1])[0]
+                made, unreadable = await finished(make, rows, wish)
+                for told in unreadable:
+                    on_gap(told)
+                due, rest = split(in_order([rest, made.select(wish.schema.names)]), to_ms)
+                yield due, to_ms
+        yield rest, None
+
+    async def _codes(self, wish: StoredWish) -> Sequence[str]:
+        if wish.codes is not None:
+            return wish.codes
+        async with (
+            redis_call(self._address),
+            self._connection.pipeline(transaction=False) as pipe,
+        ):
+            for market in wish.markets:
+                pipe.hkeys(self._keys.latest(market))
+            return [name.decode() for names in await pipe.execute() for name in names]
+
+    async def markets(self) -> list[str]:
+        """Return the markets that are archived.
+
+        Raises
+        ------
+        ArchiveUnavailable, ArchiveDamaged
+        """
+        if self._reader is None:
+            return []
+        manifest = await finished(self._reader.manifest)
+        return sorted({*manifest.markets, *(one.market for one in manifest.files)})
+
+
+async def resumed(
+    source: StoredSource, wish: StoredWish, on_gap: OnGap, *, give_up_after_s: float
+) -> AsyncGenerator[pa.RecordBatch, None]:
+    """Yield what a source has; when it goes away, try again behind the last row for some time.
+
+    Raises
+    ------
+    Unavailable
+        At the start at once, later after ``give_up_after_s``.
+    QMTError
+        Whatever else the source raises.
+    """
+    last: Key | None = None
+    lost_at: float | None = None
+    pause_s = _BACKOFF_S
+    while True:
+        try:
+            async with aclosing(source.batches(wish, on_gap)) as batches:
+                async for batch in batches:
+                    news = batch if last is None else behind(batch, last)
+                    if len(news):
+                        last, lost_at, pause_s = last_key(news), None, _BACKOFF_S
+                        yield news
+            return
+        except Unavailable:
+            now = time.monotonic()
+            lost_at = now if lost_at is None else lost_at
+            if last is None or now - lost_at >= give_up_after_s:
+                raise
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+        pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
+        wish = replace(wish, start_ms=last[0])
+
+
+async def finished(call: Callable[..., _T], *arguments: Any) -> _T:
+    """Run a call in a thread; when cancelled, wait for its end, since it cannot be interrupted."""
+    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _joined(tables: Sequence[pa.Table], period: str) -> list[pa.RecordBatch]:
+    whole = in_order(tables)
+    return list((whole if period == "tick" else newest(whole)).to_batches())
+
+
+def _ticks(rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
+    decoded: list[tuple[str, str, TickRow]] = []
+    unreadable: list[Gap] = []
+    for code, entry_id, t1 in rows:
+        try:
+            decoded.append((code, entry_id, _tick(t1)))
+        except _DECODE_ERRORS as error:
+            unreadable.append(_unreadable(f"{code} {entry_id}: not a t1 tick: {error}.", code))
+    return ticks_table(decoded), unreadable
+
+
+def _bars(rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
+    bars: list[Bar] = []
+    unreadable: list[Gap] = []
+    for code, entry_id, k1 in rows:
+        try:
+            bar = decode_bar(bytes(k1), code, wish.period, entry_id)
+        except CodecError as error:
+            unreadable.append(_unreadable(f"{code} {entry_id}: {error.message}", code))
+            continue
+        if bar.closed:
+            bars.append(bar)
+    return bars_table(bars), unreadable
+
+
+def _unreadable(message: str, code: str) -> Gap:
+    return Gap(message, hint="It is of another version.", reason="unreadable", code=code)
+
+
+def _refuse_trimmed(trimmed: Mapping[str, tuple[str, str]], start_ms: int) -> None:
+    """Raise when streams begin later than what is asked for, and no archive has what is before."""
+    begins = {code: id_key(first)[0] for code, (_, first) in trimmed.items() if first}
+    if not begins:
+        return
+    code, begin_ms = max(begins.items(), key=lambda pair: pair[1])
+    more = f" and {len(begins) - 1} more" if len(begins) > 1 else ""
+    day = day_of(begin_ms)
+    raise Gap(
+        f"The streams of {code}{more} hold nothing before {to_datetime(begin_ms):%Y-%m-%d}, and no "
+        f"archive is set; asked for was {to_datetime(start_ms):%Y-%m-%d}.",
+        hint="Ask from that day on, or set QMT_ARCHIVE_URL to the archive's folder or bucket.",
+        reason="trimmed",
+        from_day=day,
+        codes={code: list(ids) for code, ids in trimmed.items()},
+    )

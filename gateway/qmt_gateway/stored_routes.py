@@ -1,0 +1,239 @@
+"""What is stored, from archive and streams as one: streamed, so that no range is too large."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, Final
+
+import msgspec
+import pyarrow as pa
+import structlog
+from fastapi import APIRouter, Depends, Query
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from qmt_client.stored_source import StoredWish, finished
+from qmt_protocol.codes import parse_codes
+from qmt_protocol.errors import Gap, InvalidRequest
+from qmt_protocol.periods import parse_period
+from qmt_protocol.times import parse_end, parse_start
+
+from . import models
+from .answers import SOURCE_HEADER, answer, meta_of
+from .auth import require_key
+from .bridge import Bridge, source_name
+from .market_routes import BridgeOf
+from .parameters import refuse_unknown
+from .stored_formats import MEDIA, Format, Maker, maker_of
+
+__all__ = ["StreamedRows", "router"]
+
+_EVERYTHING: Final = "*"
+_ROWS_AT_ONCE: Final = 8_192
+_log = structlog.get_logger(__name__)
+
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
+
+
+class StoredQuery:
+    """The parameters that both stored routes share."""
+
+    def __init__(
+        self,
+        codes: Annotated[
+            str,
+            Query(description="codes, comma-separated; `*`: all that is stored"),
+        ] = "",
+        markets: Annotated[str, Query(description="whole markets, comma-separated")] = "",
+        start: Annotated[
+            str, Query(description="first exchange time", examples=["2026-11-20 09:30"])
+        ] = "",
+        end: Annotated[str, Query(description="last exchange time; a day: all of it")] = "",
+        fields: Annotated[
+            str, Query(description="columns, comma-separated; default all. Not with json")
+        ] = "",
+        format: Annotated[  # noqa: A002
+            Format, Query(description="json, arrow (IPC stream) or parquet")
+        ] = "json",
+    ) -> None:
+        self.format = format
+        self._markets = _parts(markets)
+        for market in self._markets:
+            parse_codes(f"0.{market}")
+        self._everything = codes.strip() == _EVERYTHING
+        self._codes = parse_codes(codes) if codes and not self._everything else None
+        if bool(codes) == bool(self._markets):
+            raise InvalidRequest("Name codes or markets.", hint="codes=* is everything.")
+        self._start_ms, self._end_ms = parse_start(start), parse_end(end)
+        if None not in (self._start_ms, self._end_ms) and self._start_ms > self._end_ms:  # type: ignore[operator]
+            raise InvalidRequest(
+                f"The end, {end}, lies before the start, {start}.",
+                hint="Exchange them.",
+                field="end",
+            )
+        self._fields = _parts(fields) or None
+        if self._fields is not None and format == "json":
+            raise InvalidRequest(
+                "JSON always has all fields.", hint="Leave fields out, or ask for format=arrow."
+            )
+
+    async def wish(self, bridge: Bridge, period: str) -> StoredWish:
+        """Return what is asked for.
+
+        Raises
+        ------
+        InvalidRequest
+            For a column that there is not.
+        """
+        markets = self._markets
+        if self._everything:
+            markets = await bridge.stored_markets()
+        wish = StoredWish(
+            None if self._codes is None else tuple(self._codes),
+            tuple(markets),
+            period,
+            self._start_ms,
+            self._end_ms,
+        )
+        names = wish.schema.names
+        unknown = [name for name in self._fields or () if name not in names]
+        if unknown:
+            raise InvalidRequest(
+                f"There is no column {unknown[0]}.", hint=f"Choose of {', '.join(names)}."
+            )
+        if self._fields is None:
+            return wish
+        return replace(wish, columns=tuple(self._fields))
+
+
+def _parts(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+QueryOf = Annotated[StoredQuery, Depends()]
+_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "By exchange time, then code, then number, each once. An answer that breaks "
+        "off is not whole: its end is missing.",
+        "content": {
+            MEDIA[form]: {"schema": {"type": "string", "format": "binary"}}
+            for form in ("arrow", "parquet")
+        },
+    },
+    **models.problems(410, 503),
+}
+
+
+@router.get(
+    "/stored/ticks",
+    tags=["ticks"],
+    summary="Ticks that were collected",
+    response_model=models.Stored,
+    responses=_ANSWERS,
+)
+async def stored_ticks(query: QueryOf, bridge: BridgeOf) -> Response:
+    """From archive and streams as one; no terminal is asked."""
+    return await _streamed(bridge, await query.wish(bridge, "tick"), query.format)
+
+
+@router.get(
+    "/stored/bars",
+    tags=["history"],
+    summary="Closed bars that were collected",
+    response_model=models.Stored,
+    responses=_ANSWERS,
+)
+async def stored_bars(
+    query: QueryOf,
+    bridge: BridgeOf,
+    period: Annotated[str, Query(description="1m, 5m, 15m, 30m, 1h, 1d ...")] = "1m",
+) -> Response:
+    """A bar is collected while somebody wants it live; others come by `/api/history`."""
+    wish = await query.wish(bridge, parse_period(period, bars_only=True))
+    return await _streamed(bridge, wish, query.format)
+
+
+async def _streamed(bridge: Bridge, wish: StoredWish, form: Format) -> Response:
+    simulated = await bridge.simulated()
+    batches = bridge.transport.stored().batches(wish, _unreadable)
+    try:
+        # What cannot be read from the start is an error answer, and not one that breaks off.
+        first = await anext(batches, None)
+    except BaseException:
+        await batches.aclose()
+        raise
+    maker = maker_of(form, wish.schema, meta_of(simulated))
+    return StreamedRows(
+        _body(first, batches, maker),
+        media_type=MEDIA[form],
+        headers={SOURCE_HEADER: source_name(simulated)},
+    )
+
+
+class StreamedRows(StreamingResponse):
+    """A streamed answer whose reading ends with it, also when the caller goes."""
+
+    def __init__(self, body: AsyncGenerator[bytes, None], **more: Any) -> None:
+        super().__init__(body, **more)
+        self._body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._body.aclose()
+
+
+async def _body(
+    first: pa.RecordBatch | None, batches: AsyncGenerator[pa.RecordBatch, None], maker: Maker
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(batches):
+        yield maker.begin()
+        if first is not None:
+            for part in _parts_of(first):
+                yield await finished(maker.add, part)
+            async for batch in batches:
+                for part in _parts_of(batch):
+                    yield await finished(maker.add, part)
+        yield maker.end()
+
+
+def _parts_of(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    for at in range(0, len(batch), _ROWS_AT_ONCE):
+        yield batch.slice(at, _ROWS_AT_ONCE)
+
+
+def _unreadable(gap: Gap) -> None:
+    _log.warning("a stored row was left out", error=gap.message)
+
+
+@router.get(
+    "/archive",
+    tags=["operation"],
+    summary="What the archive holds",
+    response_model=models.Archive,
+    responses=models.problems(503),
+)
+async def archive(bridge: BridgeOf) -> Response:
+    """Days and markets, and what is known to be missing; all empty where there is no archive."""
+    manifest = await bridge.manifest()
+    days: dict[int, dict[str, dict[str, int]]] = {}
+    for one in manifest.files:
+        if one.kind == "tick":
+            of_market = days.setdefault(one.day, {}).setdefault(
+                one.market, {"ticks": 0, "bytes": 0}
+            )
+            of_market["ticks"] += one.rows
+            of_market["bytes"] += one.size_bytes
+    bars = sorted({(one.period, one.market) for one in manifest.files if one.kind == "bar"})
+    document = {
+        "archived": bridge.archive is not None,
+        "days": [{"day": day, "markets": days[day]} for day in sorted(days)],
+        "markets": sorted({one.market for one in manifest.files}),
+        "bars": [{"period": period, "market": market} for period, market in bars],
+        "missing": msgspec.to_builtins(manifest.missing),
+    }
+    return answer(document, simulated=await bridge.simulated())

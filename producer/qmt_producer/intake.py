@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from qmt_protocol.codes import market_of
 from qmt_protocol.errors import EncodeError, InvalidCode
 from qmt_protocol.keys import want
 
-from .bar_maker import BarMaker
+from .bar_maker import BarMaker, MadeBar
 from .losses import Losses
 from .push_codec import DecodeBson, Encoded, PushCodec, encode_one
 from .ring import Entry, Kind, NewBatch, Ring, RingUnwritable
@@ -189,40 +189,49 @@ class Intake:
             for market, part in self._codec.parts(
                 push.body, push.received_ms, self._part_ticks, self._market
             ):
-                yield self._by_market((one, market) for one in part)
+                self.received_ticks += len(part)
+                yield {market: self._sound(part)}
         except ValueError as error:
             size_bytes = len(push.body)
             log.error("a push could not be read", error=str(error), push_bytes=size_bytes)
             self.losses.add(f"unreadable push: {error}", [("?", push.received_ms)])
 
     def _ticks(self, _period: str, rows: Rows, received_ms: int) -> _ByMarket:
-        return self._by_market(
-            (encode_one(code, tick, received_ms), market_of(code))
-            for code, ticks in rows.items()
-            for tick in ticks
-        )
+        done: _ByMarket = {}
+        for code, ticks in rows.items():
+            part = [encode_one(code, tick, received_ms) for tick in ticks]
+            self.received_ticks += len(part)
+            done.setdefault(market_of(code), []).extend(self._sound(part))
+        return done
+
+    def _sound(self, encoded: list[Encoded]) -> list[Entry]:
+        """Return what could be encoded; the rest is lost, and named."""
+        kept: list[Entry] = []
+        for code, at_ms, t1 in encoded:
+            if isinstance(t1, EncodeError):
+                self.losses.add(f"rejected: {t1.message}", [(code, at_ms)])
+            else:
+                kept.append((code, at_ms, t1))
+        return kept
 
     def _made_bars(self, period: str, rows: Rows, _received_ms: int) -> _ByMarket:
         done: _ByMarket = {}
         for code, bars in rows.items():
             self.received_bars += len(bars)
-            for label_ms, k1 in self._bars.take(period, code, bars):
-                self._sort(want(period, code), label_ms, k1, market_of(code), done)
+            made = self._bars.take(period, code, bars)
+            self._add_bars(done, period, code, made)
         return done
 
     def _closed_bars(self) -> _ByMarket:
         done: _ByMarket = {}
         if self._bars.busy:
-            for period, code, (label_ms, k1) in self._bars.due():
-                self._sort(want(period, code), label_ms, k1, market_of(code), done)
+            for period, code, made in self._bars.due():
+                self._add_bars(done, period, code, [made])
         return done
 
-    def _by_market(self, encoded: Iterable[tuple[Encoded, str]]) -> _ByMarket:
-        done: _ByMarket = {}
-        for (code, at_ms, t1), market in encoded:
-            self.received_ticks += 1
-            self._sort(code, at_ms, t1, market, done)
-        return done
+    def _add_bars(self, done: _ByMarket, period: str, code: str, made: list[MadeBar]) -> None:
+        encoded = [(want(period, code), label_ms, k1) for label_ms, k1 in made]
+        done.setdefault(market_of(code), []).extend(self._sound(encoded))
 
     def _store(self, kind: Kind, received_ms: int, by_market: _ByMarket) -> None:
         step = self._batch_ticks
@@ -240,19 +249,6 @@ class Intake:
             for *_, entries in batches:
                 self.losses.add(error.message, _times(entries))
         self.on_stored.set()
-
-    def _sort(
-        self,
-        name: str,
-        at_ms: int,
-        data: bytes | EncodeError,
-        market: str,
-        done: _ByMarket,
-    ) -> None:
-        if isinstance(data, EncodeError):
-            self.losses.add(f"rejected: {data.message}", [(name, at_ms)])
-        else:
-            done.setdefault(market, []).append((name, at_ms, data))
 
     def _market(self, code: str) -> str | None:
         """Return the market of a code; ``None`` for one that is not published here."""

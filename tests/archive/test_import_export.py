@@ -1,0 +1,295 @@
+"""Files in and out: equal rows, nothing twice, nothing half, and errors that name the place."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+import redis
+from archive_rig import (
+    COLUMNS,
+    FRIDAY_MS,
+    Publisher,
+    archive_process,
+    archived_bars,
+    archived_count,
+    archived_rows,
+    assert_same,
+    manifest_of,
+    run_archive,
+    wait_archived,
+)
+
+from qmt_archive.exporting import export_rows
+from qmt_archive.importing import Imported, import_files
+from qmt_archive.locks import lock_for
+from qmt_archive.place import Place
+from qmt_archive.verify import verify
+from qmt_protocol.errors import BadFile, InvalidRequest
+from qmt_protocol.keys import Keys
+from qmt_standalone.redis_server import RedisServer
+
+NOWHERE = "redis://127.0.0.1:1/0"
+HEAD = "code,time,lastPrice,volume"
+GOOD = f"600519.SH,{FRIDAY_MS},11.37,100"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "archive"
+
+
+def run_import(folder: Path, *files: Path, url: str = NOWHERE, period: str = "tick") -> Imported:
+    """Import as the command does, without the second that a process takes to start."""
+    place = Place(str(folder))
+    with lock_for(place, Keys(), url) as lock:
+        place.load("qmt")
+        return asyncio.run(
+            import_files(place, lock.check, files, period=period, keys=Keys(), streams_url=url)
+        )
+
+
+def export_all(folder: Path, out: Path, shape: Any = "csv", period: str = "tick") -> int:
+    return export_rows(str(folder), None, period, None, None, shape, out)
+
+
+def contents(folder: Path) -> dict[tuple[Any, ...], int]:
+    """Return the archived ticks without their numbers, and how often each is there."""
+    counts: dict[tuple[Any, ...], int] = {}
+    for (code, ms, _), row in archived_rows(folder).items():
+        counts[code, ms, row] = counts.get((code, ms, row), 0) + 1
+    return counts
+
+
+def test_what_was_exported_and_imported_is_the_same(
+    streams: redis.Redis, streams_server: RedisServer, folder: Path, tmp_path: Path
+) -> None:
+    publisher = Publisher(streams)
+    publisher.steps(20)
+    publisher.minute(FRIDAY_MS + 60_000)
+    with archive_process(folder, streams_server.url):
+        wait_archived(folder, 800)
+    for shape in ("csv", "parquet"):
+        ticks, bars = tmp_path / f"tick.{shape}", tmp_path / f"1m.{shape}"
+        assert export_all(folder, ticks, shape) == 800
+        assert export_all(folder, bars, shape, "1m") == 3
+        if shape == "csv":
+            with ticks.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        else:
+            rows = pq.read_table(ticks).to_pylist()
+        assert len(rows) == 800
+        assert {*COLUMNS, "code", "time"} == set(rows[0])
+        copy = tmp_path / f"copy-{shape}"
+        done = run_import(copy, ticks)
+        assert (done.rows, done.repeats) == (800, 0)
+        run_import(copy, bars, period="1m")
+        assert contents(copy) == contents(folder)
+        assert [bar[:3] + bar[4:] for bar in archived_bars(copy)] == [
+            bar[:3] + bar[4:] for bar in archived_bars(folder)
+        ]
+        assert {tuple(one["sources"]) for one in manifest_of(copy)["files"]} == {("import",)}
+        place = Place(str(copy))
+        place.load()
+        assert {problem for one in verify(place) for problem in one.problems} == set()
+        # Once more, into the archive that recorded it: nothing is new.
+        done = run_import(folder, ticks, url=streams_server.url)
+        assert (done.rows, done.repeats, done.streams) == (0, 800, "")
+    assert archived_count(folder) == 800
+
+
+def test_the_commands(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "600519.csv").write_text(f"{HEAD}\n600519,{FRIDAY_MS},11.37,100\n")
+    done = run_archive(
+        folder,
+        *("import", str(tmp_path / "600519.csv"), "--market", "SH", "--json"),
+        *("--streams-url", NOWHERE),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["days"]) == (1, [20251120])
+    assert "the streams were not compared" in done.stderr
+    exported = run_archive(folder, "export", "--codes", "600519.SH", "--start", "20251120")
+    rows = list(csv.DictReader(io.StringIO(exported.stdout)))
+    assert [(one["code"], one["time"], one["volume"]) for one in rows] == [
+        ("600519.SH", str(FRIDAY_MS), "100")
+    ]
+
+
+def test_an_import_fills_up_what_is_there(
+    streams: redis.Redis, streams_server: RedisServer, folder: Path, tmp_path: Path
+) -> None:
+    publisher = Publisher(streams, ["SH"])
+    publisher.steps(10)
+    with archive_process(folder, streams_server.url):
+        wait_archived(folder, 200)
+    recorded = archived_rows(folder)
+    out = tmp_path / "all.csv"
+    export_all(folder, out)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    more = [{**row, "volume": "77"} for row in rows[:3]]  # the same ms, other contents
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([*rows, *more])
+    done = run_import(folder, out, url=streams_server.url)
+    assert (done.rows, done.repeats) == (3, 200)
+    found = archived_rows(folder)
+    assert_same({key: row for key, row in found.items() if key in recorded}, recorded)
+    added = {key: row for key, row in found.items() if key not in recorded}
+    assert [row[1 + COLUMNS.index("volume")] for row in added.values()] == [77, 77, 77]
+    assert {key[2] for key in added} == {32_768}
+    assert json.loads(run_archive(folder, "compact", "--json").stdout)[0]["repeats"] == 0
+    assert archived_rows(folder) == found
+
+
+def test_rows_ahead_of_the_recording_are_refused(
+    streams: redis.Redis, streams_server: RedisServer, folder: Path, tmp_path: Path
+) -> None:
+    publisher = Publisher(streams, ["SH"])
+    publisher.steps(3)
+    (tmp_path / "a.csv").write_text(f"{HEAD}\n000001.SH,{FRIDAY_MS + 2500},11.5,5\n")
+    with pytest.raises(InvalidRequest, match="more in the streams than in the archive"):
+        run_import(folder, tmp_path / "a.csv", url=streams_server.url)
+    assert list(folder.rglob("*.parquet")) == []
+    with archive_process(folder, streams_server.url):
+        wait_archived(folder, 60)
+    assert run_import(folder, tmp_path / "a.csv", url=streams_server.url).rows == 1
+    assert_same(
+        {key: row for key, row in archived_rows(folder).items() if key[2] < 32_768},
+        publisher.expected(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", f"{HEAD}\n{GOOD}\n600519.SH,{FRIDAY_MS + 1},abc,1\n", ("row 3", "lastPrice")),
+        ("a.csv", f"{HEAD}\n{GOOD}\n600519.SH,{FRIDAY_MS + 1},1,1.5\n", ("row 3", "volume")),
+        ("a.csv", f"{HEAD}\n600519.SH,0,1,1\n", ("row 2", "time")),
+        ("a.csv", f"{HEAD}\n600519.SH,20260230093000,1,1\n", ("row 2", "time")),
+        ("a.csv", f"{HEAD}\n600519.SH,20990101093000,1,1\n", ("row 2", "time", "future")),
+        ("a.csv", f"{HEAD}\n600519.SH,,1,1\n", ("row 2", "time", "there is no time")),
+        ("a.csv", f"{HEAD}\n{GOOD}\nsh600519,{FRIDAY_MS},1,1\n", ("row 3", "code", "600519.SH")),
+        ("a.csv", f"{HEAD}\n{GOOD}\n{GOOD}\n", ("row 3", "repeats")),
+        ("a.csv", f"{HEAD}\n{GOOD}\n600519.SH,{FRIDAY_MS}\n", ("3", "4")),
+        ("a.csv", f"code,time,lastPrice\n600519.SH,{FRIDAY_MS},1\n", ("column volume",)),
+        ("a.csv", f"time,lastPrice,volume\n{FRIDAY_MS},1,1\n", ("column code", "600519.SH.csv")),
+        ("a.csv", f'{HEAD},askPrice\n{GOOD},"[1,2,3,4,5,6]"\n', ("row 2", "askPrice", "6 levels")),
+        ("a.csv", f'{HEAD},odd\n{GOOD},"{{""volume"": ""x""}}"\n', ("row 2", "odd")),
+        ("a.csv", "", ("empty",)),
+        ("a.parquet", "no parquet", ("a.parquet", "cannot be read")),
+        ("a.txt", "", (".csv nor .parquet",)),
+    ],
+)
+def test_a_bad_file_is_named_and_nothing_is_imported(
+    folder: Path, tmp_path: Path, name: str, text: str, told: tuple[str, ...]
+) -> None:
+    good, bad = tmp_path / "good.csv", tmp_path / name
+    good.write_text(f"{HEAD}\n000001.SZ,{FRIDAY_MS},9.9,7\n")
+    bad.write_text(text)
+    with pytest.raises(BadFile) as failure:
+        run_import(folder, good, bad)
+    for part in (name, *told):
+        assert part in str(failure.value)
+    assert archived_count(folder) == 0
+    assert list(folder.rglob("*.parquet")) == []
+
+
+def test_bars_are_checked(folder: Path, tmp_path: Path) -> None:
+    head = "time,open,high,low,close,volume,closed"
+    cases = {
+        f"{head}\n20251120,1,2,3,1,10,true\n": "row 2, column high",
+        f"{head}\n20251120093000,1,2,1,1,10,true\n": "row 2, column time",
+        f"{head}\n20251120,1,2,1,1,10,true\n20251120,1,2,1,1,11,true\n": "row 3: it repeats",
+        f"{head}\n20251120,1,2,1,1,10,maybe\n": "row 2, column closed",
+    }
+    bad = tmp_path / "600519.SH.csv"
+    for text, told in cases.items():
+        bad.write_text(text)
+        with pytest.raises(BadFile, match=told):
+            run_import(folder, bad, period="1d")
+    bad.write_text(f"{head}\n20251120,1,2,1,1.5,10,True\n20251121,1,2,1,1,10,False\n")
+    done = run_import(folder, bad, period="1d")
+    assert (done.rows, done.forming) == (1, 1)
+    bad.write_text(f"{head}\n20251120,1,2,1,1.7,10,True\n20251121,1,2,1,1.6,10,True\n")
+    done = run_import(folder, bad, period="1d")
+    assert (done.rows, done.repeats) == (1, 1)  # what is there counts
+    assert [bar[4] for bar in archived_bars(folder)] == [1.5, 1.6]
+
+
+def test_times_and_books_are_read_as_people_write_them(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "600519.SH_tick.csv").write_text(
+        "time,lastPrice,volume,askPrice,bidVol,tickvol\n"
+        f'{FRIDAY_MS},11.37,1,"[11.38, 11.39, 0, 0, 0]",[1 2 3 4 5],9\n'
+        "20251120093001,11.37,2,,,\n"
+        "20251120093002500,11.37,3,,,\n"
+        "2025-11-20 09:30:03,11.37,4,,,\n"
+        "2025-11-20T01:30:04Z,nan,5,,,\n"
+    )
+    assert run_import(folder, tmp_path / "600519.SH_tick.csv").rows == 5
+    files = [str(folder / one["path"]) for one in manifest_of(folder)["files"]]
+    with duckdb.connect() as db:
+        rows = db.execute(
+            "SELECT id_ms - $begin, askPrice2, askPrice5, bidVol3, isnan(lastPrice), extra "
+            "FROM read_parquet($files, hive_partitioning=false) ORDER BY 1",
+            {"files": files, "begin": FRIDAY_MS},
+        ).fetchall()
+    assert [row[0] for row in rows] == [0, 1000, 2500, 3000, 4000]
+    assert rows[0][1:] == (11.39, 0.0, 3, False, b"\x81\xa7tickvol\x09")
+    assert {row[1:4] for row in rows[1:]} == {(None, None, None)}
+    assert rows[4][4] is True
+
+
+SMALL_PORTIONS = """
+import sys
+from qmt_archive import importing
+from qmt_archive.__main__ import main
+importing._ROWS_AT_ONCE = 2_000
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("parts", [1, 6])
+def test_a_killed_import_leaves_nothing(folder: Path, tmp_path: Path, parts: int) -> None:
+    files = []
+    for number in range(12):
+        path = tmp_path / f"{number:06}.SH.csv"
+        lines = [f"{FRIDAY_MS + at * 10},{10 + at / 1e4},{at}" for at in range(2_000)]
+        path.write_text("\n".join(["time,lastPrice,volume", *lines]) + "\n")
+        files.append(str(path))
+    command = ["import", *files, "--streams-url", NOWHERE]
+    child = subprocess.Popen(
+        [sys.executable, "-c", SMALL_PORTIONS, *command],
+        env={**os.environ, "QMT_ARCHIVE_URL": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # Files are written and the manifest does not name them yet.
+    deadline = time.monotonic() + 30
+    while len(list(folder.rglob("*.parquet"))) < parts:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    child.send_signal(signal.SIGKILL)
+    child.wait(10)
+    assert list(folder.rglob("*.parquet")) != []
+    assert archived_count(folder) == 0
+    again = run_archive(folder, *command, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["rows"] == archived_count(folder) == 24_000
+    on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet*")}
+    assert on_disk == {one["path"] for one in manifest_of(folder)["files"]}

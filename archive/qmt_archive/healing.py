@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import redis.asyncio
 import structlog
 
@@ -220,7 +221,9 @@ def last_ids(
     files: Sequence[ArchivedFile],
     on_damaged: Callable[[ArchiveDamaged], None],
 ) -> dict[str, str]:
-    """Return each code's greatest entry id in some files.
+    """Return each code's greatest entry id in some files, of what was recorded.
+
+    Rows from elsewhere may lie ahead of it: they do not tell how far the streams were read.
 
     Raises
     ------
@@ -229,9 +232,12 @@ def last_ids(
     """
     newest: dict[str, tuple[int, int]] = {}
     for file in files:
+        if "live" not in file.sources:
+            continue
         try:
-            for batch in place.read(file, _KEYS):
-                for code, last in _last_of(batch):
+            for batch in place.read(file, [*_KEYS, "source"]):
+                live = pc.equal(batch.column("source").cast(pa.string()), "live")
+                for code, last in _last_of(batch.filter(live)):
                     newest[code] = max(last, newest.get(code, (0, 0)))
         except ArchiveDamaged as error:
             on_damaged(error)

@@ -27,6 +27,7 @@ NAMES: Final = (
     "rest",
     "memory",
     "growth",
+    "stored",
 )
 HERE: Final = Path(__file__).resolve().parent
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(NAMES)}; all")
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument(
-        "--quick", action="store_const", const="quick", dest="size", help="under three minutes"
+        "--quick", action="store_const", const="quick", dest="size", help="under four minutes"
     )
     parser.add_argument(
         "--no-incumbent", action="store_true", help="leave out the side that pip must install"

@@ -2,8 +2,9 @@
 
 ``scripts/crash-archive`` kills 100 times. A kill comes at a random moment, or at one that is waited
 for: while a file is written, behind its rename, while the manifest is written, behind its swap,
-while a day is compacted. Meanwhile the feed is kept for a second, so that most starts must heal,
-and the codes' streams are trimmed behind the archive's mark.
+while a day is compacted, behind that, when streams were just trimmed. Meanwhile the feed is kept
+for a second, so that most starts must heal, and the codes' streams are trimmed behind the archive's
+mark.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ STEPS_PER_DAY = 80
 PAUSE_S = 0.03
 FEED_KEEP_S = 1.0
 WITHIN_S = 6.0
-MOMENTS = ("random", "writing", "renamed", "manifest", "swapped", "compacting", "compacted")
+MOMENTS = (
+    *("random", "writing", "renamed", "manifest", "swapped", "compacting", "compacted"),
+    "trimmed",
+)
 
 
 class Market:
@@ -58,6 +62,8 @@ class Market:
         self.connection = redis.Redis.from_url(url)
         self.publisher = Publisher(self.connection)
         self.days = 0
+        self.trimmed = 0
+        """Entries that were trimmed from the codes' streams."""
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -105,10 +111,12 @@ class Market:
             int(entry_id.split("-")[0]) for _, entry_id, _ in msgpack.unpackb(fields[b"b1"])
         )
         for code in {code for code in self.publisher.codes if code.endswith(f".{market}")}:
-            self.connection.xtrim(KEYS.tick(code), minid=oldest - 2000, approximate=False)
+            key = KEYS.tick(code)
+            gone: Any = self.connection.xtrim(key, minid=oldest - 2000, approximate=False)
+            self.trimmed += gone
 
 
-def _moment(folder: Path, kind: str) -> Callable[[], bool]:
+def _moment(folder: Path, market: Market, kind: str) -> Callable[[], bool]:
     """Return what tells that a moment has come."""
     manifest = folder / "manifest.json"
     ticks = folder / "ticks"
@@ -134,6 +142,9 @@ def _moment(folder: Path, kind: str) -> Callable[[], bool]:
         return lambda: bool(found("day-*.part"))
     if kind == "compacted":
         return lambda: unnamed("day-*.parquet")
+    if kind == "trimmed":
+        trimmed = market.trimmed
+        return lambda: market.trimmed > trimmed
     before = manifest.stat().st_mtime_ns
     return lambda: manifest.stat().st_mtime_ns != before
 
@@ -151,7 +162,7 @@ def crash(url: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
             kind = MOMENTS[number % len(MOMENTS)]
             time.sleep(rng.uniform(0, 1.5))
             if kind != "random":
-                has_come, deadline = _moment(folder, kind), time.monotonic() + WITHIN_S
+                has_come, deadline = _moment(folder, market, kind), time.monotonic() + WITHIN_S
                 while not has_come():
                     if time.monotonic() > deadline:
                         kind = f"random ({kind} not seen)"
@@ -200,6 +211,7 @@ def crash(url: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "ticks": len(expected),
         "bars": len(bars),
         "days": market.days + 1,
+        "trimmed": market.trimmed,
         "commits": manifest["generation"],
     }
 

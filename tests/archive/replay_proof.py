@@ -108,16 +108,22 @@ def compare(day: RecordedDay) -> Counter[str]:
 
 def _entries(day: RecordedDay, prefix: str, code: str) -> Entries:
     market = code.rpartition(".")[2]
-    entries: Entries = day.streams.xrange(f"{{{prefix}:{market}}}:tick:{code}")
-    return entries
+    entries: Any = day.streams.xrange(f"{{{prefix}:{market}}}:tick:{code}")
+    return list(entries)
 
 
 def _fed(day: RecordedDay) -> dict[str, list[str]]:
     fed: dict[str, list[str]] = defaultdict(list)
     for market in MARKETS:
-        for _, fields in day.streams.xrange(f"{{{TO}:{market}}}:feed"):
-            for code, entry_id, _ in msgpack.unpackb(fields.get(b"b1", b"\x90")):
-                fed[code].append(entry_id)
+        after = b"-"
+        while True:
+            entries: Any = day.streams.xrange(f"{{{TO}:{market}}}:feed", after, count=1000)
+            for _, fields in entries:
+                for code, entry_id, _ in msgpack.unpackb(fields.get(b"b1", b"\x90")):
+                    fed[code].append(entry_id)
+            if not entries:
+                break
+            after = b"(" + entries[-1][0]
     return fed
 
 
@@ -153,7 +159,7 @@ def _archived(day: RecordedDay) -> Iterator[tuple[str, Columns]]:
         FROM read_parquet($files, hive_partitioning=false) ORDER BY code, id_ms, id_seq"""
     with duckdb.connect() as db:
         paths = [str(day.archive / one["path"]) for one in files]
-        found = db.execute(query, {"files": paths}).fetchnumpy()
+        found: dict[str, Any] = db.execute(query, {"files": paths}).fetchnumpy()
     columns = {name: _filled(column) for name, column in found.items()}
     for name in BOOKS:
         levels = [columns.pop(f"{name}{level}") for level in LEVELS]

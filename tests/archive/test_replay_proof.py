@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import redis
@@ -30,4 +31,5 @@ def test_pushed_archived_and_replayed_are_equal(tmp_path: Path) -> None:
 
 def _forget_one(streams: redis.Redis, code: str) -> None:
     key = f"{{{TO}:{code.rpartition('.')[2]}}}:tick:{code}"
-    streams.xdel(key, streams.xrange(key, count=2)[1][0])
+    _, (second, _) = cast("list[tuple[bytes, object]]", streams.xrange(key, count=2))
+    streams.xdel(key, second)

@@ -8,16 +8,28 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "consumers"
 VECTORS = ROOT / "docs" / "wire" / "vectors.json"
 GO_SOURCES = Path("/usr/share/gocode")  # where Debian puts Go packages
 CPP_HEADERS = ("hiredis/hiredis.h", "msgpack.hpp", "nlohmann/json.hpp")
+SCALARS = (
+    *("time", "lastPrice", "open", "high", "low", "lastClose", "amount", "volume", "pvolume"),
+    *("stockStatus", "openInt", "transactionNum", "lastSettlementPrice", "settlementPrice", "pe"),
+)
+LISTS = ("askPrice", "bidPrice", "askVol", "bidVol")
+RATES = ("volRatio", "speed1Min", "speed5Min")
+FIELDS = (*SCALARS, *LISTS, *RATES)
 
 
 def there(*tools: str) -> bool:
@@ -118,6 +130,12 @@ LANGUAGES = {
 }
 
 
+def commands_in(build: Path) -> dict[str, list[str]]:
+    """Build every example that this machine can build; return the commands that run them."""
+    with FileLock(build / "lock", timeout=120):
+        return {one.name: one.command(build) for one in LANGUAGES.values() if one.is_there()}
+
+
 @dataclass
 class Consumer:
     """A consumer's runs one after the other, all with one position file."""
@@ -192,3 +210,21 @@ class Consumer:
         if not self.position.exists():
             return {}
         return dict(json.loads(self.position.read_text())["last"])
+
+
+def assert_equal(ticks: list[dict[str, Any]], log: npt.NDArray[Any]) -> None:
+    """Assert that these are the log's ticks, each once and in the order of its code."""
+    counted = Counter(tick["code"] for tick in ticks)
+    assert counted == Counter(code.decode() for code in log["code"].tolist())
+    order = np.argsort(log["code"], kind="stable")
+    ticks = sorted(ticks, key=lambda tick: str(tick["code"]))
+    logged = log[order]
+    assert [tick["code"].encode() for tick in ticks] == logged["code"].tolist()
+    assert [int(tick["id"].split("-")[0]) for tick in ticks] == logged["time"].tolist()
+    for name in FIELDS:
+        printed = np.array([tick[name] for tick in ticks], dtype=np.float64)
+        np.testing.assert_allclose(printed, logged[name], rtol=0, atol=1.1e-10, err_msg=name)
+    assert {tick["flags"] for tick in ticks} == {0}
+    assert all(tick["extra"] == {} for tick in ticks)
+    names = {*FIELDS, "code", "id", "extra", "flags"}
+    assert all(tick.keys() == names for tick in ticks)

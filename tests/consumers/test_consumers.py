@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,11 +16,19 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 import pytest
 import redis
 from consumer_producer import Recorded, record
-from consumer_rig import EXAMPLES, LANGUAGES, VECTORS, Consumer, Language
+from consumer_rig import (
+    EXAMPLES,
+    FIELDS,
+    LANGUAGES,
+    VECTORS,
+    Consumer,
+    Language,
+    assert_equal,
+    commands_in,
+)
 
 from qmt_standalone.redis_server import RedisServer
 
@@ -29,13 +36,6 @@ VECTOR_LIST: list[dict[str, Any]] = json.loads(VECTORS.read_text("utf-8"))["vect
 BY_NAME = {vector["name"]: vector for vector in VECTOR_LIST}
 T1 = bytes.fromhex(BY_NAME["pushed"]["bytes"])
 C1 = bytes.fromhex(BY_NAME["batch of two bars"]["bytes"])
-SCALARS = (
-    *("time", "lastPrice", "open", "high", "low", "lastClose", "amount", "volume", "pvolume"),
-    *("stockStatus", "openInt", "transactionNum", "lastSettlementPrice", "settlementPrice", "pe"),
-)
-LISTS = ("askPrice", "bidPrice", "askVol", "bidVol")
-RATES = ("volRatio", "speed1Min", "speed5Min")
-FIELDS = (*SCALARS, *LISTS, *RATES)
 BAR = (
     *("time", "open", "high", "low", "close", "volume", "amount", "settelementPrice"),
     *("openInterest", "preClose", "suspendFlag", "closed"),
@@ -45,8 +45,7 @@ BAR = (
 @pytest.fixture(scope="module")
 def commands(pytestconfig: pytest.Config) -> dict[str, list[str]]:
     """Command of each example that this machine can build; what is built is kept by pytest."""
-    build = pytestconfig.cache.mkdir("consumers")
-    return {one.name: one.command(build) for one in LANGUAGES.values() if one.is_there()}
+    return commands_in(pytestconfig.cache.mkdir("consumers"))
 
 
 @pytest.fixture(params=LANGUAGES)
@@ -157,24 +156,6 @@ def recorded(
             one.wait()
         market.consumers = following
         yield market
-
-
-def assert_equal(ticks: list[dict[str, Any]], log: npt.NDArray[Any]) -> None:
-    """Assert that these are the log's ticks, each once and in the order of its code."""
-    counted = Counter(tick["code"] for tick in ticks)
-    assert counted == Counter(code.decode() for code in log["code"].tolist())
-    order = np.argsort(log["code"], kind="stable")
-    ticks = sorted(ticks, key=lambda tick: str(tick["code"]))
-    logged = log[order]
-    assert [tick["code"].encode() for tick in ticks] == logged["code"].tolist()
-    assert [int(tick["id"].split("-")[0]) for tick in ticks] == logged["time"].tolist()
-    for name in FIELDS:
-        printed = np.array([tick[name] for tick in ticks], dtype=np.float64)
-        np.testing.assert_allclose(printed, logged[name], rtol=0, atol=1.1e-10, err_msg=name)
-    assert {tick["flags"] for tick in ticks} == {0}
-    assert all(tick["extra"] == {} for tick in ticks)
-    names = {*FIELDS, "code", "id", "extra", "flags"}
-    assert all(tick.keys() == names for tick in ticks)
 
 
 def test_live_output_equals_the_log_over_a_stop_and_a_kill(

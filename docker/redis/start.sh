@@ -22,7 +22,7 @@ umask 077
 # Long lines are easier to read in pieces: a trailing backslash joins them.
 sed -e '/^#/d' -e '/^$/d' -e ':a' -e '/\\$/{N' -e 's/ *\\\n */ /' -e 'ta' -e '}' \
     "$here/$kind.acl" >"$users"
-for role in PRODUCER WORKER GATEWAY CLIENT READER; do
+for role in PRODUCER WORKER GATEWAY ARCHIVE CLIENT READER; do
     if grep -q "@$role@" "$users"; then
         hash=$(hash_of "QMT_${role}_PASSWORD")
         sed -i "s/@$role@/#$hash/" "$users"

@@ -65,6 +65,7 @@ class Console:
 REST, WebSocket  {url}   (API: {url}/docs)
 streams Redis    {stack.streams.url}
 jobs Redis       {stack.jobs.url}
+archive          {stack.archive_dir}
 
 Three things to try · 试一试
 1  curl '{url}/api/history?stock=000001.SZ&period=1d&count=60'
@@ -87,7 +88,8 @@ Ctrl-C stops everything · 按 Ctrl-C 全部停止
             f"{_number(figures.published)} published · "
             f"newest tick {_seconds(figures.age_ms)} old · "
             f"60 bars in {_number(figures.history_ms)} ms · "
-            f"Redis {_number(figures.memory_mb)} of {stack.settings.streams_memory_mb:,} MB"
+            f"Redis {_number(figures.memory_mb)} of {stack.settings.streams_memory_mb:,} MB · "
+            f"{_number(figures.archived)} archived"
         )
         if not self._live:
             self._write(text + "\n")
@@ -106,7 +108,8 @@ def _newest_tick_command(stack: Stack, python: str) -> str:
     key = "{qmt:SH}:tick:600519.SH"
     for tool in ("redis-cli", "valkey-cli"):
         if shutil.which(tool):
-            return f"{tool} --no-auth-warning -u {stack.streams.url} XREVRANGE '{key}' + - COUNT 1"
+            read = f"{tool} --no-raw --no-auth-warning -u {stack.streams.url}"
+            return f"{read} XREVRANGE '{key}' + - COUNT 1"
     return (
         f'{python} -c "import redis, msgpack; '
         f"r = redis.Redis.from_url('{stack.streams.url}'); "

@@ -36,6 +36,7 @@ class Figures:
 
     ticks_per_s: float | None
     published: int | None
+    archived: int | None
     age_ms: int | None
     history_ms: float | None
     memory_mb: float | None
@@ -116,15 +117,17 @@ class Probe:
         try:
             beats = self._beats("producer", 0)
             used = self._redis.info("memory")["used_memory"]
+            archives = [beat.figures for beat in self._beats("archive", 0)]
             return Figures(
                 ticks_per_s=sum(beat.rates.get("ticks_per_s", 0.0) for beat in beats),
                 published=sum(beat.figures.get("published", 0) for beat in beats),
+                archived=sum(map(_written, archives)) if archives else None,
                 age_ms=self._age_ms(),
                 history_ms=self._history_ms,
                 memory_mb=used / 2**20,
             )
         except (redis.RedisError, QMTError):
-            return Figures(None, None, None, self._history_ms, None)
+            return Figures(None, None, None, None, self._history_ms, None)
 
     def time_history(self) -> None:
         """Time one small history job for the figures; to be called again and again.
@@ -206,6 +209,12 @@ def _connect(url: str) -> redis.Redis:
         socket_connect_timeout=_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def _written(figures: dict[str, Any]) -> int:
+    """Return how many ticks and bars of those that were read are in the archive's files."""
+    read = int(figures.get("ticks", 0)) + int(figures.get("bars", 0))
+    return max(0, read - int(figures.get("waiting_rows", 0)))
 
 
 def _terminal_reason(beats: list[Heartbeat]) -> str:

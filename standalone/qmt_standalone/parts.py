@@ -35,6 +35,8 @@ class Part:
     environment: Callable[[], dict[str, str]]
     unwell: Callable[[Child], str]
     """``""`` when the part is healthy, else the reason why it is not."""
+    awaited: bool = True
+    """Whether the start waits until it is healthy."""
     move: Callable[[], None] | None = None
     """Takes another port, when the first start failed."""
     stop_s: float = 5.0
@@ -73,6 +75,11 @@ class Stack:
         self.probe = self._new_probe()
 
     @property
+    def archive_dir(self) -> Path:
+        """Where the archive lies."""
+        return self.data_dir / "archive"
+
+    @property
     def http_url(self) -> str:
         """Where the gateway answers."""
         return f"http://127.0.0.1:{self.http_port}"
@@ -86,6 +93,7 @@ class Stack:
             self._producer(),
             self._worker(),
             self._gateway(child_of),
+            self._archive(),
         ]
 
     def _redis(self, name: str, server: RedisServer) -> Part:
@@ -100,6 +108,17 @@ class Stack:
             self._environment,
             lambda _: self.probe.ping(server.url),
             move=move,
+            stop_s=10.0,
+        )
+
+    def _archive(self) -> Part:
+        # Nobody waits for it: what it has not read yet is in the streams.
+        return Part(
+            "archive",
+            lambda: _python("qmt_archive", "run", "--archive-url", str(self.archive_dir)),
+            self._environment,
+            lambda _: "",
+            awaited=False,
             stop_s=10.0,
         )
 
@@ -154,7 +173,7 @@ class Stack:
         return Part(
             "gateway",
             command,
-            self._environment,
+            lambda: {**self._environment(), "QMT_ARCHIVE_URL": str(self.archive_dir)},
             lambda _: self.probe.gateway(child_of("producer").pid),
             move=move,
         )

@@ -119,7 +119,8 @@ class RedisServer:
     @property
     def url(self) -> str:
         """URL for clients, password included."""
-        login = f":{self.password}@" if self.password else ""
+        # Without a user's name redis-cli 7.0 sends an empty one.
+        login = f"default:{self.password}@" if self.password else ""
         return f"redis://{login}127.0.0.1:{self.port}/0"
 
     def prepare(self) -> list[str]:

@@ -70,7 +70,7 @@ class Supervisor:
         self._logs_at = 0.0
 
     def start(self) -> None:
-        """Start every part and wait until it is healthy, one after the other.
+        """Start every part, one after the other; wait until it is healthy where that matters.
 
         Raises
         ------
@@ -87,6 +87,10 @@ class Supervisor:
                 reaper=self._reaper,
             )
             one = self._running[part.name] = _Running(part, child)
+            if not part.awaited:
+                self._launch(one)
+                self._told(f"{part.name} starts beside")
+                continue
             began = time.monotonic()
             self._start_first(one)
             self._told(f"{part.name} {time.monotonic() - began:.1f} s")
@@ -165,6 +169,7 @@ class Supervisor:
             "http_url": stack.http_url,
             "streams_url": stack.streams.url,
             "jobs_url": stack.jobs.url,
+            "archive_url": str(stack.archive_dir),
             "simulator_port": stack.simulator_port if stack.simulated else None,
             "pid": os.getpid(),
             "pids": {name: one.child.pid for name, one in self._running.items()},

@@ -19,6 +19,7 @@ NAMES = [
     "rest",
     "memory",
     "growth",
+    "stored",
 ]
 
 

@@ -13,7 +13,7 @@ import redis
 from qmt_standalone.redis_server import find_server, free_port
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
-ROLES = ("producer", "worker", "gateway", "client", "reader")
+ROLES = ("producer", "worker", "gateway", "archive", "client", "reader")
 
 Connect = Callable[[str], redis.Redis]
 

@@ -57,12 +57,14 @@ def test_the_dockerfiles_are_clean(name: str) -> None:
 def test_compose_listens_on_loopback_and_keeps_data_by_default() -> None:
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
     for name, service in compose["services"].items():
-        for port in service["ports"]:
+        for port in service.get("ports", ()):
             assert ":-127.0.0.1}:" in port, (name, port)
     for name in ("streams", "jobs"):
         assert compose["services"][name]["volumes"] == [f"{name}-data:/data"]
         assert compose["services"][name]["healthcheck"]["test"]
-    assert set(compose["volumes"]) == {"streams-data", "jobs-data"}
+    assert compose["services"]["archive"]["volumes"] == ["archive-data:/archive"]
+    assert compose["services"]["gateway"]["volumes"] == ["archive-data:/archive:ro"]
+    assert set(compose["volumes"]) == {"streams-data", "jobs-data", "archive-data"}
 
 
 def test_every_setting_of_compose_is_in_the_example() -> None:
@@ -86,7 +88,7 @@ def test_the_image_holds_no_part_of_the_windows_side() -> None:
         for name in line.split()[1:-1]
     }
     folders = {name for name in copied if (DOCKER.parent / name).is_dir()}
-    assert folders == {"protocol", "client", "gateway"}
+    assert folders == {"protocol", "client", "gateway", "archive"}
     ignored = (DOCKER.parent / ".dockerignore").read_text("utf-8").splitlines()
     assert {f"!{name}" for name in copied} <= set(ignored)
 
@@ -157,7 +159,9 @@ def test_who_has_no_password_gets_nothing(streams_users: Connect, jobs_users: Co
 @pytest.mark.parametrize("what", WRITES)
 def test_only_the_producer_writes_market_data(streams_users: Connect, what: str) -> None:
     WRITES[what](streams_users("producer"))
-    for role in ("worker", "gateway", "client", "reader"):
+    for role in ("worker", "gateway", "archive", "client", "reader"):
+        if (role, what) == ("archive", "an event"):
+            continue
         with pytest.raises(NoPermissionError):
             WRITES[what](streams_users(role))
 
@@ -172,7 +176,21 @@ def test_readers_read_everything(streams_users: Connect, what: str) -> None:
             READS[what](streams_users("worker"))
 
 
-@pytest.mark.parametrize("role", ["producer", "worker", "gateway"])
+def test_the_archive_says_how_far_it_has_stored(streams_users: Connect) -> None:
+    archive = streams_users("archive")
+    assert archive.set(KEYS.archived("SH"), "1-0")
+    assert archive.set(KEYS.archive, "me", nx=True, px=1000)
+    assert archive.xadd(KEYS.events, {"e": b"{}"})
+    assert archive.xrange(TICKS) is not None
+    for key in (KEYS.epoch("SH"), KEYS.acked("SH"), KEYS.lease("SH"), "qmt:other"):
+        with pytest.raises(NoPermissionError):
+            archive.set(key, "1-0")
+    for role in ("worker", "gateway", "client", "reader"):
+        with pytest.raises(NoPermissionError):
+            streams_users(role).set(KEYS.archived("SH"), "1-0")
+
+
+@pytest.mark.parametrize("role", ["producer", "worker", "gateway", "archive"])
 def test_who_beats_may_say_so(streams_users: Connect, role: str) -> None:
     assert _beat(streams_users(role), role) > 0
     assert role in {
@@ -201,7 +219,7 @@ def test_nobody_can_do_harm_on_streams(streams_users: Connect, role: str, danger
 
 
 @pytest.mark.parametrize("danger", DANGERS)
-@pytest.mark.parametrize("role", ["worker", "gateway", "client"])
+@pytest.mark.parametrize("role", ["worker", "gateway", "archive", "client"])
 def test_nobody_can_do_harm_on_jobs(jobs_users: Connect, role: str, danger: str) -> None:
     with pytest.raises(NoPermissionError):
         DANGERS[danger](jobs_users(role))
@@ -216,7 +234,7 @@ def test_streams_keep_everything_and_are_on_disk(streams_users: Connect, tmp_pat
     assert ("appendfsync", "everysec") in lines
 
 
-@pytest.mark.parametrize("role", ["gateway", "client"])
+@pytest.mark.parametrize("role", ["gateway", "archive", "client"])
 def test_a_job_runs_from_one_user_to_the_other(jobs_users: Connect, role: str) -> None:
     """RQ's own commands are allowed to both sides; results go from worker to waiter alone."""
     waiting, working = jobs_users(role), jobs_users("worker")

@@ -7,16 +7,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import redis
 from docker_servers import Connect, start_server
 
+from qmt_archive.locks import lock_for
+from qmt_archive.place import Place
 from qmt_client import QMTClient
+from qmt_protocol.keys import Keys
 from qmt_standalone.redis_server import free_port
 
 
@@ -45,6 +49,13 @@ def running(name: str, folder: Path, *arguments: str, **settings: str) -> Iterat
         process.communicate(timeout=30)
 
 
+def wait_for(look: Callable[[], Any], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not look():
+        assert time.monotonic() < deadline, f"{what} not within {timeout_s} s"
+        time.sleep(0.1)
+
+
 def eventually_well(url: str) -> None:
     deadline = time.monotonic() + 60
     while True:
@@ -56,7 +67,8 @@ def eventually_well(url: str) -> None:
                 if one.get("terminal", {}).get("state") == "ok"
                 for queue in (*one.get("queues", ()), one["role"])
             }
-            if {"producer", "qmt-query", "qmt-download"} <= well:
+            well |= {one["role"] for one in status["processes"] if one["role"] == "archive"}
+            if {"producer", "archive", "qmt-query", "qmt-download"} <= well:
                 return
         except httpx.HTTPError:
             pass
@@ -69,6 +81,8 @@ def test_each_part_works_with_its_own_user(tmp_path: Path) -> None:
     streams_process, streams = start_server("streams", tmp_path / "streams")
     jobs_process, jobs = start_server("jobs", tmp_path / "jobs")
     terminal, http = free_port(), free_port()
+    archive = {"QMT_ARCHIVE_URL": str(tmp_path / "archive"), "QMT_ARCHIVE_FLUSH_S": "1"}
+    code = "600519.SH"
 
     def urls(role: str, jobs_role: str) -> dict[str, str]:
         return {
@@ -84,10 +98,33 @@ def test_each_part_works_with_its_own_user(tmp_path: Path) -> None:
             running("simulator", tmp_path, "--port", str(terminal), TZ="CST-8"),
             running("producer", tmp_path, **urls("producer", "worker")) as producer_log,
             running("worker", tmp_path, **urls("worker", "worker")) as worker_log,
-            running("gateway", tmp_path, "--port", str(http), **urls("gateway", "gateway")) as log,
+            running(
+                "gateway",
+                tmp_path,
+                "--port",
+                str(http),
+                **urls("gateway", "gateway"),
+                **archive,
+            ) as log,
         ):
-            url = f"http://127.0.0.1:{http}"
-            eventually_well(url)
+            # As in compose.yaml: it may come after the gateway.
+            with running(
+                "archive", tmp_path, "run", **urls("archive", "archive"), **archive
+            ) as archive_log:
+                url = f"http://127.0.0.1:{http}"
+                eventually_well(url)
+                with streams("reader") as reader:
+                    wait_for(lambda: reader.get("{qmt:SH}:archived"), 30, "an archive")
+                    wait_for(lambda: reader.exists(f"{{qmt:SH}}:tick:{code}"), 30, "a tick")
+            backfilled = subprocess.run(
+                [sys.executable, "-m", "qmt_archive", "backfill", "--json"],
+                env={**os.environ, **urls("archive", "archive"), **archive},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert (backfilled.returncode, backfilled.stdout) == (0, "[]\n"), backfilled.stderr
             asked = {"stock": "000001.SZ", "period": "1d", "count": 60}
             answer = httpx.get(f"{url}/api/history", params=asked, timeout=60, trust_env=False)
             assert answer.status_code == 200, answer.text
@@ -107,9 +144,42 @@ def test_each_part_works_with_its_own_user(tmp_path: Path) -> None:
                 assert json.loads(reader.hget("qmt:schema", "t1"))["fields"]
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     reader.delete("{qmt:SH}:tick:600519.SH")
-            for part in (producer_log, worker_log, log):
+            over_redis = QMTClient(
+                url_of(streams, "client"), archive_url=archive["QMT_ARCHIVE_URL"]
+            )
+            with over_redis, QMTClient(url) as over_http, streams("reader") as reader:
+                ids = [entry_id for entry_id, _ in reader.xrange(f"{{qmt:SH}}:tick:{code}")]
+                for client in (over_redis, over_http):
+                    held = client.stored_ticks(code, as_="arrow").to_pylist()[: len(ids)]
+                    assert [f"{one['id_ms']}-{one['id_seq']}".encode() for one in held] == ids
+                    assert client.stored_ticks("*", fields=["lastPrice"])["code"].nunique() > 1000
+                    bars = client.stored_bars("*", "1m", as_="arrow")
+                    assert bars.num_columns > 5
+            for part in (producer_log, worker_log, archive_log, log):
                 assert "NOPERM" not in part.read_text("utf-8")
     finally:
         for process in (streams_process, jobs_process):
             process.terminate()
             process.wait(10)
+
+
+class Bucket(Place):
+    """A place without locks of its own; nothing is read or written there."""
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+
+def test_the_archives_user_may_hold_a_buckets_lease(tmp_path: Path) -> None:
+    process, streams = start_server("streams", tmp_path / "streams")
+    try:
+        url, bucket = url_of(streams, "archive"), Bucket(str(tmp_path))
+        with streams("reader") as reader:
+            with lock_for(bucket, Keys(), url) as lock:
+                lock.check()
+                assert reader.exists("qmt:archive")
+            assert not reader.exists("qmt:archive")
+    finally:
+        process.terminate()
+        process.wait(10)

@@ -24,7 +24,7 @@ def test_for_ends_by_itself_and_leaves_nothing(make_demo: Make) -> None:
     assert demo.processes() == []
     assert list(demo.temporary.iterdir()) == []
     assert "stopped" in demo.text()
-    assert re.search(r"SIMULATED [\d,]+ ticks/s", demo.text())
+    assert re.search(r"SIMULATED [\d,]+ ticks/s .* [\d,-]+ archived\n", demo.text())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -50,7 +50,8 @@ def test_two_runs_at_once_and_one_is_killed(make_demo: Make) -> None:
     moved = other if other.run["http_url"] != f"http://127.0.0.1:{port}" else one
     assert f"port {port} is taken" in moved.text()
 
-    assert len(one.processes()) >= 8
+    assert len(one.processes()) >= 9
+    assert all(run.run["pids"]["archive"] for run in (one, other))
     one.signal(signal.SIGKILL)
     assert one.wait() == -signal.SIGKILL
     wait_for(lambda: one.processes() == [], 20, "an end of every process")

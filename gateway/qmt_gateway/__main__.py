@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ import structlog
 import uvicorn
 
 from qmt_protocol.errors import ConfigurationError
-from qmt_protocol.process import start_logging, when_stdin_ends
+from qmt_protocol.process import rest_the_collector, start_logging, when_stdin_ends
 from qmt_protocol.settings import load_settings
 
 from .app import create_app
@@ -24,8 +23,6 @@ __all__ = ["main"]
 
 _GRACE_S = 5
 _BACKLOG = 2048
-_GC_AFTER = 50_000
-"""Objects made and not released between two collections."""
 _log = structlog.get_logger(__name__)
 
 
@@ -38,7 +35,7 @@ class _Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{port}"
-            _rest_the_collector()
+            rest_the_collector()
             print(json.dumps({"ready": True, "port": port, "url": url}), flush=True)
             _log.info("serving", url=url, docs=f"{url}/docs")
 
@@ -50,16 +47,6 @@ class _Server(uvicorn.Server):
         if live is not None:
             await live.say_goodbye()
         await super().shutdown(sockets)
-
-
-def _rest_the_collector() -> None:
-    """Keep the cycle collector from walking through everything imported while frames wait.
-
-    Ticks and frames hold no cycles, yet thousands of them a second would start it again and again.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_AFTER)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from qmt_protocol.errors import QMTError
-from qmt_protocol.process import start_logging, when_stdin_ends
+from qmt_protocol.process import rest_the_collector, start_logging, when_stdin_ends
 from qmt_protocol.settings import load_settings
 
 __all__ = ["main"]
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings(ProducerSettings, arguments)
         start_logging(settings.log_level)
         producer = Producer(settings)
+        rest_the_collector()
     except QMTError as error:
         print(f"qmt-producer: {error}", file=sys.stderr)
         return 2

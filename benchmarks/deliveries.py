@@ -147,7 +147,7 @@ def run(ctx: Context) -> Section:
         fed.publish(source.entries(step))  # so that latest knows every code
         if ctx.size == "smoke":
             del plans["own 300 codes"]
-        for _ in range(ctx.pick(full=3, quick=1, smoke=1)):
+        for _ in range(ctx.pick(full=2, quick=1, smoke=1)):
             for what, (watched, count, aim) in plans.items():
                 ctx.say(f"deliveries: {what}")
                 pushes = [source.entries(step + 1 + n) for n in range(count)]

@@ -79,7 +79,7 @@ def run(ctx: Context) -> Section:
     )
     found: dict[tuple[str, str], _Found] = {}
     sides = _sides(ctx)
-    rounds = ctx.pick(full=3, quick=1, smoke=1)
+    rounds = ctx.pick(full=2, quick=1, smoke=1)
     with terminal(ctx.directory) as source:
         for turn in range(rounds):
             for stack, group in _by_stack(sides, turn):
@@ -111,8 +111,8 @@ def _sides(ctx: Context) -> list[_Side]:
     gateway = "gateway, v1"
     many = ctx.pick(full=(1, 20, 100), quick=(1, 20), smoke=(1,))
     aims = {1: (Aim(60),), 20: (Aim(90),), 100: (Aim(250),)}
-    bursts = ctx.pick(full=10, quick=1, smoke=1)
-    seconds = ctx.pick(full=20, quick=3, smoke=1)
+    bursts = ctx.pick(full=8, quick=1, smoke=1)
+    seconds = ctx.pick(full=15, quick=3, smoke=1)
     sides = [_Side(gateway, ours, "v1", n, bursts=bursts, aims=aims.get(n, ())) for n in many]
     sides.append(_Side(gateway, ours, "v1", 1, spread=True, bursts=seconds, aims=(Aim(10),)))
     if ctx.size != "smoke":

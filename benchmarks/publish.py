@@ -166,7 +166,7 @@ def run(ctx: Context) -> Section:
         Side("ours", bench.from_ring),
         Side("ours, from pushes", bench.from_pushes),
     ]
-    repeats = ctx.pick(full=7, quick=2, smoke=1)
+    repeats = ctx.pick(full=5, quick=2, smoke=1)
     measured = in_turns(sides, repeats, warm_up=ctx.pick(full=1, quick=0, smoke=0))
     aims = {("ours", RATE): (Aim(120_000), Aim(0.3, of="ratio"))}
     for side, of_side in measured.items():

@@ -39,7 +39,7 @@ def run(ctx: Context) -> Section:
         def sides(name: str, url: str) -> Side:
             return Side(name, _asked(url, wishes, seconds))
 
-        repeats = ctx.pick(full=5, quick=1, smoke=1)
+        repeats = ctx.pick(full=3, quick=1, smoke=1)
         warm_up = ctx.pick(full=1, quick=0, smoke=0)
         if ctx.incumbent:
             with incumbent(ctx.directory, source) as theirs:

@@ -29,6 +29,8 @@ from qmt_simulator.control import Control
 from qmt_simulator.oracle import read_push_log
 from qmt_standalone.redis_server import RedisServer
 
+pytestmark = pytest.mark.long
+
 RUN_S = 6
 
 

@@ -17,6 +17,8 @@ import pytest
 from consumer_rig import LANGUAGES, Consumer, Language, assert_equal, commands_in
 from recorded_day import MARKETS, RecordedDay, recorded_day, wait_for
 
+pytestmark = pytest.mark.long
+
 PREFIX = "yesterday"
 FEEDS = [f"{{{PREFIX}:{market}}}:feed" for market in MARKETS]
 

@@ -66,6 +66,7 @@ def test_a_suspended_day_is_kept_with_its_price(research: Rig, caller: Caller) -
     assert (suspended["close"] > 0).all()
 
 
+@pytest.mark.long
 def test_minutes_of_a_suspended_code_reach_farther_back(research: Rig, caller: Caller) -> None:
     def suspended_days(code: str) -> int:
         """Return for how many days up to today the code has been suspended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import json
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from . import machine, report
 from .measure import SIZES, Context, Section
@@ -43,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-incumbent", action="store_true", help="leave out the side that pip must install"
     )
+    parser.add_argument(
+        "--with", type=Path, dest="earlier", help="result of a full run, whose other parts stay"
+    )
     parser.add_argument("--output", type=Path, help="folder for result and report")
     parser.add_argument("--scratch", type=Path, help="folder on a disk for servers and rings")
     options = parser.parse_args(arguments)
@@ -62,17 +68,32 @@ def _run(names: list[str], options: argparse.Namespace, words: list[str]) -> int
         "machine": machine.describe(),
         "load": [machine.load_now()],
     }
-    sections = []
+    sections = [] if options.earlier is None else _kept(options.earlier, names, run)
     for name in names:
         _say(f"{name} ...")
         started = time.monotonic()
         sections.append(_one(name, options))
         run["load"].append(machine.load_now())
         _say(f"{name}: {time.monotonic() - started:.0f} s")
+    sections.sort(key=lambda section: NAMES.index(section.name))
     page = report.as_markdown(run, sections, _told())
-    _write(options, began, report.as_json(run, sections), page, whole=names == list(NAMES))
+    whole = [section.name for section in sections] == list(NAMES)
+    _write(options, began, report.as_json(run, sections), page, whole=whole)
     print(page)
     return int(any(section.failed for section in sections))
+
+
+def _kept(path: Path, names: list[str], run: dict[str, Any]) -> list[Section]:
+    """Return the parts of an earlier result that are not measured now, each with its date."""
+    earlier = json.loads(path.read_text("utf-8"))
+    if earlier["size"] != run["size"]:
+        raise SystemExit(f"{path.name} is a {earlier['size']} run, this one is {run['size']}")
+    sections = msgspec.convert(earlier["sections"], list[Section])
+    kept = [section for section in sections if section.name not in names]
+    for section in kept:
+        section.facts.setdefault("measured", earlier["date"])
+    run["load"] = [*earlier["load"], *run["load"]]
+    return kept
 
 
 def _told() -> str:

@@ -156,9 +156,9 @@ class RedisStored:
                         await finished(archived.refresh)
                         while part := await finished(archived.until, to_ms):
                             due, rest = split(rest, part[1])
-                            for batch in _joined([part[0], due], wish.period):
+                            for batch in await finished(_joined, [part[0], due], wish.period):
                                 yield batch
-                    for batch in _joined([rest], wish.period):
+                    for batch in await finished(_joined, [rest], wish.period):
                         yield batch
         finally:
             if archived is not None:

@@ -338,6 +338,7 @@ def drain(client: ClientConnection) -> tuple[list[dict[str, Any]], int]:
         return told, closed.rcvd.code if closed.rcvd else 0
 
 
+@pytest.mark.long
 def test_one_who_does_not_read_is_told_and_closed_and_fifty_others_are_not(
     streams_server: RedisServer, jobs_server: RedisServer, tmp_path: Path, streams: redis.Redis
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_signal_while_starting_stops_all(make_demo: Make, number: signal.Signa
     assert demo.processes() == []
 
 
+@pytest.mark.long
 def test_two_runs_at_once_and_one_is_killed(make_demo: Make) -> None:
     """Both want the same port; after kill -9 of one nothing of it is left, the other goes on."""
     with socket.socket() as held:

@@ -426,8 +426,6 @@ class Follower:
 
     async def _heal(self, markets: Sequence[str], retry: _Retry) -> AsyncGenerator[Batch, None]:
         """Yield from the codes' own streams what the feed no longer holds."""
-        if not markets:
-            return
         after: dict[str, str] = {}
         while markets:
             try:
@@ -473,7 +471,9 @@ class Follower:
         retry.done()
         for market in markets:
             del self._healing[market]
-        self._told |= {code: id_key(last) for code, last in self.last_ids.items() if code in after}
+        if after:
+            told = {code: id_key(last) for code, last in self.last_ids.items() if code in after}
+            self._told |= told
 
     def _tell_strange(self, market: str, codes: Sequence[str]) -> None:
         if codes:

@@ -36,11 +36,6 @@ from moto.server import ThreadedMotoServer
 from qmt_standalone.redis_server import RedisServer
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "archive"
-
-
 def test_a_full_disk_delays_and_loses_nothing(
     streams: redis.Redis, streams_server: RedisServer, folder: Path
 ) -> None:

@@ -32,11 +32,6 @@ from archive_rig import (
 from qmt_standalone.redis_server import RedisServer
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "archive"
-
-
 def test_what_is_published_is_archived_once_and_equal(
     streams: redis.Redis, streams_server: RedisServer, folder: Path
 ) -> None:

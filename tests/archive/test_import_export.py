@@ -46,11 +46,6 @@ HEAD = "code,time,lastPrice,volume"
 GOOD = f"600519.SH,{FRIDAY_MS},11.37,100"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "archive"
-
-
 def run_import(folder: Path, *files: Path, url: str = NOWHERE, period: str = "tick") -> Imported:
     """Import as the command does, without the second that a process takes to start."""
     place = Place(str(folder))

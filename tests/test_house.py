@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "qmt_client": {"qmt_protocol"},
     "qmt_producer": {"qmt_protocol", "qmt_terminal"},
     "qmt_worker": {"qmt_protocol", "qmt_terminal"},
+    "qmt_windows": {"qmt_protocol", "qmt_terminal"},
     "qmt_gateway": {"qmt_protocol", "qmt_client"},
     "qmt_archive": {"qmt_protocol", "qmt_client"},
     "qmt_standalone": {

@@ -359,6 +359,38 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
             f"{'alive' if one.alive else 'LOST'} {one.age_ms / 1000:>8.1f} s ago  "
             f"{serves:<22} terminal {terminal or '-'} {reason}".rstrip()
         )
+        about = _about_terminal(beat.terminal)
+        if about:
+            print(f"          {about}")
+
+
+def _about_terminal(told: dict[str, Any]) -> str:
+    """Return which terminal it is, in a line; empty where none was ever connected."""
+    if not told.get("address"):
+        return ""
+    words = [str(told.get(name) or "") for name in ("broker", "edition", "version")]
+    named = " ".join(word for word in words if word) or "a terminal"
+    xtquant = f"xtquant {told['xtquant_version']}" if told.get("xtquant_version") else ""
+    parts = (f"{named} at {told['address']}", told.get("path"), xtquant)
+    return ", ".join(str(part) for part in parts if part)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def doctor(context: typer.Context) -> None:
+    """On the Windows box: look for what keeps the bridge from working; --probe asks QMT."""
+    import importlib.util
+    import subprocess
+
+    if importlib.util.find_spec("qmt_windows") is None:
+        raise QMTError(
+            "qmt doctor runs beside the terminal, and the Windows part is not installed here.",
+            hint="There: pip install 'qmt-redis-bridge[windows]'.",
+        )
+    call = [sys.executable, "-m", "qmt_windows", "doctor", *context.args]
+    raise SystemExit(subprocess.run(call, check=False).returncode)
 
 
 def _write_json(value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -13,6 +13,19 @@ from qmt_protocol.status import LOST_AFTER_S, Heartbeat, decode_heartbeat
 from qmt_protocol.times import to_datetime
 
 __all__ = ["Process", "Status"]
+
+_NO_TERMINAL: Final = {
+    "not_running": (
+        "The worker runs, but its terminal does not",
+        "Start QMT on the Windows machine in 独立交易 mode and log in.",
+    ),
+    "waiting_for_login": (
+        "The worker's terminal waits for its login",
+        "Log in to QMT on the Windows machine, with 独立交易 ticked.",
+    ),
+}
+"""States in which no worker can answer, in words, and what to do. Without a quote server what the
+terminal's cache holds can still be read."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +137,16 @@ class Status:
                 queue=queue,
                 last_seen_ms=self._last_seen_ms(workers),
             )
-        lost = [one for one in living if one.beat.terminal.get("state") == "not_connected"]
+        lost = [one for one in living if one.beat.terminal.get("state") in _NO_TERMINAL]
         if len(lost) == len(living):
             terminal = lost[0].beat.terminal
+            words, hint = _NO_TERMINAL[terminal["state"]]
             reason = str(terminal.get("reason") or "no QMT terminal answers").rstrip(".。")
             raise TerminalNotConnected(
-                f"The worker runs, but has no terminal: {reason}.",
-                hint="Start QMT in 独立交易 mode and log in.",
+                f"{words}: {reason}.",
+                hint=hint,
                 queue=queue,
+                state=terminal["state"],
                 since_ms=terminal.get("since_ms"),
             )
 

@@ -16,6 +16,7 @@ from qmt_protocol.errors import EncodeError, InvalidCode
 from qmt_protocol.keys import want
 
 from .bar_maker import BarMaker, MadeBar
+from .clocks import ExchangeClock
 from .losses import Losses
 from .push_codec import DecodeBson, Encoded, PushCodec, encode_one
 from .ring import Entry, Kind, NewBatch, Ring, RingUnwritable
@@ -94,6 +95,7 @@ class Intake:
         self.received_bars = 0
         self.last_push_ms = 0
         """When the standing subscription pushed last, by the wall clock; 0: not yet."""
+        self.exchange_clock = ExchangeClock()
         self.on_stored: threading.Event = threading.Event()
         self.thread = threading.Thread(target=self._run, name="intake")
 
@@ -190,6 +192,7 @@ class Intake:
                 push.body, push.received_ms, self._part_ticks, self._market
             ):
                 self.received_ticks += len(part)
+                self.exchange_clock.note(push.received_ms, (at_ms for _, at_ms, _ in part))
                 yield {market: self._sound(part)}
         except ValueError as error:
             size_bytes = len(push.body)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 
-from qmt_protocol.errors import QMTError, TerminalNotConnected
+from qmt_protocol.errors import QMTError
 from qmt_terminal import Terminal
+from qmt_terminal.programs import TerminalPrograms
+from qmt_terminal.states import Evidence, State, decide
 
 from .hours import TradingHours
 
@@ -22,17 +24,22 @@ _PULSES: Final = {"SH": "000001.SH", "SZ": "399001.SZ", "BJ": "899050.BJ"}
 _STEPS: Final = ("resubscribed", "reconnected", "restart")
 _SNAPSHOT_MS: Final = 2000
 """A new subscription begins with a snapshot even where nothing follows: no sign of life."""
+_NO_QUOTES: Final = "the quote server was away"
 
 
 class Listener:
     """Keeps the whole-market subscription of one terminal; `look` is called again and again.
 
     A connection that is up and silent in trading hours is deaf. It is subscribed again, after as
-    long again connected anew, and after as long again `must_restart` is set. The silence from the
-    last push before it to the first one behind it is named.
+    long again connected anew, and after as long again `must_restart` is set; where the day
+    may be a holiday for all that is known, it is subscribed again and no more. A terminal without
+    a quote server is silent for a reason that nothing here can mend: it is only waited for. The
+    silence from the last push before it to the first one behind it is named.
 
     Parameters
     ----------
+    programs
+        Tells a terminal that waits for its login from one that does not run.
     put
         Takes the pushes.
     last_push_ms
@@ -55,6 +62,7 @@ class Listener:
         terminal: Terminal,
         markets: list[str],
         hours: TradingHours,
+        programs: TerminalPrograms,
         *,
         put: Callable[[bytes], None],
         last_push_ms: Callable[[], int],
@@ -67,9 +75,11 @@ class Listener:
         self._terminal = terminal
         self._markets = markets
         self._hours = hours
+        self._programs = programs
         self._put = put
         self._last_push_ms = last_push_ms
         self._deaf_after_ms = int(deaf_after_s * 1000)
+        self._settle_ms = min(_SNAPSHOT_MS, self._deaf_after_ms // 2)
         self._on_silent = on_silent
         self._on_heard = on_heard
         self._on_event = on_event
@@ -83,9 +93,16 @@ class Listener:
         self._alive_ms = 0
         self._market_ms = 0
         self._steps_done = 0
-        self.state: Literal["ok", "not_connected", "deaf"] = "not_connected"
-        self.reason = "not tried yet"
+        self._why_not = "not tried yet"
+        self._deaf = ""
+        self._quotes_up: bool | None = None
+        self._quotes_gone_ms = 0
+        self._quotes_back_ms = 0
+        self._refuted = False  # pushes came though the quote server was said to be away
+        self._waits_for_push = False
         self.since_ms = _now_ms()
+        self.state: State
+        self.state, self.reason = decide(self._evidence())
         self.subscriptions = 0
         """How often it has subscribed: whatever else was subscribed before is gone or stale."""
         self.must_restart = False
@@ -95,6 +112,11 @@ class Listener:
         """Whether the terminal pushes, as far as can be known."""
         return self.state == "ok"
 
+    @property
+    def pulse(self) -> str:
+        """The index whose silence counts; ``""`` where none of the markets has one."""
+        return self._pulse
+
     def look(self) -> bool:
         """Do what the subscription needs now; return whether it stands."""
         if self._subscribed and not self._terminal.connected:
@@ -103,9 +125,40 @@ class Listener:
             return self._connect()
         if self._terminal.generation != self._generation:
             return self._renew_after_drop()
-        self._listen()
+        if self._has_quotes():
+            self._listen()
         self._alive_ms = _now_ms()
         return True
+
+    # -- what is told -------------------------------------------------------------------------
+
+    def _evidence(self, *, fresh: bool = False) -> Evidence:
+        connected = self._terminal.connected
+        return Evidence(
+            connected=connected,
+            why_not=self._why_not,
+            wanted=self._programs.wanted,
+            programs=() if connected else self._programs.running(fresh=fresh),
+            quote_server_up=self._quotes_up if connected else None,
+            pushes_come=self._refuted,
+            deaf=self._deaf if self._subscribed else self._why_not,
+        )
+
+    def _judge(self, *, fresh: bool = False) -> None:
+        state, self.reason = decide(self._evidence(fresh=fresh))
+        if state == self.state:
+            return
+        was, self.state, self.since_ms = self.state, state, _now_ms()
+        log.info("the terminal's state has changed", state=state, was=was, reason=self.reason)
+        self._on_event(
+            {
+                "kind": "terminal",
+                "state": state,
+                "was": was,
+                "reason": self.reason,
+                "market_ms": self._terminal.now_ms(),
+            }
+        )
 
     # -- subscribing --------------------------------------------------------------------------
 
@@ -113,20 +166,18 @@ class Listener:
         try:
             info = self._terminal.connect()
             self._subscribe()
-        except TerminalNotConnected as error:
-            self.reason = error.message
-            return False
         except QMTError as error:
-            log.error("the subscription failed", error=str(error))
-            self.reason = error.message
+            reason = str(error.data.get("reason") or error.message)
+            if reason != self._why_not:  # the same every few seconds is no news
+                log.warning("the subscription failed", error=str(error))
+            self._why_not = reason
+            self._judge()
             return False
         log.info("subscribed", markets=self._markets, terminal=info.address)
         self._on_event({"kind": "connected", "terminal": info.address, "markets": self._markets})
-        if self._steps_done:
-            self._set("deaf", self.reason)
-            return True
-        self._end_silence(self._subscribed_ms)
-        self._set("ok", "")
+        if not self._steps_done and self._has_quotes():
+            self._end_silence(self._subscribed_ms)
+        self._judge()
         return True
 
     def _subscribe(self) -> None:
@@ -134,6 +185,8 @@ class Listener:
         if self._silent_since_ms is not None:
             self._on_silent(self._silent_since_ms, self._why_silent)
         generation = self._terminal.generation
+        if not self._subscribed or generation != self._generation:
+            self._terminal.watch_quote_server()
         if self._number >= 0 and generation[0] == self._generation[0]:
             self._terminal.unsubscribe(self._number)
         self._number = self._terminal.subscribe_pushes(self._markets, self._put)
@@ -152,7 +205,7 @@ class Listener:
             return False
         log.warning("the connection broke and came back")
         self._on_event({"kind": "resubscribed", "reason": "the connection broke and came back"})
-        if not self._steps_done:
+        if not self._steps_done and self._has_quotes():
             self._end_silence(self._subscribed_ms)
         return True
 
@@ -161,11 +214,13 @@ class Listener:
         return max(self._last_push_ms(), self._alive_ms)
 
     def _lost(self, reason: str) -> None:
-        self._subscribed = False
+        self._subscribed = self._waits_for_push = False
+        self._why_not = reason
+        self._quotes_up = None
         self._go_silent(self._heard_ms(), "the terminal was away")
-        self._set("not_connected", reason)
         log.warning("the terminal is gone", reason=reason)
         self._on_event({"kind": "lost", "reason": reason})
+        self._judge(fresh=True)
 
     def _go_silent(self, from_ms: int, reason: str) -> None:
         if self._silent_since_ms is None:
@@ -176,18 +231,60 @@ class Listener:
             self._silent_since_ms = None
             self._on_heard(at_ms)
 
-    def _set(self, state: Literal["ok", "not_connected", "deaf"], reason: str) -> None:
-        self.state, self.reason, self.since_ms = state, reason, _now_ms()
+    # -- no quote server ----------------------------------------------------------------------
+
+    def _has_quotes(self) -> bool:
+        """Return whether quotes can come; when they cannot, nothing is done but told."""
+        try:
+            self._quotes_up = self._terminal.quote_server_up()
+        except QMTError as error:  # the next look finds the connection gone
+            log.warning("the quote server's state is not known", error=error.message)
+            self._quotes_up = None
+        now_ms, was_down = _now_ms(), self.state == "quote_server_down"
+        if self._quotes_up is not False:
+            self._quotes_gone_ms, self._refuted = 0, False
+        else:
+            self._quotes_gone_ms = self._quotes_gone_ms or now_ms
+            hushed_ms = max(self._quotes_gone_ms, self._subscribed_ms) + self._settle_ms
+            self._refuted = self._refuted or self._last_push_ms() > hushed_ms
+        down = self._quotes_up is False and not self._refuted
+        if down and not was_down:
+            self._stop_helping("the quote server is away", now_ms)
+            self._go_silent(self._heard_ms(), _NO_QUOTES)
+            self._on_silent(self._silent_since_ms or 0, self._why_silent)
+        elif was_down and not down:
+            self._quotes_back_ms, self._waits_for_push = now_ms, True
+        self._judge()
+        return not down
+
+    def _await_push(self, heard_ms: int, now_ms: int) -> None:
+        """A terminal may have forgotten its subscriptions with its quote server: help once."""
+        if heard_ms > max(self._subscribed_ms, self._quotes_back_ms):
+            self._waits_for_push = False
+            self._end_silence(heard_ms)
+        elif now_ms - self._quotes_back_ms >= self._deaf_after_ms:
+            self._waits_for_push = False
+            try:
+                self._subscribe()
+            except QMTError as error:
+                self._lost(error.message)
+                return
+            log.warning("the quote server is back and nothing came: subscribed again")
+            reason = "the quote server came back and nothing was pushed"
+            self._on_event({"kind": "resubscribed", "reason": reason})
+            self._end_silence(self._subscribed_ms)
 
     # -- alive but deaf -----------------------------------------------------------------------
 
     def _listen(self) -> None:
         heard_ms, now_ms = self._last_push_ms(), _now_ms()
+        if self._waits_for_push:
+            self._await_push(heard_ms, now_ms)
+            return
         market_ms = self._terminal.now_ms()
         moves = market_ms > self._market_ms  # a simulated clock can stand
         self._market_ms = market_ms
-        settle_ms = min(_SNAPSHOT_MS, self._deaf_after_ms // 2)
-        if self._steps_done and heard_ms > self._subscribed_ms + settle_ms:
+        if self._steps_done and heard_ms > self._subscribed_ms + self._settle_ms:
             self._recovered("pushes came again", heard_ms)
             return
         since_ms = self._subscribed_ms if self._steps_done else max(heard_ms, self._subscribed_ms)
@@ -201,7 +298,7 @@ class Listener:
             return
         if self._steps_done and open_for_ms == 0:
             self._recovered("the market closed", now_ms)
-        elif open_for_ms >= self._deaf_after_ms:
+        elif open_for_ms >= self._deaf_after_ms and not (self._steps_done and self._hours.guessed):
             self._help(heard_ms, now_ms)
 
     def _help(self, heard_ms: int, now_ms: int) -> None:
@@ -211,8 +308,8 @@ class Listener:
         silent_s = self._silent_s(now_ms)
         step = _STEPS[min(self._steps_done, len(_STEPS) - 1)]
         self._steps_done += 1
-        reason = f"connected, but nothing came for {silent_s} s of trading"
-        self._set("deaf", reason)
+        self._deaf = f"connected, but nothing came for {silent_s} s of trading"
+        self._judge()
         log.error("the feed is deaf", silent_s=silent_s, step=step)
         self._on_event({"kind": "deaf", "done": step, "silent_s": silent_s})
         if step == "restart":
@@ -228,11 +325,15 @@ class Listener:
             self._lost(error.message)
 
     def _recovered(self, done: str, at_ms: int) -> None:
-        self._steps_done = 0
-        log.info("the feed is no longer deaf", why=done)
-        self._on_event({"kind": "deaf", "done": done, "silent_s": self._silent_s(at_ms)})
+        self._stop_helping(done, at_ms)
         self._end_silence(at_ms)
-        self._set("ok", "")
+        self._judge()
+
+    def _stop_helping(self, done: str, at_ms: int) -> None:
+        if self._steps_done:
+            self._steps_done, self._deaf = 0, ""
+            log.info("the feed is no longer deaf", why=done)
+            self._on_event({"kind": "deaf", "done": done, "silent_s": self._silent_s(at_ms)})
 
     def _silent_s(self, at_ms: int) -> float:
         since_ms = at_ms if self._silent_since_ms is None else self._silent_since_ms

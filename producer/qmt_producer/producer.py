@@ -11,8 +11,10 @@ import structlog
 
 from qmt_protocol.status import Heartbeat, new_heartbeat
 from qmt_terminal import Terminal
+from qmt_terminal.programs import TerminalPrograms
 
 from .bar_maker import BarMaker
+from .clocks import Clocks
 from .figures import Rate
 from .hours import TradingHours
 from .intake import Intake
@@ -48,7 +50,7 @@ class Producer:
         self._ring = Ring(settings.ring, settings.ring_max_mb * 1_000_000)
         self._lost_ticks = 0
         self._started_ms = time.time_ns() // 1_000_000
-        self._bars = BarMaker(self._terminal.now_ms, int(settings.bar_grace_s * 1000))
+        self._bars = BarMaker(self._now_ms, int(settings.bar_grace_s * 1000))
         self._intake = Intake(
             self._ring,
             settings.markets,
@@ -58,13 +60,24 @@ class Producer:
             decode_bson=self._terminal.decode_push,
         )
         self._reporter = Reporter(
-            self._ring, keys=settings.keys, url=settings.streams_url, heartbeat=self._heartbeat
+            self._ring,
+            keys=settings.keys,
+            url=settings.streams_url,
+            heartbeat=self._heartbeat,
+            measure=lambda connection: self._clocks.measure(connection),
         )
-        hours = TradingHours(self._terminal)
+        self._hours = hours = TradingHours(self._terminal, self._now_ms)
+        self._clocks = Clocks(
+            self._intake.exchange_clock,
+            in_session_ms=lambda: hours.session_ms,
+            warn_ms=settings.clock_warn_ms,
+            on_event=self._reporter.event,
+        )
         self._listener = Listener(
             self._terminal,
             settings.markets,
             hours,
+            TerminalPrograms(settings),
             put=self._intake.put,
             last_push_ms=lambda: self._intake.last_push_ms,
             deaf_after_s=settings.deaf_after_s,
@@ -143,6 +156,7 @@ class Producer:
                 else:
                     self._stopping.wait(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
                     failures += 1
+                self._hours.look(self._listener.pulse)
                 self._tell_losses()
                 if time.monotonic() >= next_tidy:
                     next_tidy = time.monotonic() + _TIDY_S
@@ -159,6 +173,12 @@ class Producer:
             self._reporter.stop()
             self._ring.close()
         return EXIT_RESTART if self._listener.must_restart else 0
+
+    def _now_ms(self) -> int:
+        """Return the market's time; by Redis' clock where this one is plainly wrong."""
+        clock = self._terminal.clock
+        ahead_ms = self._clocks.ahead_ms if clock is None or clock.is_real else 0
+        return self._terminal.now_ms() - ahead_ms
 
     def _is_ours(self, market: str) -> bool:
         return market not in self._publisher.figures.standby
@@ -191,7 +211,11 @@ class Producer:
             "since_ms": self._listener.since_ms,
         }
         if info is not None:
-            terminal.update(address=info.address, edition=info.edition, version=info.version)
+            terminal |= info.facts()
+        if self._hours.today:
+            terminal["trading_day"] = self._hours.today
+        if self._terminal.clock is not None:
+            terminal["clock"] = self._terminal.clock.to_dict()
         return new_heartbeat(
             "producer",
             self._started_ms,
@@ -226,6 +250,7 @@ class Producer:
                     "subscriptions": self._wants.subscriptions,
                     "refused": self._wants.refused,
                 },
+                "clocks": self._clocks.figures,
                 "retention": self._sweeper.figures,
                 "redis_away": figures.redis_away,
                 "standby": figures.standby,

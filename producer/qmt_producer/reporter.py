@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import redis
 import structlog
 
 from qmt_protocol.errors import RedisUnavailable
@@ -25,14 +26,27 @@ _EVENTS_KEPT: Final = 10_000
 
 
 class Reporter:
-    """A thread that writes the schema once, a heartbeat each second and events as they come."""
+    """A thread that writes the schema once, a heartbeat each second and events as they come.
+
+    Parameters
+    ----------
+    measure
+        Called with the connection before each heartbeat: what is to be measured on it.
+    """
 
     def __init__(
-        self, ring: Ring, *, keys: Keys, url: str, heartbeat: Callable[[], Heartbeat]
+        self,
+        ring: Ring,
+        *,
+        keys: Keys,
+        url: str,
+        heartbeat: Callable[[], Heartbeat],
+        measure: Callable[[redis.Redis], None] | None = None,
     ) -> None:
         self._ring = ring
         self._keys = keys
         self._heartbeat = heartbeat
+        self._measure = measure
         self._redis = connect(url)
         self._beat = self._redis.register_script(HEARTBEAT_LUA)
         self._stopping = threading.Event()
@@ -65,6 +79,8 @@ class Reporter:
             for name, document in schema_documents().items():
                 self._redis.hset(self._keys.schema, name, document)
             self._schema_written = True
+        if self._measure is not None:
+            self._measure(self._redis)
         names, arguments = heartbeat_call(self._keys, self._heartbeat())
         self._beat(keys=names, args=arguments)
         while events := self._ring.events():

@@ -130,9 +130,10 @@ class Ring:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        opened: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
+            self._db = opened = sqlite3.connect(
                 path, timeout=1.0, isolation_level=None, check_same_thread=False
             )
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -143,6 +144,8 @@ class Ring:
                 "INSERT OR IGNORE INTO meta VALUES ('ring', ?)", (uuid.uuid4().hex[:12],)
             )
         except (sqlite3.Error, OSError) as error:
+            if opened is not None:
+                opened.close()  # on Windows nobody could delete or move the file otherwise
             raise ConfigurationError(
                 f"The ring {path} cannot be used: {error}.",
                 hint="Is another producer running with it? Give each its own --ring.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from qmt_protocol.settings import RedisSettings, TerminalSettings
@@ -34,6 +34,9 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     deaf_after_s: float = Field(
         60.0, ge=0.5, description="silence in trading hours after which the feed is taken for deaf"
     )
+    clock_warn_ms: int = Field(
+        2000, ge=1, description="difference from Redis' or the exchange's clock that is told"
+    )
     wanted_max: int = Field(
         50, ge=0, description="most single codes and bars subscribed because readers want them"
     )
@@ -45,6 +48,12 @@ class ProducerSettings(RedisSettings, TerminalSettings):
         0.85, gt=0, le=1, description="part of Redis' maxmemory beyond which the oldest goes early"
     )
     exit_with_stdin: bool = Field(False, description="end when standard input closes")
+
+    @model_validator(mode="after")
+    def _keep_functions(self) -> ProducerSettings:
+        if self.functions_file is None:
+            self.functions_file = self.ring.with_name("qmt-functions.json")
+        return self
 
     @field_validator("markets", mode="before")
     @classmethod

@@ -14,6 +14,7 @@
     ├── DownloadIncomplete        a download ended and the range still cannot be read back
     ├── Unavailable               a part of the bridge is away; try again later
     │   ├── TerminalNotConnected
+    │   │   └── WrongTerminal     one answers, and it is not the one that is set
     │   ├── NoWorker
     │   ├── NoProducer
     │   ├── RedisUnavailable
@@ -67,6 +68,7 @@ __all__ = [
     "TerminalUnsupported",
     "TimedOut",
     "Unavailable",
+    "WrongTerminal",
     "WrongTimezone",
     "error_from_dict",
 ]
@@ -194,6 +196,12 @@ class TerminalNotConnected(Unavailable):
     """The worker or producer runs, but no QMT terminal answers it."""
 
     slug = "terminal-not-connected"
+
+
+class WrongTerminal(TerminalNotConnected):
+    """A terminal answers, but not the one in the folder that is set."""
+
+    slug = "wrong-terminal"
 
 
 class NoWorker(Unavailable):

@@ -7,13 +7,15 @@ same in all of them.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -22,7 +24,27 @@ from pydantic_settings import (
 from .errors import ConfigurationError
 from .keys import JobKeys, Keys
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 __all__ = ["RedisSettings", "RoleSettings", "TerminalSettings", "load_settings"]
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """The file, also as Windows' editors write it."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        try:
+            written = file_path.read_bytes().decode("utf-8-sig")
+            return tomllib.loads(written)
+        except ValueError as error:  # what is wrong with the text or its encoding
+            raise ConfigurationError(
+                f"{file_path} cannot be read: {error}.",
+                hint="Correct it; it must be TOML in UTF-8, and a path in it is written in "
+                r"'single quotes': 'D:\QMT'.",
+            ) from error
 
 
 class RoleSettings(BaseSettings):
@@ -52,7 +74,7 @@ class RoleSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: arguments and flags, environment, file."""
         file = Path(os.environ.get("QMT_CONFIG", "qmt.toml"))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        return init_settings, env_settings, _TomlFile(settings_cls, file)
 
 
 class RedisSettings(RoleSettings):
@@ -82,12 +104,30 @@ class TerminalSettings(RoleSettings):
 
     terminal_host: str = Field("", description="address of the terminal; empty: discover it")
     terminal_port: int | None = Field(None, ge=1, le=65535, description="port of the terminal")
+    terminal_path: Path | None = Field(
+        None, description="folder of the terminal to use; where it is set no other one is"
+    )
+    terminal_programs: Annotated[list[str], NoDecode] = Field(
+        ["XtItClient.exe", "XtMiniQmt.exe"],
+        min_length=1,
+        description="programs that are a terminal, by file name, comma-separated",
+    )
     xtquant_path: Path | None = Field(
         None, description="folder that holds the xtquant package a terminal ships"
     )
     native_module: str = Field(
         "", description="Python module to use in place of xtquant's native one (the simulator)"
     )
+    functions_file: Path | None = Field(
+        None, description="file that keeps which functions a terminal lacks; empty: none is kept"
+    )
+
+    @field_validator("terminal_programs", mode="before")
+    @classmethod
+    def _split_programs(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
 
 
 _S = TypeVar("_S", bound=RoleSettings)

@@ -50,8 +50,11 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     markets: list[str] = []
     """Markets that a producer publishes."""
     terminal: dict[str, Any] = {}
-    """``state`` (``ok``, ``not_connected``, a producer's ``deaf``, a worker's ``restarting``),
-    ``reason``, ``since_ms``, ``edition``, ``version``, ``address``."""
+    """``state`` (``ok``, ``not_running``, ``waiting_for_login``, ``quote_server_down``, a
+    producer's ``deaf``, a worker's ``restarting``), ``reason`` and ``since_ms``; once one was
+    connected also ``address``, ``edition``, ``version``, ``broker``, ``path``,
+    ``xtquant_version`` and ``xtquant_path``; a producer's ``trading_day`` (``day``, ``trades``,
+    ``source``); of a simulated one ``clock``: its now is market_ms + (now - wall_ms) * speed."""
     rates: dict[str, float] = {}
     figures: dict[str, Any] = {}
 

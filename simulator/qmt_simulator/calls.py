@@ -11,6 +11,7 @@ import numpy as np
 from qmt_simulator import bson
 from qmt_simulator.clock import DAY_MS, day_of, wall_ms
 from qmt_simulator.history import BAR_COLUMNS, History, stamps
+from qmt_simulator.phases import DOWNLOADS, NO_QUOTE_SERVER
 from qmt_simulator.reference import Reference, period_list
 from qmt_simulator.tickrows import DEPTH, SCALARS, SPEEDS
 
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from qmt_simulator.clock import Clock
     from qmt_simulator.faults import Faults
     from qmt_simulator.market import Market
+    from qmt_simulator.phases import Phases
     from qmt_simulator.profiles import Profile
 
 NOT_REALIZED: Final = "function not realize"
+QUOTE_SERVER: Final = ("127.0.0.1", 55300)
+_QUOTED: Final = ("SH", "SZ", "BJ", "IF")
 
 
 class NativeError(Exception):
@@ -36,6 +40,8 @@ class Calls:
     ----------
     mask_of
         Turns a list of markets and codes into a mask of instruments.
+    broker
+        Named in the server's tag.
     """
 
     def __init__(
@@ -44,14 +50,18 @@ class Calls:
         clock: Clock,
         profile: Profile,
         faults: Faults,
+        phases: Phases,
         history: History,
         reference: Reference,
         mask_of: Callable[[list[str]], npt.NDArray[np.bool_]],
+        broker: str = "",
     ) -> None:
         self._market = market
         self._clock = clock
         self._profile = profile
         self._faults = faults
+        self._phases = phases
+        self._broker = broker
         self._history = history
         self._reference = reference
         self._mask_of = mask_of
@@ -86,7 +96,7 @@ class Calls:
             "getdatafilepath": lambda _p: {"result": {}},
             "getopenclosetradetimebystock": lambda p: reference.trading_period(p["stockcode"]),
             "getauthorizedmarketlist": lambda _p: {"result": ["SH", "SZ", "BJ", "IF", "SHO"]},
-            "getquoteserverstatus": lambda _p: {"result": []},
+            "getquoteserverstatus": self._quote_servers,
             "watchquoteserverstatus": lambda _p: {},
             "getcomingtradedate": lambda _p: {"result": []},
             "simulatorclock": lambda _p: {
@@ -103,6 +113,7 @@ class Calls:
         handler = self._plain.get(function)
         if handler is None:
             raise NativeError(NOT_REALIZED)
+        self._check_quotes(function)
         return handler(*args)
 
     def _control(self, name: str, param: bytes) -> dict[str, Any]:
@@ -110,7 +121,22 @@ class Calls:
         lacking = self._profile.not_realized | self._faults.not_realized
         if handler is None or name in lacking:
             raise NativeError(NOT_REALIZED)
+        self._check_quotes(name)
         return handler(bson.decode(param))
+
+    def _check_quotes(self, name: str) -> None:
+        if name in DOWNLOADS and not self._phases.quotes_up:
+            raise NativeError(NO_QUOTE_SERVER)
+
+    def _quote_servers(self, _param: dict[str, Any]) -> dict[str, Any]:
+        if not self._phases.quotes_up:
+            return {"result": []}
+        ip, port = QUOTE_SERVER
+        return {
+            "result": [
+                {"key": f"0_{market}_L1", "info": {"ip": ip, "port": port}} for market in _QUOTED
+            ]
+        }
 
     def _server_tag(self) -> bytes:
         profile = self._profile
@@ -120,6 +146,7 @@ class Calls:
                 "version": profile.version,
                 "simulated": True,
                 "edition": profile.name,
+                "broker": self._broker,
             }
         )
 
@@ -136,7 +163,7 @@ class Calls:
         return days[-1] if days else 0
 
     def _full_tick(self, names: list[str]) -> str:
-        now_ms = self._clock.now_ms()
+        now_ms = self._phases.now_ms()
         ticks = self._market.snapshot(now_ms)
         ticks = self._profile.apply(ticks.take(self._mask_of(names)[ticks.idx]))
         codes = [self._market.codes[number] for number in ticks.idx.tolist()]
@@ -145,7 +172,7 @@ class Calls:
         modern = self._profile.full_tick_has_time
         if modern:
             columns["time"] = ticks.time.tolist()
-        millis = "" if modern or self._profile.name != "old" else ".000"
+        millis = ".000" if self._profile.full_tick_millis else ""
         columns["timetag"] = [
             f"{at[:8]} {at[8:10]}:{at[10:12]}:{at[12:]}{millis}" for at in seconds
         ]
@@ -163,7 +190,7 @@ class Calls:
         return msgspec.json.encode(document).decode()
 
     def _full_kline(self, param: dict[str, Any]) -> dict[str, Any]:
-        now_ms = self._clock.now_ms()
+        now_ms = self._phases.now_ms()
         day_ms = self._history.live_day_ms(now_ms)
         period, count = str(param["period"]), int(param["count"])
         tables = {

@@ -23,6 +23,18 @@ def parse_start(text: str) -> int:
     return int(moment.timestamp() * 1000)
 
 
+def parse_moment(text: str, now_ms: int) -> int:
+    """Return ms since the epoch of 'HH:MM[:SS]' on the day that holds `now_ms`, or of a start."""
+    if " " in text.strip():
+        return parse_start(text)
+    clock = dt.time.fromisoformat(text.strip())
+    if clock.tzinfo is not None:
+        raise ValueError(f"{text!r} is not a time of day in China")
+    return (
+        day_start_ms(day_of(now_ms)) + ((clock.hour * 60 + clock.minute) * 60 + clock.second) * 1000
+    )
+
+
 def day_of(now_ms: int) -> int:
     """Return the China date YYYYMMDD that holds `now_ms`."""
     moment = dt.datetime.fromtimestamp(now_ms / 1000, CHINA)
@@ -37,14 +49,17 @@ def day_start_ms(day: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Market time: the wall clock itself, or from `start_ms` on at `speed`."""
+    """Market time: the wall clock itself, or `start_ms` at `wall_start_ms` and on at `speed`."""
 
     start_ms: int | None = None
     speed: float = 1.0
-    wall_start_ms: int = dataclasses.field(default_factory=wall_ms)
+    wall_start_ms: int | None = None
+    """None: not started yet, so it stands."""
 
     def now_ms(self) -> int:
         """Return the market time in ms since the epoch."""
         if self.start_ms is None:
             return wall_ms()
+        if self.wall_start_ms is None:
+            return self.start_ms
         return self.start_ms + int((wall_ms() - self.wall_start_ms) * self.speed)

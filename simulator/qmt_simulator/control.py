@@ -86,8 +86,11 @@ class Control:
         Lasting: `deaf` (role=, pid=), `stuck_download`, `empty_failure_download`,
         `failed_download` (message=), `not_realized` (func=), `latency` (func=, s=), `tick_time`
         (kind='missing'|'zero'|'repeated'|'backward'|'future', codes=, shift_ms=),
-        `auction_zero` (codes=). Momentary: `server_switch` (back_ms=), `abort_client` (role=,
-        pid=), `drop_connection` (role=, pid=).
+        `auction_zero` (codes=), `not_logged_in` (native clients are dropped and turned away),
+        `quote_server_down` (no pushes, downloads fail).
+
+        Momentary: `server_switch` (back_ms=), `abort_client` (role=, pid=), `drop_connection`
+        (role=, pid=).
 
         Returns
         -------

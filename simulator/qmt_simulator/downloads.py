@@ -11,11 +11,13 @@ from qmt_simulator import bson
 from qmt_simulator.cache import BASE_PERIOD, Cache, Span
 from qmt_simulator.clock import DAY_MS, day_of, day_start_ms
 from qmt_simulator.history import BoundError, parse_bound
+from qmt_simulator.phases import NO_QUOTE_SERVER
 
 if TYPE_CHECKING:
     from qmt_simulator.clock import Clock
     from qmt_simulator.faults import Faults
     from qmt_simulator.market import Market
+    from qmt_simulator.phases import Phases
     from qmt_simulator.profiles import Profile
 
 CODE_S: Final = (0.005, 0.02)
@@ -40,6 +42,7 @@ class Downloads:
         profile: Profile,
         clock: Clock,
         faults: Faults,
+        phases: Phases,
         delay_s: tuple[float, float],
     ) -> None:
         self._market = market
@@ -47,6 +50,7 @@ class Downloads:
         self._profile = profile
         self._clock = clock
         self._faults = faults
+        self._phases = phases
         self._delay_s = delay_s
         self._random = random.Random()
 
@@ -91,6 +95,8 @@ class Downloads:
         return True
 
     def _refusal(self, start: str, end: str) -> str | None:
+        if not self._phases.quotes_up:
+            return NO_QUOTE_SERVER
         if "empty_failure_download" in self._faults.download:
             return ""
         if "failed_download" in self._faults.download:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from qmt_simulator.tickrows import FLAG_FAULT, FLAG_NO_TIME, Rows
 
+PHASES: Final = ("not_logged_in", "quote_server_down")
 TIME_KINDS: Final = ("missing", "zero", "repeated", "backward", "future")
 BACKWARD_MS: Final = 60_000
 FUTURE_MS: Final = 3_600_000
@@ -34,7 +35,8 @@ class Faults:
 
     Lasting faults: `deaf` (role, pid), `stuck_download`, `empty_failure_download`,
     `failed_download` (message), `not_realized` (func), `latency` (func, s), `tick_time` (kind,
-    codes, shift_ms), `auction_zero` (codes). `codes` left out means every instrument.
+    codes, shift_ms), `auction_zero` (codes), `not_logged_in`, `quote_server_down`. `codes` left
+    out means every instrument.
     """
 
     def __init__(self, index: dict[str, int]) -> None:
@@ -43,6 +45,8 @@ class Faults:
         self.download: dict[str, str] = {}
         self.not_realized: set[str] = set()
         self.latency_s: dict[str, float] = {}
+        self.phases: set[str] = set()
+        """Of `PHASES`, those that hold."""
         self._times: list[_TimeFault] = []
         self._zero: npt.NDArray[np.bool_] | None = None
 
@@ -59,6 +63,8 @@ class Faults:
                 self.not_realized.add(str(params["func"]))
             elif name == "latency":
                 self.latency_s[str(params["func"])] = float(params["s"])
+            elif name in PHASES:
+                self.phases.add(name)
             elif name == "tick_time":
                 self._times.append(self._time_fault(**params))
             elif name == "auction_zero":
@@ -81,6 +87,7 @@ class Faults:
                 kind: functools.partial(self.download.pop, kind, None)
                 for kind in ("stuck_download", "empty_failure_download", "failed_download")
             },
+            **{kind: functools.partial(self.phases.discard, kind) for kind in PHASES},
         }
         if name and name not in known:
             raise FaultError(f"unknown fault: {name}")

@@ -33,7 +33,8 @@ class TerminalProcess:
     port : int
         Where native stubs and controllers connect.
     ready : dict
-        What it said when it was ready: port, control_port, pid, profile, simulated.
+        What it said when it was ready: port, control_port, pid, profile, simulated, and
+        wall_start_ms, with which another process can go on with its clock.
 
     Raises
     ------

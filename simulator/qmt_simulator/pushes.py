@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qmt_simulator.clock import Clock
     from qmt_simulator.faults import Faults
     from qmt_simulator.market import Bars, Market, Ticks
+    from qmt_simulator.phases import Phases
     from qmt_simulator.profiles import Profile
 
 _log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class PushLog:
 
 
 class PushEngine:
-    """Follows the market's ticks and sends them.
+    """Follows the market's ticks and sends them, while a quote server does.
 
     Every window of `push_ms` wall time it takes the ticks that became due; an accelerated clock
     gives only the newest tick of a code per window, as a terminal conflates.
@@ -113,6 +114,7 @@ class PushEngine:
         clock: Clock,
         profile: Profile,
         faults: Faults,
+        phases: Phases,
         *,
         push_ms: int,
         interval_ms: int,
@@ -122,6 +124,7 @@ class PushEngine:
         self._clock = clock
         self._profile = profile
         self._faults = faults
+        self._phases = phases
         self._push_ms = push_ms
         self._interval_ms = interval_ms
         self._encoder = TickEncoder(market.codes)
@@ -188,6 +191,8 @@ class PushEngine:
 
     def first_push(self, number: int) -> None:
         """Send what a new subscription starts with: everything subscribed, as it stands."""
+        if not self._phases.quotes_up:
+            return
         whole = self.whole.get(number)
         if whole is not None:
             self._send_snapshot([whole], self._upto_ms)
@@ -225,6 +230,9 @@ class PushEngine:
     def step(self) -> bool:
         """Send one window; True if there is more to catch up with."""
         now_ms = self._clock.now_ms()
+        if not self._phases.quotes_up:
+            self._upto_ms = max(self._upto_ms, now_ms)
+            return False
         if self._burst is not None:
             if self._clock.speed > 0 and now_ms < self._upto_ms + self._interval_ms:
                 return False

@@ -10,8 +10,8 @@ from qmt_simulator import wire
 from qmt_simulator.history import History, Query, QueryError, Table
 
 if TYPE_CHECKING:
-    from qmt_simulator.clock import Clock
     from qmt_simulator.connection import Connection
+    from qmt_simulator.phases import Phases
 
 PART_BYTES: Final = 4 << 20
 
@@ -19,9 +19,9 @@ PART_BYTES: Final = 4 << 20
 class Reads:
     """Answers `get_market_data3`, working in `threads` beside the pushes."""
 
-    def __init__(self, history: History, clock: Clock, threads: Executor) -> None:
+    def __init__(self, history: History, phases: Phases, threads: Executor) -> None:
         self._history = history
-        self._clock = clock
+        self._phases = phases
         self._threads = threads
 
     async def answer(
@@ -45,7 +45,7 @@ class Reads:
         try:
             query = self._history.query(
                 fields, period, start, end, count, dividend_type, fill, from_server,
-                self._clock.now_ms(),
+                self._phases.now_ms(),
             )  # fmt: skip
         except QueryError as error:
             return [str(error)]

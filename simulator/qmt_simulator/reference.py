@@ -101,7 +101,7 @@ class Reference:
         for item in self._market.dividends(code, now_ms):
             at_ms = day_start_ms(item.ex_date)
             if (start_ms is None or at_ms >= start_ms) and (end_ms is None or at_ms <= end_ms):
-                key = item.ex_date if self._profile.full_tick_has_time else at_ms
+                key = item.ex_date if self._profile.dividends_by_date else at_ms
                 result[str(key)] = {
                     "time": float(at_ms),
                     "interest": item.interest,

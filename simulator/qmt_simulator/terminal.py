@@ -20,20 +20,22 @@ from typing import Any, Final
 
 from qmt_simulator import bson, wire
 from qmt_simulator.cache import BASE_PERIOD, Cache
-from qmt_simulator.calls import NOT_REALIZED, Calls, NativeError
+from qmt_simulator.calls import NOT_REALIZED, QUOTE_SERVER, Calls, NativeError
 from qmt_simulator.clock import Clock, wall_ms
 from qmt_simulator.connection import Connection
 from qmt_simulator.downloads import Downloads
 from qmt_simulator.faults import FaultError, Faults
 from qmt_simulator.history import BoundError, History
 from qmt_simulator.market import Market
-from qmt_simulator.profiles import PROFILES
+from qmt_simulator.phases import Phases
+from qmt_simulator.profiles import load_profile
 from qmt_simulator.pushes import PushEngine, PushLog, SingleQuote
 from qmt_simulator.reads import Reads
 from qmt_simulator.reference import Reference
 
 _log = logging.getLogger(__name__)
 
+_LOOK_S: Final = 0.02
 _SLOW: Final = frozenset({"get_full_tick", "get_ipo_info"})
 
 
@@ -56,6 +58,10 @@ class Settings:
     cache_delay_s: tuple[float, float] = (0.5, 2.0)
     push_log: Path | None = None
     data_dir: Path | None = None
+    app_dir: str = ""
+    broker: str = ""
+    login_at_ms: int = 0
+    quotes_at_ms: int = 0
 
 
 class Terminal:
@@ -63,26 +69,35 @@ class Terminal:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._profile = PROFILES[settings.profile]
+        self._profile = load_profile(settings.profile)
         self._market = Market(
             settings.seed,
             interval_ms=settings.interval_ms,
             around_the_clock=not settings.real_hours,
         )
-        # Building the market took a while; a fixed day starts now.
-        self._clock = dataclasses.replace(settings.clock, wall_start_ms=wall_ms())
+        self.clock = self._clock = settings.clock
+        if settings.clock.wall_start_ms is None:
+            # Building the market took a while; a fixed day starts now.
+            self.clock = self._clock = dataclasses.replace(settings.clock, wall_start_ms=wall_ms())
         if settings.data_dir is not None:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._cache = Cache(settings.data_dir)
         self._faults = Faults(self._market.index)
+        self._phases = Phases(
+            self._clock,
+            self._faults,
+            login_at_ms=settings.login_at_ms,
+            quotes_at_ms=settings.quotes_at_ms,
+        )
         self._history = History(self._market, self._cache, self._profile)
         self._threads = concurrent.futures.ThreadPoolExecutor(2, "reads")
-        self._reads = Reads(self._history, self._clock, self._threads)
+        self._reads = Reads(self._history, self._phases, self._threads)
         self._engine = PushEngine(
             self._market,
             self._clock,
             self._profile,
             self._faults,
+            self._phases,
             push_ms=settings.push_ms,
             interval_ms=settings.interval_ms,
             log=PushLog(settings.push_log),
@@ -92,9 +107,11 @@ class Terminal:
             self._clock,
             self._profile,
             self._faults,
+            self._phases,
             self._history,
             Reference(self._market, self._profile, around_the_clock=not settings.real_hours),
             self._engine.mask_of,
+            settings.broker,
         )
         self._downloads = Downloads(
             self._market,
@@ -102,6 +119,7 @@ class Terminal:
             self._profile,
             self._clock,
             self._faults,
+            self._phases,
             settings.cache_delay_s,
         )
         self._numbers = itertools.count(1)
@@ -114,17 +132,32 @@ class Terminal:
             self._client, self.settings.host, self.settings.port, limit=1 << 20
         )
         pushing = asyncio.create_task(self._engine.run())
+        following = asyncio.create_task(self._follow_the_day())
         ready.set_result(server.sockets[0].getsockname()[1])
         try:
             async with server:
-                await pushing
+                await asyncio.gather(pushing, following)
         finally:
             pushing.cancel()
+            following.cancel()
             for connection in list(self._connections):
                 connection.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._engine.log.close()
             self._cache.save()
+
+    async def _follow_the_day(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self._look_at_the_day()
+
+    def _look_at_the_day(self) -> None:
+        if not self._phases.logged_in:
+            for connection in list(self._connections):
+                if connection.pid and connection.role != "control":
+                    connection.close()
+        if news := self._phases.news():
+            self._tell_quote_server(news)
 
     # -- connections --------------------------------------------------------------------------
 
@@ -207,6 +240,9 @@ class Terminal:
     # -- calls that touch the connection ------------------------------------------------------
 
     async def _on_hello(self, connection: Connection, role: str, pid: int) -> Answer:
+        if role != "control" and not self._phases.logged_in:
+            connection.close()  # as if nobody listened
+            raise ConnectionError("nobody has logged in")
         connection.role, connection.pid = role, pid
         return os.getpid(), None
 
@@ -215,7 +251,7 @@ class Terminal:
         return ("" if folder is None else str(folder.absolute())), None
 
     async def _on_get_app_dir(self, _connection: Connection) -> Answer:
-        return str(Path.cwd()), None
+        return self.settings.app_dir or str(Path.cwd()), None
 
     async def _on_subscribe_whole_quote(
         self, connection: Connection, codes: list[str], param: bytes
@@ -307,7 +343,8 @@ class Terminal:
         if name == "set_fault":
             return self._set_fault(*args)
         if name == "clear_fault":
-            return self._faults.clear(*args)
+            self._faults.clear(*args)
+            return self._look_at_the_day()
         if name == "burst":
             return await self._engine.burst()
         if name == "status":
@@ -323,6 +360,7 @@ class Terminal:
         if name in ("abort_client", "drop_connection"):
             return self._hit_clients(name, params.get("role"), params.get("pid"))
         self._faults.set(name, params)
+        self._look_at_the_day()
         return 0
 
     def _hit_clients(self, name: str, role: str | None, pid: int | None) -> int:
@@ -339,7 +377,7 @@ class Terminal:
         return len(hit)
 
     def _tell_quote_server(self, status: str) -> None:
-        document = bson.encode({"address": "0.0.0.0:55300", "status": status})
+        document = bson.encode({"address": "{}:{}".format(*QUOTE_SERVER), "status": status})
         for connection in self._connections:
             if connection.role != "control":
                 connection.send(wire.pack(wire.EVENT, "watchquoteserverstatus", document))
@@ -351,6 +389,8 @@ class Terminal:
             "profile": self._profile.name,
             "seed": self.settings.seed,
             "now_ms": self._clock.now_ms(),
+            "logged_in": self._phases.logged_in,
+            "quotes_up": self._phases.quotes_up,
             "last_seq": log.last_seq,
             "push_log": None if log.path is None else str(log.path.absolute()),
             "instruments": len(self._market.codes),

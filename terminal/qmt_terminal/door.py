@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from qmt_protocol.codes import parse_code
 from qmt_protocol.errors import (
     CodecError,
-    ConfigurationError,
     DownloadIncomplete,
     InvalidRequest,
     SectorNotFound,
     TerminalRefused,
-    TimedOut,
 )
-from qmt_protocol.periods import BAR_PERIODS, DAILY_PERIODS, parse_adjust, parse_period
-from qmt_protocol.settings import TerminalSettings
-from qmt_protocol.times import DAY_MS, day_of, xt_time
+from qmt_protocol.periods import BAR_PERIODS, parse_adjust, parse_period
+from qmt_protocol.times import DAY_MS, day_of
 
+from .arguments import bounds_of, clock_s, integer, strings
 from .clean import clean, clean_frame
-from .failures import not_connected, translate
-from .loading import load_xtdata, xtquant_version
+from .connection import Connection
+from .facts import TerminalInfo, TradingSession
+from .failures import not_connected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,196 +30,11 @@ __all__ = ["Terminal", "TerminalInfo", "TradingSession"]
 ProgressCallback = Callable[[int, int, str, str], None]
 """Called with codes finished, codes in total, the code just done, and a message."""
 
-# One per process: xtdata has one client for all, and concurrent calls abort the process.
-_LOCK: Final = threading.Lock()
-_LOCK_TIMEOUT_S: Final = 170.0  # the native side gives a call up after 150 s
-_CLOSE_TIMEOUT_S: Final = 2.0
 _SECTOR_REJECTS: Final = frozenset('\\/:*?"<>|')  # xtdata would drop them without a word
 
 
-@dataclasses.dataclass(frozen=True)
-class TerminalInfo:
-    """What a terminal says of itself."""
-
-    address: str
-    edition: str
-    version: str
-    xtquant_version: str
-    simulated: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class TradingSession:
-    """One part of an instrument's trading day."""
-
-    status: int
-    """2 opening auction, 3 continuous, 8 closing auction, 15 matching (Hong Kong)."""
-    start_s: int
-    """Seconds from 00:00 of the trading day; negative: the evening before."""
-    end_s: int
-
-
-@dataclasses.dataclass
-class _Link:
-    """One connection's life, as its status callback tells it."""
-
-    lost: bool = False
-    drops: int = 0
-
-    def on_status(self, status: dict[str, Any]) -> None:
-        self.lost = status.get("status") != "connected"
-        self.drops += self.lost
-
-
-@dataclasses.dataclass(frozen=True)
-class _Clock:
-    """A simulated terminal's market time as a linear function of the wall clock."""
-
-    now_ms: int
-    wall_ms: int
-    speed: float
-
-    def at(self, wall_ms: int) -> int:
-        return self.now_ms + int((wall_ms - self.wall_ms) * self.speed)
-
-
-class Terminal:
-    """The connection to the QMT terminal on this machine.
-
-    Every method that asks the terminal holds the process's one lock for the time of the call, and
-    raises `TerminalNotConnected` when the connection is gone: it is never rebuilt in passing,
-    because that would silently end all subscriptions. Call `connect` again for that.
-
-    Parameters
-    ----------
-    settings
-        Where the terminal listens, which copy of xtquant to load, which native module to use.
-
-    Raises
-    ------
-    WrongTimezone
-        When this process is not on China Standard Time.
-    ConfigurationError
-        When xtquant cannot be loaded, or a remote host is named without a port.
-    """
-
-    def __init__(self, settings: TerminalSettings) -> None:
-        self._host = settings.terminal_host
-        self._port = settings.terminal_port
-        if self._host not in ("", "127.0.0.1", "localhost") and self._port is None:
-            raise ConfigurationError(
-                f"The terminal's host {self._host} is set without its port.",
-                hint="Set QMT_TERMINAL_PORT too.",
-            )
-        self._xtdata = load_xtdata(settings)
-        self._xtquant_version = xtquant_version(self._xtdata)
-        self._replaced_native = bool(settings.native_module)
-        self._client: Any = None
-        self._link = _Link()
-        self._connects = 0
-        self._clock: _Clock | None = None
-        self.info: TerminalInfo | None = None
-        """The connected terminal, or the last one that was."""
-
-    # -- connection ---------------------------------------------------------------------------
-
-    def connect(self) -> TerminalInfo:
-        """Connect unless connected, and return what the terminal says of itself.
-
-        Subscriptions of an earlier connection are gone when `generation` has changed.
-
-        Raises
-        ------
-        TerminalNotConnected
-            When no terminal answers.
-        """
-        with self._locked("connect"):
-            if self._alive() and self.info is not None:
-                return self.info
-            self._client = None
-            link = _Link()
-            try:
-                # xtdata hands the callback to a client while it is made, so it comes first.
-                self._xtdata.watch_xtquant_status(link.on_status)
-                client = self._xtdata.reconnect(self._host, self._port)
-                info = self._describe(client)
-                clock = self._read_clock(client) if info.simulated else None
-            except Exception as error:
-                raise translate(error, "connect", connected=False) from error
-            self._client, self._link, self._clock, self.info = client, link, clock, info
-            self._connects += 1
-            return info
-
-    def close(self) -> None:
-        """End the connection and all its subscriptions; connecting again is possible."""
-        if not _LOCK.acquire(timeout=_CLOSE_TIMEOUT_S):
-            return  # a native call hangs; the connection ends with the process
-        try:
-            self._client = None
-            self._xtdata.disconnect()
-        finally:
-            _LOCK.release()
-
-    @property
-    def connected(self) -> bool:
-        """Whether the kept client is alive; while a call runs, whether it was not reported lost."""
-        if not _LOCK.acquire(blocking=False):
-            return self._client is not None and not self._link.lost
-        try:
-            return self._alive()
-        finally:
-            _LOCK.release()
-
-    @property
-    def generation(self) -> tuple[int, int]:
-        """Changes whenever the connection was rebuilt or broke: subscriptions may be gone."""
-        return self._connects, self._link.drops
-
-    def _alive(self) -> bool:
-        return self._client is not None and bool(self._client.is_connected())
-
-    def _describe(self, client: Any) -> TerminalInfo:
-        tag = self._xtdata._BSON_.BSON.decode(client.get_server_tag())
-        return TerminalInfo(
-            address=str(client.get_peer_addr()),
-            edition=str(tag.get("edition") or tag.get("tag") or ""),
-            version=str(tag.get("version") or ""),
-            xtquant_version=self._xtquant_version,
-            simulated=bool(tag.get("simulated")) or self._replaced_native,
-        )
-
-    def _read_clock(self, client: Any) -> _Clock:
-        bson = self._xtdata._BSON_.BSON
-        answer = bson.decode(client.commonControl("simulatorclock", bson.encode({})))
-        return _Clock(int(answer["now_ms"]), int(answer["wall_ms"]), float(answer["speed"]))
-
-    def now_ms(self) -> int:
-        """Return the market's time, ms since the epoch: a simulated terminal has its own."""
-        wall_ms = time.time_ns() // 1_000_000
-        return wall_ms if self._clock is None else self._clock.at(wall_ms)
-
-    @contextlib.contextmanager
-    def _locked(self, call: str) -> Iterator[None]:
-        if not _LOCK.acquire(timeout=_LOCK_TIMEOUT_S):
-            raise TimedOut(
-                f"{call} waited {_LOCK_TIMEOUT_S:.0f} s for another call to the terminal to end.",
-                hint="Look whether the terminal hangs.",
-                call=call,
-            )
-        try:
-            yield
-        finally:
-            _LOCK.release()
-
-    def _ask(self, call: str, *arguments: Any, of: Any = None) -> Any:
-        """Call the function of that name, xtdata's or `of`'s, with its failures translated."""
-        with self._locked(call):
-            if not self._alive():
-                raise not_connected(f"{call}: the connection is gone")
-            try:
-                return getattr(of or self._xtdata, call)(*arguments)
-            except Exception as error:
-                raise translate(error, call, connected=self._alive()) from error
+class Terminal(Connection):
+    """Every question to the QMT terminal on this machine; see `Connection` for its connection."""
 
     # -- subscriptions ------------------------------------------------------------------------
 
@@ -244,7 +54,7 @@ class Terminal:
         int
             The subscription's number, for `unsubscribe`.
         """
-        wanted = _strings(markets, "markets")
+        wanted = strings(markets, "markets")
         return self._subscribed("subscribe_whole_quote", wanted, callback)
 
     def subscribe_pushes(self, markets: list[str], callback: Callable[[bytes], None]) -> int:
@@ -254,8 +64,8 @@ class Terminal:
         on a machine without C BSON that decoder takes most of the time of the whole way. The
         callback must not raise. `decode_push` is xtdata's decoder.
         """
-        wanted = _strings(markets, "markets")
-        parameters = self._xtdata._BSON_.BSON.encode({"needCallback": True})
+        wanted = strings(markets, "markets")
+        parameters = self._bson.BSON.encode({"needCallback": True})
         return self._subscribed(
             "subscribe_whole_quote", wanted, parameters, callback, of=self._client
         )
@@ -269,7 +79,7 @@ class Terminal:
             When the bytes are not BSON.
         """
         try:
-            document: dict[str, Any] = self._xtdata._BSON_.BSON.decode(push)
+            document: dict[str, Any] = self._bson.BSON.decode(push)
         except Exception as error:
             raise CodecError(f"Not the BSON of a push: {error}.") from error
         return document
@@ -287,7 +97,7 @@ class Terminal:
         ``count=-1`` makes the terminal load and keep history too; without a callback the data
         only land in the terminal's cache. At most about 50 at once, says the vendor.
         """
-        _integer(count, "count")
+        integer(count, "count")
         arguments = (parse_code(code), parse_period(period), "", "", count, callback)
         return self._subscribed("subscribe_quote", *arguments)
 
@@ -304,7 +114,7 @@ class Terminal:
 
     def unsubscribe(self, seq: int) -> None:
         """End a subscription; nothing happens when its connection is gone."""
-        _integer(seq, "seq")
+        integer(seq, "seq")
         if self.connected:
             self._ask("unsubscribe_quote", seq)
 
@@ -312,7 +122,7 @@ class Terminal:
 
     def full_tick(self, codes: list[str]) -> dict[str, dict[str, Any]]:
         """Return the current tick of each code (or of whole markets) that the terminal knows."""
-        answer = self._ask("get_full_tick", _strings(codes, "codes"))
+        answer = self._ask("get_full_tick", strings(codes, "codes"))
         ticks: dict[str, dict[str, Any]] = clean(answer or {})
         return ticks
 
@@ -376,10 +186,10 @@ class Terminal:
         adjust: str,
         fill: bool,
     ) -> dict[str, pd.DataFrame]:
-        wanted = [parse_code(code) for code in _strings(codes, "codes")]
-        if count is not None and _integer(count, "count") < 1:
+        wanted = [parse_code(code) for code in strings(codes, "codes")]
+        if count is not None and integer(count, "count") < 1:
             raise InvalidRequest(f"count={count} is not a number of rows.", field="count")
-        bounds = _bounds(period, start_ms, end_ms)
+        bounds = bounds_of(period, start_ms, end_ms)
         arguments = (wanted, period, *bounds, -1 if count is None else count, adjust, fill)
         try:
             frames: dict[str, pd.DataFrame] = self._ask("get_market_data_ex", [], *arguments)
@@ -420,10 +230,10 @@ class Terminal:
         TerminalNotConnected
             When the connection breaks meanwhile.
         """
-        wanted = [parse_code(code) for code in _strings(codes, "codes")]
+        wanted = [parse_code(code) for code in strings(codes, "codes")]
         # Some terminals leave the end itself out; a later end costs nothing.
         later_ms = None if end_ms is None else end_ms + DAY_MS
-        bounds = _bounds(parse_period(period), start_ms, later_ms)
+        bounds = bounds_of(parse_period(period), start_ms, later_ms)
         tell = on_progress or (lambda finished, total, code, message: None)
         if self._xtdata.__dict__.get("__download_version") is None:
             for done, code in enumerate(wanted):
@@ -494,9 +304,24 @@ class Terminal:
         """
         if not isinstance(market, str) or not market:
             raise InvalidRequest(f"{market!r} is not a market.", field="market")
-        bounds = _bounds("1d", _integer(start_ms, "start_ms"), _integer(end_ms, "end_ms"))
+        bounds = bounds_of("1d", integer(start_ms, "start_ms"), integer(end_ms, "end_ms"))
         days = self._ask("get_trading_dates", market, *bounds, -1)
         return sorted(day_of(int(at_ms)) for at_ms in days or [])
+
+    def holidays(self) -> list[int]:
+        """Return the weekdays without trading that the terminal knows, ``YYYYMMDD``, sorted.
+
+        Raises
+        ------
+        TerminalUnsupported
+            When the terminal or this copy of xtquant lacks the function.
+        """
+        days = self._ask("get_holidays") or []
+        return sorted(int(day) for day in days if str(day).isdigit())
+
+    def download_holidays(self) -> None:
+        """Make the terminal fetch the holidays of this year, and of the next where announced."""
+        self._ask("download_holiday_data")
 
     def trading_sessions(self, code: str) -> list[TradingSession]:
         """Return the parts of an instrument's trading day, in order.
@@ -511,8 +336,8 @@ class Terminal:
             sessions = [
                 TradingSession(
                     int(part["status"]),
-                    _clock_s(part["time"][0], part["time"][1][0]),
-                    _clock_s(part["time"][0], part["time"][2][0]),
+                    clock_s(part["time"][0], part["time"][1][0]),
+                    clock_s(part["time"][0], part["time"][2][0]),
                 )
                 for part in document.get("tradings") or []
             ]
@@ -523,35 +348,3 @@ class Terminal:
                 kind=type(error).__name__,
             ) from error
         return sorted(sessions, key=lambda session: session.start_s)
-
-
-def _clock_s(day_offset: int, clock: int) -> int:
-    """Read ``[-]HMMSS``: the sign belongs to the hour alone, so -45500 is 20:55 the day before."""
-    digits = abs(int(clock))
-    hours = digits // 10_000 * (-1 if clock < 0 else 1)
-    return int(day_offset) * 86_400 + hours * 3600 + digits // 100 % 100 * 60 + digits % 100
-
-
-def _bounds(period: str, start_ms: int | None, end_ms: int | None) -> tuple[str, str]:
-    """Return both bounds as text: xtdata takes two strings or two datetimes, no mixture."""
-    for value, name in ((start_ms, "start_ms"), (end_ms, "end_ms")):
-        if value is not None:
-            _integer(value, name)
-    start, end = xt_time(start_ms), xt_time(end_ms)
-    return (start[:8], end[:8]) if period in DAILY_PERIODS else (start, end)
-
-
-def _integer(value: object, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{field}={value!r} is not a whole number.", field=field)
-    return value
-
-
-def _strings(values: object, field: str) -> list[str]:
-    """Check for a list of text: given one string, the native side would take its letters."""
-    if not isinstance(values, (list, tuple)) or not values:
-        raise InvalidRequest(f"{field} must be a list with at least one entry.", field=field)
-    for value in values:
-        if not isinstance(value, str) or not value:
-            raise InvalidRequest(f"{value!r} in {field} is not text.", field=field)
-    return list(values)

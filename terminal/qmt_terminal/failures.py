@@ -23,7 +23,12 @@ _NATIVE: Final = re.compile(r"func:\s*(?P<func>[^,]*),\s*error:\s*(?P<text>.*)",
 
 _UNSUPPORTED: Final = ("function not realize", "未支持此功能")
 _NOT_ALLOWED: Final = re.compile(r"没有.{0,12}权限|无.{0,12}权限|需要.{0,6}权限")
-_DISCONNECTED: Final = ("无法连接xtquant服务", "行情服务连接断开", "not connected")
+_DISCONNECTED: Final = (
+    "无法连接xtquant服务",
+    "无法连接行情服务",  # copies of 2023 and before
+    "行情服务连接断开",
+    "not connected",
+)
 _TIMED_OUT: Final = re.compile(r"\s*(timeout|timed out|请求超时)", re.IGNORECASE)
 _LIMIT: Final = ("订阅超过上限", "数量超限")
 _BAD_ARGUMENT: Final = "incompatible function arguments"
@@ -62,6 +67,7 @@ def translate(error: Exception, call: str, *, connected: bool) -> QMTError:
             hint="Update the terminal, or use an edition that has the function.",
             call=call,
             terminal_text=text,
+            not_realized=True,
         )
     if _NOT_ALLOWED.search(text):
         return TerminalUnsupported(

@@ -77,12 +77,14 @@ def load_xtdata(settings: TerminalSettings) -> Any:
             # xtbson calls utcfromtimestamp at import, deprecated since Python 3.12.
             warnings.simplefilter("ignore", DeprecationWarning)
             xtdata: Any = importlib.import_module("xtquant.xtdata")
-            importlib.import_module("xtquant.xtconn")
+            if (folder / "xtconn.py").is_file():  # not in copies before 2023
+                importlib.import_module("xtquant.xtconn")
     except ImportError as error:
         raise ConfigurationError(
             f"xtquant in {folder} cannot run here: {error}.",
-            hint="xtquant needs 64-bit Windows and CPython 3.8 to 3.13. Elsewhere use the "
-            "simulator: set QMT_NATIVE_MODULE=qmt_simulator.native.",
+            hint="xtquant needs 64-bit Windows and CPython 3.8 to 3.13; the copy of a terminal "
+            "may be for fewer versions of Python. Elsewhere use the simulator: set "
+            "QMT_NATIVE_MODULE=qmt_simulator.native.",
         ) from error
     # The greeting is Chinese text: on a console that cannot show it, connecting would fail.
     xtdata.enable_hello = False

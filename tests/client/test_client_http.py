@@ -76,7 +76,7 @@ def test_errors_keep_their_kind_and_facts(
         with pytest.raises(HistoryMissing) as caught:
             http_client.history(CODE)
         assert caught.value.to_dict() == error.to_dict()
-        worker.terminal = {"state": "not_connected", "reason": "QMT was closed"}
+        worker.terminal = {"state": "waiting_for_login", "reason": "QMT was closed"}
         worker.beat()
         with pytest.raises(TerminalNotConnected, match="QMT was closed"):
             http_client.history(CODE)

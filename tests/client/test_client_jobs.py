@@ -71,10 +71,16 @@ def test_a_worker_without_a_terminal_is_told_with_its_reason(
     client: QMTClient, make_worker: MakeWorker, jobs: redis.Redis
 ) -> None:
     with make_worker() as worker:
-        worker.terminal = {"state": "not_connected", "reason": "QMT was closed"}
-        worker.beat()
-        with pytest.raises(TerminalNotConnected, match="QMT was closed"):
-            client.sector_stocks("沪深300")
+        for state, words, hint in (
+            ("not_running", "its terminal does not: QMT was closed", "Start QMT"),
+            ("waiting_for_login", "waits for its login: QMT was closed", "Log in to QMT"),
+        ):
+            worker.terminal = {"state": state, "reason": "QMT was closed"}
+            worker.beat()
+            with pytest.raises(TerminalNotConnected, match=words) as caught:
+                client.sector_stocks("沪深300")
+            assert hint in str(caught.value.hint)
+            assert caught.value.state == state
     assert jobs.keys("rq:job:*") == []
 
 

@@ -131,21 +131,25 @@ def test_only_one_of_them_has_data(
 
 
 async def test_trimming_and_compaction_while_it_is_read(
-    make_async: Callable[..., AsyncQMTClient], archive: Archive, streams: redis.Redis
+    make_async: Callable[..., AsyncQMTClient],
+    archive: Archive,
+    streams: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the streams lose between two batches is in the archive by then."""
-    wires = make_wires(20_000, step=1, strange=False)
-    archive.add(wires[:4_000])
+    monkeypatch.setattr("qmt_client.stored._MOST", 250)
+    wires = make_wires(5_000, step=1, strange=False)
+    archive.add(wires[:1_000])
     publish_wires(streams, wires)
     async with make_async(archive_url=archive.url) as client:
         batches = await client.stored_ticks(CODES, as_="batches")
         found = [await anext(batches)]
-        for at in range(4_000, 20_000, 4_000):
-            archive.add(wires[at : at + 4_000])
-            trim(streams, key_of(wires[at + 3_000])[0])
+        for at in range(1_000, 5_000, 1_000):
+            archive.add(wires[at : at + 1_000])
+            trim(streams, key_of(wires[at + 750])[0])
             found.append(await anext(batches))
-            archive.compact(wires[: at + 4_000])
-            trim(streams, key_of(wires[at + 3_999])[0])
+            archive.compact(wires[: at + 1_000])
+            trim(streams, key_of(wires[at + 999])[0])
         found += [batch async for batch in batches]
     assert same(pa.Table.from_batches(found), wires)
 
@@ -341,9 +345,9 @@ def test_damage_behind_the_first_batch_breaks_the_answer_off(
     reader: QMTClient, archive: Archive
 ) -> None:
     """What was read before is no whole answer, and nobody is told that it is."""
-    wires = make_wires(50_000, step=1, strange=False)
-    archive.add(wires[:45_000], group=10_000)
-    archive.add(wires[45_000:])
+    wires = make_wires(36_000, step=1, strange=False)
+    archive.add(wires[:34_000], group=10_000)
+    archive.add(wires[34_000:], group=2_000)
     for file in archive.manifest.files[3:]:
         (archive.root / file.path).write_bytes(b"PAR1")
     with pytest.raises(QMTError) as caught:

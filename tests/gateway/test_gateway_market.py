@@ -226,7 +226,7 @@ def test_no_worker_is_503_at_once_with_last_seen(
 def test_a_worker_without_terminal_is_503_with_the_reason(
     http: httpx.Client, streams: redis.Redis, jobs: redis.Redis
 ) -> None:
-    Worker(streams, jobs).beat(terminal={"state": "not_connected", "reason": "QMT is not open"})
+    Worker(streams, jobs).beat(terminal={"state": "not_running", "reason": "QMT is not open"})
     problem = problem_of(http.get("/api/history?stock=000001.SZ"), 503, "terminal-not-connected")
     assert "QMT is not open" in problem["detail"]
 

@@ -25,7 +25,7 @@ from qmt_simulator.control import Control
 from qmt_simulator.oracle import read_push_log
 from qmt_standalone.redis_server import RedisServer
 
-RUN_S = float(os.environ.get("QMT_SOAK_S", "8"))
+RUN_S = float(os.environ.get("QMT_SOAK_S", "5"))
 MARKETS = ["SH", "SZ", "BJ"]
 # Position in t1 and its kind, as docs/wire says; not taken from the code under test.
 FIELDS = {

@@ -33,7 +33,7 @@ def test_terminal_killed_and_back(
             terminal.kill()
             terminal.wait(10)
             wait_for(
-                lambda: producer_status(streams)["terminal"]["state"] == "not_connected",
+                lambda: producer_status(streams)["terminal"]["state"] == "not_running",
                 "the heartbeat says that the terminal is gone",
                 within_s=5,
             )

@@ -13,8 +13,9 @@ import pytest
 
 from qmt_producer.hours import TradingHours
 from qmt_producer.listener import Listener
-from qmt_protocol.errors import TerminalNotConnected, TerminalUnsupported
+from qmt_protocol.errors import TerminalNotConnected, TerminalRefused, TerminalUnsupported
 from qmt_terminal import Terminal, TradingSession
+from qmt_terminal.programs import TerminalPrograms
 
 # Monday, Saturday; in China time.
 MONDAY_10 = 1_767_578_400_000
@@ -32,6 +33,10 @@ class StandIn:
         self.generation = (0, 0)
         self.numbers: list[int] = []
         self.sessions: list[TradingSession] | None = None
+        self.clock = None
+        self.known_holidays = [20261001]
+        self.quotes: bool | None = None
+        self.refuses: TerminalRefused | None = None
         self.calls: list[str] = []
 
     def connect(self) -> Any:
@@ -46,7 +51,15 @@ class StandIn:
         self.connected = False
         self.calls.append("close")
 
+    def watch_quote_server(self) -> None:
+        self.calls.append("watch")
+
+    def quote_server_up(self) -> bool | None:
+        return self.quotes
+
     def subscribe_pushes(self, _markets: list[str], _put: Any) -> int:
+        if self.refuses is not None:
+            raise self.refuses
         self.calls.append("subscribe")
         self.numbers.append(len(self.calls))
         return self.numbers[-1]
@@ -66,10 +79,30 @@ class StandIn:
     def trading_days(self, _market: str, _start_ms: int, _end_ms: int) -> list[int]:
         return []
 
+    def holidays(self) -> list[int]:
+        return self.known_holidays
+
+
+class Programs:
+    wanted = "XtMiniQmt.exe"
+
+    def __init__(self) -> None:
+        self.found: tuple[str, ...] = ()
+
+    def running(self, *, fresh: bool = False) -> tuple[str, ...]:
+        return self.found
+
+
+class GuessedHours(TradingHours):
+    """Of a terminal and a library that do not know whether today is a holiday."""
+
+    guessed = True
+
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, hours: type[TradingHours] = TradingHours) -> None:
         self.terminal = StandIn()
+        self.programs = Programs()
         self.last_push_ms = 0
         self.silences: list[tuple[int, int, str]] = []
         self.events: list[dict[str, Any]] = []
@@ -77,7 +110,8 @@ class Rig:
         self.listener = Listener(
             terminal,
             ["SZ", "HK"],
-            TradingHours(terminal),
+            hours(terminal),
+            cast(TerminalPrograms, self.programs),
             put=lambda push: None,
             last_push_ms=lambda: self.last_push_ms,
             deaf_after_s=DEAF_AFTER_S,
@@ -106,6 +140,17 @@ class Rig:
             self.listener.look()
             time.sleep(0.02)
 
+    def told(self, *kinds: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] in kinds]
+
+    @property
+    def states(self) -> list[str]:
+        return [event["state"] for event in self.told("terminal")]
+
+    @property
+    def asked(self) -> list[str]:
+        return [call for call in self.terminal.calls if call != "watch"]
+
     @property
     def steps(self) -> list[str]:
         return [event["done"] for event in self.events if event["kind"] == "deaf"]
@@ -123,7 +168,7 @@ def test_a_silent_feed_is_helped_and_then_given_up(rig: Rig) -> None:
     assert len(rig.terminal.numbers) == 1, "the old subscription was given back first"
     rig.wait()
     assert rig.steps == ["resubscribed", "reconnected"]
-    calls = [call for call in rig.terminal.calls if call != "silent"]
+    calls = [call for call in rig.asked if call != "silent"]
     assert calls == ["subscribe", "subscribe", "close", "subscribe"]
     assert not rig.listener.must_restart
     rig.wait()
@@ -178,7 +223,8 @@ def test_a_connection_that_came_back_by_itself_is_subscribed_again(rig: Rig) -> 
     before = time.time_ns() // 1_000_000
     rig.terminal.generation = (1, 1)  # as its status callback told
     rig.listener.look()
-    assert [event["kind"] for event in rig.events] == ["connected", "resubscribed"]
+    assert rig.told("connected", "resubscribed") == rig.events[:1] + rig.events[-1:]
+    assert [event["kind"] for event in rig.events] == ["connected", "terminal", "resubscribed"]
     assert len(rig.terminal.numbers) == 1
     ((from_ms, to_ms, reason),) = rig.silences
     assert reason == "the terminal was away"
@@ -191,20 +237,129 @@ def test_a_terminal_that_goes_leaves_a_silence_until_it_is_back(rig: Rig) -> Non
     rig.push()
     rig.terminal.connected = rig.terminal.reachable = False
     assert rig.listener.look() is False
-    assert rig.listener.state == "not_connected"
+    assert rig.listener.state == "not_running"
+    assert "XtMiniQmt.exe" in rig.listener.reason
+    assert rig.listener.look() is False
+    rig.programs.found = ("XtMiniQmt.exe",)
+    rig.listener.look()
+    assert rig.listener.state == "waiting_for_login"
+    assert "nobody there" in rig.listener.reason
     rig.terminal.reachable = True
     assert rig.listener.look() is True
     ((from_ms, to_ms, _),) = rig.silences
     assert rig.last_push_ms <= from_ms <= to_ms
+    told = [(event["was"], event["state"]) for event in rig.told("terminal")]
+    assert told == [
+        ("not_running", "ok"),
+        ("ok", "not_running"),
+        ("not_running", "waiting_for_login"),
+        ("waiting_for_login", "ok"),
+    ]
+    assert all(event["market_ms"] >= MONDAY_10 for event in rig.told("terminal"))
 
 
 def test_a_silence_is_on_record_before_the_subscription_that_ends_it(rig: Rig) -> None:
     """Killed between the two, the next start would take the new pushes for the last ones."""
     rig.listener.look()
-    assert rig.terminal.calls == ["silent", "subscribe"]
+    assert rig.asked == ["silent", "subscribe"]
     rig.terminal.generation = (1, 1)
     rig.listener.look()
-    assert rig.terminal.calls[2:] == ["silent", "subscribe"]
+    assert rig.asked[2:] == ["silent", "subscribe"]
     rig.wait()
     assert rig.steps == ["resubscribed"]
-    assert rig.terminal.calls[4:] == ["silent", "subscribe"]
+    assert rig.asked[4:] == ["silent", "subscribe"]
+
+
+def test_a_quote_server_that_is_away_is_waited_for_and_nothing_else(rig: Rig) -> None:
+    rig.listener.look()
+    rig.push()
+    rig.listener.look()
+    gone_from = rig.last_push_ms
+    rig.terminal.quotes = False
+    rig.wait(4)
+    assert rig.states == ["ok", "quote_server_down"]
+    assert rig.steps == []
+    assert not rig.listener.must_restart
+    assert not rig.listener.listening
+    assert rig.asked == ["silent", "subscribe", "silent"], "on record, and nothing was tried"
+    rig.terminal.quotes = True
+    rig.listener.look()
+    assert rig.listener.state == "ok"
+    rig.wait(0.5)
+    assert rig.silences == [], "until something is heard"
+    rig.push()
+    rig.listener.look()
+    assert rig.silences == [(gone_from, rig.last_push_ms, "the quote server was away")]
+    assert rig.listener.subscriptions == 1
+
+
+def test_a_quote_server_that_comes_back_to_a_forgotten_subscription(rig: Rig) -> None:
+    """Outside trading hours too: the first push of the day shall not be missed."""
+    rig.terminal.market_ms = SATURDAY_10
+    rig.terminal.quotes = False
+    rig.listener.look()
+    assert rig.states == ["quote_server_down"]
+    rig.terminal.quotes = True
+    rig.wait(1.3)
+    assert rig.listener.subscriptions == 2
+    (told,) = rig.told("resubscribed")
+    assert "quote server" in told["reason"]
+    rig.wait(1.5)
+    assert rig.listener.subscriptions == 2, "once"
+    assert rig.states == ["quote_server_down", "ok"]
+
+
+def test_a_deaf_feed_is_left_alone_once_its_quote_server_is_away(rig: Rig) -> None:
+    rig.wait(2.2)
+    assert rig.steps == ["resubscribed", "reconnected"]
+    rig.terminal.quotes = False
+    rig.wait(2)
+    assert rig.steps[2:] == ["the quote server is away"]
+    assert rig.states == ["ok", "deaf", "quote_server_down"]
+    rig.terminal.quotes = True
+    rig.wait(0.9)
+    assert rig.steps[3:] == [], "it is not taken for deaf for the time without quotes"
+    rig.push()
+    rig.listener.look()
+    assert len(rig.silences) == 1
+    rig.wait()
+    assert rig.steps[3:] == ["resubscribed"], "a silence that it does not explain"
+
+
+def test_pushes_refute_what_the_terminal_says_of_its_quote_server(rig: Rig) -> None:
+    rig.terminal.quotes = False
+    rig.listener.look()
+    rig.push()  # the snapshot
+    rig.listener.look()
+    assert rig.listener.state == "quote_server_down"
+    time.sleep(0.6 * DEAF_AFTER_S)
+    rig.push()
+    rig.listener.look()
+    assert rig.listener.state == "ok"
+    time.sleep(0.01)
+    rig.push()
+    rig.wait()
+    assert rig.steps == ["resubscribed"], "so its word no longer excuses a silence"
+
+
+def test_a_terminal_that_answers_and_takes_no_subscription_is_deaf(rig: Rig) -> None:
+    rig.terminal.refuses = TerminalRefused("订阅超过上限")
+    assert rig.listener.look() is False
+    assert (rig.listener.state, rig.listener.reason) == ("deaf", "订阅超过上限")
+    rig.terminal.refuses = None
+    assert rig.listener.look() is True
+    assert rig.states == ["deaf", "ok"]
+
+
+def test_a_day_that_may_be_a_holiday_is_no_reason_to_restart() -> None:
+    rig = Rig(GuessedHours)
+    rig.wait(4)
+    assert rig.steps == ["resubscribed"]
+    assert not rig.listener.must_restart
+    rig.push()
+    rig.listener.look()
+    time.sleep(0.6 * DEAF_AFTER_S)
+    rig.push()
+    rig.listener.look()
+    assert rig.steps == ["resubscribed", "pushes came again"]
+    assert rig.states == ["ok", "deaf", "ok"]

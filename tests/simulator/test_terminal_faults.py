@@ -36,16 +36,17 @@ def test_deaf_terminal_is_connected_but_silent(
         xtdata.subscribe_whole_quote(["SH"], got.append)
         wait_for(lambda: len(got) > 2)
         print("READY", flush=True)
-        time.sleep(0.7)
-        before = len(got)
-        time.sleep(1.5)
-        tell([before, len(got), xtdata.get_client().is_connected()])
+        def is_silent():
+            before = len(got)
+            time.sleep(1.5)
+            return len(got) == before
+        wait_for(is_silent)
+        tell(xtdata.get_client().is_connected())
     """)
     assert first_line(script) == "READY"
     control.set_fault("deaf", role="test")
-    before, after, connected = json.loads(script.communicate(timeout=20)[0].split("RESULT ")[1])
-    assert before == after
-    assert connected is True
+    output, errors = script.communicate(timeout=40)
+    assert "RESULT true" in output, errors
 
 
 def test_quote_server_switch_sends_time_backwards(

@@ -7,10 +7,14 @@ import sys
 import textwrap
 from typing import Any
 
+from warm_start import WARM_SCRIPT
+
 from qmt_simulator.process import TerminalProcess
 
 # Puts the native stub under the unmodified xtdata.py, without running the package's __init__.
-PRELUDE = """
+PRELUDE = (
+    WARM_SCRIPT
+    + """
 import importlib.util, json, os, sys, time, types, warnings
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 package = types.ModuleType("xtquant")
@@ -34,6 +38,7 @@ def tell(value):
         return item.tolist() if hasattr(item, "tolist") else str(item)
     print("RESULT " + json.dumps(value, default=plain), flush=True)
 """
+)
 
 MIDSESSION = (
     "--start", "2026-11-20 10:30:20", "--speed", "0", "--real-hours", "--cache-delay-s", "0.1,0.2",
@@ -60,7 +65,7 @@ class ScriptedTerminal(TerminalProcess):
         environment = {
             **os.environ,
             "TZ": "Asia/Shanghai",
-            "PYTHONUTF8": "1",
+            "PYTHONIOENCODING": "utf-8",
             "TERMINAL_PORT": str(self.port),
             "QMT_SIMULATOR_ROLE": role,
         }

@@ -27,12 +27,26 @@ def test_terminal_death_shows_and_heals(
     assert beat["simulated"] is True
     assert beat["queues"] == ["qmt-query"]
     assert beat["terminal"]["edition"] == "research"
+    assert beat["terminal"]["clock"]["speed"] == 1
+    assert {"address", "path", "broker", "xtquant_version", "xtquant_path"} <= {*beat["terminal"]}
+    simulated.control.set_fault("quote_server_down")
+    caller.wait_for_terminal("quote_server_down", 3)
+    error = caller.ask("history", 20, codes=[CODE], period="1d", count=5).error
+    assert (error["error"], error["data"]["state"]) == (
+        "terminal-not-connected",
+        "quote_server_down",
+    )
+    assert "行情服务器未连接" in error["message"]
+    assert caller.ask("sector_stocks", sector="上证50").state == "done", "it can still be asked"
+    simulated.control.clear_fault("quote_server_down")
+    caller.wait_for_terminal("ok", 3)
     simulated.stop()
-    lost = caller.wait_for_terminal("not_connected", 3)
+    lost = caller.wait_for_terminal("not_running", 3)
     assert lost["terminal"]["reason"]
     assert lost["terminal"]["since_ms"] > 0
     error = caller.ask("full_tick", 10, codes=[CODE]).error
     assert error["error"] == "terminal-not-connected"
+    assert error["data"]["state"] == "not_running"
     start_simulated(port=simulated.port)
     caller.wait_for_terminal("ok", 15)
     assert caller.ask("history", codes=[CODE], period="1d", count=5).manifest["rows"] == 5
@@ -54,7 +68,7 @@ def test_a_cancelled_job_does_not_look_like_a_lost_terminal(
         seen |= {beat["terminal"]["state"] for beat in caller.heartbeats()}
         time.sleep(0.02)
     assert caller.wait(job_id, 5).error["data"]["reason"] == "cancelled"
-    assert "not_connected" not in seen
+    assert not {"not_running", "waiting_for_login"} & seen
     assert caller.ask("full_tick", 20, codes=[CODE]).state == "done"
 
 

@@ -28,15 +28,9 @@ _RECONNECT_S: Final = 1.0
 _log: Final = structlog.get_logger(__name__)
 
 
-def state(connected: bool | None, reason: str = "", **facts: Any) -> dict[str, Any]:
-    """Return a heartbeat's ``terminal``; ``None``: nobody looked yet, jobs may come."""
-    names = {True: "ok", False: "not_connected", None: "restarting"}
-    return {
-        "state": names[connected],
-        "reason": reason,
-        "since_ms": time.time_ns() // 1_000_000,
-        **facts,
-    }
+def state(name: str, reason: str = "", **facts: Any) -> dict[str, Any]:
+    """Return a heartbeat's ``terminal``; ``restarting``: nobody looked yet, jobs may come."""
+    return {"state": name, "reason": reason, "since_ms": time.time_ns() // 1_000_000, **facts}
 
 
 def main(line: Connection, settings: TerminalSettings) -> None:
@@ -75,6 +69,7 @@ class _Served:
 
     def __init__(self, line: Connection, settings: TerminalSettings) -> None:
         from qmt_terminal import Terminal
+        from qmt_terminal.programs import TerminalPrograms
 
         from .session import Session
         from .tasks import TASKS
@@ -84,8 +79,10 @@ class _Served:
         self._terminal = Terminal(settings)
         self._session = Session(self._terminal)
         self._tasks = TASKS
-        self._connected: bool | None = None
-        self._reason = ""
+        self._programs = TerminalPrograms(settings)
+        self._told: dict[str, Any] = {}
+        self._why_not = ""
+        self._watched: tuple[int, int] | None = None
         self._next_try_s = 0.0
         self.look()
 
@@ -97,46 +94,67 @@ class _Served:
         """Reconnect when it is time to, and tell the keeper when the state has changed."""
         if not self._terminal.connected and time.monotonic() >= self._next_try_s:
             self._connect()
-        self._tell(self._terminal.connected)
+        self._tell()
 
     def _connect(self) -> None:
+        self._next_try_s = time.monotonic() + _RECONNECT_S
         try:
             self._terminal.connect()
-            self._reason = ""
+            self._why_not = "the connection broke"
         except QMTError as error:
-            self._reason = str(error.data.get("reason") or error.message)
-        self._next_try_s = time.monotonic() + _RECONNECT_S
+            self._why_not = str(error.data.get("reason") or error.message)
 
-    def _tell(self, connected: bool) -> None:
-        if connected == self._connected:
-            return
-        self._connected = connected
-        info = self._terminal.info
-        facts = (
-            {}
-            if info is None
-            else {
-                "edition": info.edition,
-                "version": info.version,
-                "address": info.address,
-                "xtquant": info.xtquant_version,
-                "simulated": info.simulated,
-            }
+    def _judge(self) -> tuple[str, str]:
+        from qmt_terminal.states import Evidence, decide
+
+        connected = self._terminal.connected
+        up: bool | None = None
+        if connected:
+            try:
+                if self._watched != self._terminal.generation:  # also when it came back by itself
+                    self._terminal.watch_quote_server()
+                    self._watched = self._terminal.generation
+                up = self._terminal.quote_server_up()
+            except QMTError as error:  # the next look finds the connection gone
+                _log.warning("the quote server's state is not known", error=error.message)
+        return decide(
+            Evidence(
+                connected=connected,
+                why_not=self._why_not,
+                wanted=self._programs.wanted,
+                programs=() if connected else self._programs.running(),
+                quote_server_up=up,
+            )
         )
-        reason = "" if connected else self._reason or "the connection broke"
-        self._send(("state", state(connected, reason, **facts)))
+
+    def _tell(self) -> None:
+        name, reason = self._judge()
+        if (name, reason) == (self._told.get("state"), self._told.get("reason")):
+            return
+        facts: dict[str, Any] = {}
+        info, clock = self._terminal.info, self._terminal.clock
+        if info is not None:
+            facts = {**info.facts(), "simulated": info.simulated}
+        if clock is not None:
+            facts["clock"] = clock.to_dict()
+        told = state(name, reason, **facts)
+        if name == self._told.get("state"):
+            told["since_ms"] = self._told["since_ms"]
+        self._told = told
+        self._send(("state", told))
 
     def run(self, name: str, params: dict[str, Any]) -> None:
         """Run one job and send what it yields, its result or its error."""
         try:
             if not self._terminal.connected:
                 self._connect()
-                self._tell(self._terminal.connected)
+                self._tell()
             if not self._terminal.connected:
                 raise TerminalNotConnected(
-                    f"No QMT terminal answers the worker: {self._reason}",
+                    f"No QMT terminal answers the worker: {self._told['reason']}.",
                     hint="Start QMT on the Windows machine and log in with 独立交易 ticked.",
-                    reason=self._reason,
+                    reason=self._why_not,
+                    state=self._told["state"],
                 )
             outcome = self._tasks[name](self._session, parse_params(name, params), self)
             self._send(("result", outcome.rows, outcome.document, outcome.meta))

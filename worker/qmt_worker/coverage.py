@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import numpy as np
 
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import TerminalRefused
+from qmt_protocol.errors import (
+    DownloadIncomplete,
+    QMTError,
+    TerminalNotConnected,
+    TerminalRefused,
+)
 from qmt_protocol.times import DAY_MS
 
 from .days import (
@@ -250,18 +255,36 @@ class Coverage:
             def tell(finished: int, _total: int, code: str, _text: str, done: int = done) -> None:
                 outlet.progress(done + finished, len(missing), f"downloaded {code}")
 
-            self._terminal.download(
-                codes,
-                self._period,
-                start_ms=start_of(first),
-                end_ms=start_of(last + 1) - 1,
-                on_progress=tell,
-            )
+            try:
+                self._terminal.download(
+                    codes,
+                    self._period,
+                    start_ms=start_of(first),
+                    end_ms=start_of(last + 1) - 1,
+                    on_progress=tell,
+                )
+            except (DownloadIncomplete, TerminalRefused) as error:
+                self._explain(error)
+                raise
             done += len(codes)
         returned_s = time.monotonic()
         self._settle(missing, wants)
         if refresh:
             time.sleep(max(0.0, returned_s + _REFRESH_S - time.monotonic()))
+
+    def _explain(self, error: QMTError) -> None:
+        """A download that fails without a quote server failed for want of it.
+
+        It is tried all the same: what terminals tell of their quote servers is not proven.
+        """
+        if self._terminal.quote_server_up() is False:
+            raise TerminalNotConnected(
+                "The terminal is connected to no quote server, and its cache lacks what is asked: "
+                f"{error.message}",
+                hint="Look at the terminal's own connection to its quote server; what is in the "
+                "cache can be read meanwhile.",
+                state="quote_server_down",
+            ) from error
 
     def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> None:
         began_s = time.monotonic()

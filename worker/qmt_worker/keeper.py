@@ -105,7 +105,7 @@ class ChildKeeper:
         self._current: _Child | None = None
         self.failure: ConfigurationError | None = None
         """Why no child can work here at all; the worker shall end then."""
-        self.terminal = child.state(False, "the worker is starting")
+        self.terminal = child.state("restarting", "the worker is starting")
         """The terminal as the child last told it: a heartbeat's ``terminal``."""
         self._thread = threading.Thread(target=self._keep, name="child-keeper", daemon=True)
 
@@ -144,9 +144,9 @@ class ChildKeeper:
             started.line.close()
             if self._stop.is_set() or self.failure is not None:
                 break
-            if self.terminal["state"] == "ok":
+            if self.terminal["state"] in ("ok", "quote_server_down"):
                 # The terminal may be as well as ever: this says nothing against the next job.
-                self._tell(child.state(None, f"the terminal process ended ({ending})"))
+                self._tell(child.state("restarting", f"the terminal process ended ({ending})"))
             steady = time.monotonic() - started.started_s > _STEADY_S
             failures = 0 if steady else failures + 1
             _log.warning("child ended", ending=ending, failures=failures)

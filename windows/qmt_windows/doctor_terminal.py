@@ -1,0 +1,135 @@
+"""What the doctor asks the terminal: a few questions of the probe, in its child process."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qmt_protocol.settings import TerminalSettings
+from qmt_terminal.probe import Choice, Prober, Report
+
+from .doctor_lines import Line
+from .words import TODO, terminal_words
+
+__all__ = ["look_at_terminal"]
+
+_MINUTES: Final = 2.0
+_QUESTIONS: Final = frozenset({"identity", "trading_day"})
+_BSON: Final = {
+    "True": ("C 版 BSON", "it loads, and its BSON is C"),
+    "False": ("纯 Python BSON", "it loads; its BSON is pure Python, as its C part does not load"),
+    "None": ("", "it loads"),
+}
+_SOURCES: Final = {
+    "terminal": ("终端", "the terminal"),
+    "exchange_calendars": ("exchange_calendars 日历", "the library exchange_calendars"),
+    "weekday": ("仅按星期推测", "a guess by the weekday"),
+}
+
+
+def look_at_terminal(settings: TerminalSettings, *, programs_run: bool) -> list[Line]:
+    """Load xtquant, connect and ask what the terminal is.
+
+    Parameters
+    ----------
+    programs_run
+        Whether a terminal program runs: it tells 'not logged in' from 'not started'.
+    """
+    report = Prober(Choice(names=_QUESTIONS, minutes=_MINUTES)).run(Report())
+    lines = [_xtquant(report)]
+    if lines[0].level == "fail":
+        return lines
+    if report.refusal:
+        return [*lines, _refused(report, programs_run=programs_run)]
+    return [*lines, _answers(report, settings), _trading_day(report)]
+
+
+def _xtquant(report: Report) -> Line:
+    told = report.terminal
+    if "xtquant" not in told:
+        why = report.refusal
+        return Line(
+            "xtquant",
+            "fail",
+            f"xtquant 无法加载：{why.get('message', '')}",
+            f"xtquant does not load: {why.get('error', '')}",
+            (
+                "请重新安装，或用 QMT_XTQUANT_PATH 指定终端自带的 xtquant",
+                str(why.get("hint") or "Install again, or set QMT_XTQUANT_PATH"),
+            ),
+            {"error": why.get("error", "")},
+        )
+    facts = {
+        "version": told["xtquant"],
+        "path": report.xtquant_path,
+        "c_bson": told.get("c_bson"),
+    }
+    version = told["xtquant"] or "?"
+    # Told, not warned of: the producer has a decoder of its own.
+    chinese, english = _BSON[str(told.get("c_bson"))]
+    about = "，".join(one for one in (report.xtquant_path, chinese) if one)
+    return Line("xtquant", "ok", f"xtquant {version}（{about}）", english, facts=facts)
+
+
+def _refused(report: Report, *, programs_run: bool) -> Line:
+    why: dict[str, Any] = report.refusal
+    if why.get("error") != "TerminalNotConnected":
+        return Line(
+            "terminal",
+            "fail",
+            f"终端：{why.get('message', '')}",
+            str(why.get("error", "")),
+            (str(why.get("hint", "")), ""),
+            {"error": why.get("error", "")},
+        )
+    state = "waiting_for_login" if programs_run else "not_running"
+    return Line(
+        "terminal",
+        "fail",
+        f"终端不应答：{terminal_words(state)}",
+        str(why.get("message", "")),
+        TODO[state],
+        {"state": state},
+    )
+
+
+def _answers(report: Report, settings: TerminalSettings) -> Line:
+    told = report.terminal
+    names = [told.get("broker", ""), told.get("edition", ""), told.get("version", "")]
+    name = " ".join(one for one in names if one)
+    simulated = told.get("simulated") or bool(settings.native_module)
+    return Line(
+        "terminal",
+        "ok",
+        f"终端应答：{name}（{report.address}）" + ("，模拟行情" if simulated else ""),
+        "the terminal answers" + ("; it is SIMULATED" if simulated else ""),
+        facts={**told, "address": report.address},
+    )
+
+
+def _trading_day(report: Report) -> Line:
+    answer = report.answers.get("trading_day", {})
+    told = answer.get("evidence")
+    if not told:
+        return Line(
+            "trading_day",
+            "warn",
+            "未能得知今天是否交易日",
+            f"whether this is a trading day is not known: {answer.get('reason', '')}",
+        )
+    chinese, english = _SOURCES.get(told["source"], (told["source"], told["source"]))
+    trades = "交易日" if told["trades"] else "休市"
+    level, todo = "ok", None
+    if told["source"] == "weekday":
+        level = "warn"
+        todo = (
+            "安装 exchange-calendars，或在终端下载节假日数据",
+            "Install exchange-calendars, or download holidays in the terminal",
+        )
+    return Line(
+        "trading_day",
+        "warn" if level == "warn" else "ok",
+        f"{told['day']} {trades}（依据：{chinese}）",
+        f"{'a' if told['trades'] else 'no'} trading day, says {english}",
+        todo,
+        dict(told),
+    )

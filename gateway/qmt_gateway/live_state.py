@@ -52,6 +52,8 @@ class LiveState:
                 self._looked_at = now
                 await self._look()
             for subscriber in list(self._hub.subscribers):
+                if subscriber.closed:
+                    continue  # it may take a while until it has gone
                 if subscriber.stalled_s(now) >= self._stall_s:
                     _log.warning("client stalled", waiting=subscriber.sink.waiting_bytes)
                     subscriber.close(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from operator import eq
 from pathlib import Path
 
 from crash_evidence import pushed_by_code, pushed_view, read_notes, stored_by_code
@@ -206,9 +207,14 @@ def _restore(
             rig.await_push()
             time.sleep(0.6)
             copy = rig.copy_aof()
+            had = rig.acked()
             time.sleep(lost_s)
             rig.await_push()
             time.sleep(min(0.4, push_ms / 2000))  # published, and nothing on its way
+            wait_for(
+                lambda had=had: not any(map(eq, rig.acked(), had)),  # type: ignore[misc]
+                "the push is published, however busy the machine is",
+            )
             rig.kill_redis()
             rig.put_aof(copy)
             rig.start_redis()

@@ -81,7 +81,10 @@ async def follow(client: AsyncQMTClient, book: Notebook, options: argparse.Names
     )
 
     def keep() -> None:
-        book.position = live.full_position if options.full else live.position
+        position = live.full_position if options.full else live.position
+        if not position:
+            return  # nothing was read yet: begin again as at first
+        book.position = position
         if set(options.markets.split(",")) <= book.position.keys() or options.codes:
             book.write(book.position)
 

@@ -294,6 +294,10 @@ class Rig:
                 raise TimeoutError(f"nothing was pushed for {within_s:g} s")
             time.sleep(0.0005)
 
+    def acked(self) -> list[dict[bytes, bytes]]:
+        """Return each market's ring and the last batch of it that Redis has."""
+        return [dict(self.streams.hgetall(f"{{qmt:{market}}}:acked")) for market in MARKETS]
+
     def _log_size(self) -> int:
         return self.log_path.stat().st_size if self.log_path.exists() else 0
 

@@ -9,9 +9,12 @@ from typing import Any, Final
 
 import pytest
 import redis
+from warm_start import warm_starts
 
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
+
+warm_starts()
 
 MID_SESSION: Final = (
     *("--start", "2026-11-20 10:30:00", "--real-hours"),

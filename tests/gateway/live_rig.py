@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -97,13 +98,15 @@ def running(markets: list[Market], pause_s: float = 0.004) -> Iterator[None]:
 
     def run() -> None:
         try:
-            number = 0
+            beaten = float("-inf")
             while not end.wait(pause_s * random.random() * 2):
+                beats = time.monotonic() - beaten > 0.5
                 for market in markets:
-                    if number % 200 == 0:
+                    if beats:
                         market.beat()
                     market.publish_some()
-                number += 1
+                if beats:
+                    beaten = time.monotonic()
         except BaseException as error:
             failed.append(error)
             raise

@@ -25,7 +25,7 @@ from qmt_protocol.errors import Unavailable
 from qmt_protocol.times import to_datetime
 from qmt_standalone.redis_server import RedisServer, free_port
 
-CUTS = int(os.environ.get("QMT_TEST_CUTS", "60"))
+CUTS = int(os.environ.get("QMT_TEST_CUTS", "30"))
 _names = itertools.count()
 
 

@@ -121,7 +121,7 @@ a_wire = st.tuples(
 
 
 @given(st.lists(a_wire, min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_tick_comes_back_exactly(wires: list[Wire]) -> None:
     assert_back(wires)
 
@@ -141,7 +141,7 @@ published = st.fixed_dictionaries(
 
 
 @given(st.lists(published, min_size=1, max_size=5))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_what_we_publish_needs_no_oddity_but_where_a_column_cannot_say_it(
     ticks: list[dict[str, Any]],
 ) -> None:
@@ -209,7 +209,7 @@ bar_values = st.fixed_dictionaries(
 
 
 @given(st.lists(bar_values, min_size=1, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_bar_comes_back_exactly(bars: list[dict[str, Any]]) -> None:
     live = [decode_bar(encode_bar(bar), "600519.SH", "1m", f"{n}-1") for n, bar in enumerate(bars)]
     assert_bars(live)

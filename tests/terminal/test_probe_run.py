@@ -49,9 +49,14 @@ def test_a_hanging_and_an_aborting_call_end_their_questions_alone(
     terminal.control.set_fault("latency", func="get_divid_factors", s=60.0)
 
     def abort_the_next_client() -> None:
-        time.sleep(0.3)  # until the terminal has seen the last one go
-        while not terminal.control.set_fault("abort_client", role=""):
+        deadline = time.monotonic() + 30
+        while (child := prober._child) is None or child.process.pid not in {
+            one["pid"] for one in terminal.control.status()["clients"]
+        }:
+            assert time.monotonic() < deadline
             time.sleep(0.1)
+        time.sleep(2)  # it connects by several calls, and then asks
+        terminal.control.set_fault("abort_client", pid=child.process.pid)
 
     def told(number: int, total: int, question: object, answer: object) -> None:
         assert (total, number <= total) == (5, True)

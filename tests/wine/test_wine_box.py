@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,12 +90,10 @@ def test_a_second_one_is_refused(box: Bridge) -> None:
 def test_a_killed_producer_comes_back(box: Bridge) -> None:
     before = children(box)["producer"]
     kill_process(box.python, "-m", "qmt_producer")
-    killed_s = time.monotonic()
     wait_for(lambda: children(box)["producer"]["restarts"] > before["restarts"], "it is back")
     wait_for(lambda: "producer" in box.roles_well(), "it is well")
     box.wait_flowing()
     assert beat(box)["figures"]["children"]["producer"]["state"] == "running"
-    print(f"back after {time.monotonic() - killed_s:.0f} s")
 
 
 @pytest.mark.timeout(600)
@@ -125,11 +122,8 @@ def test_every_tick_came_once(box: Bridge) -> None:
 
 
 def test_everything_ends_with_its_input(box: Bridge) -> None:
-    windows = box.roles.pop("windows")
-    began = time.monotonic()
-    assert windows.stop(20) == 0
+    assert box.roles.pop("windows").stop(20) == 0
     wait_for(lambda: not box.python.running(), "all processes are gone", 10)
-    assert time.monotonic() - began < 20
     logs = {path.name: path.read_text("utf-8") for path in (home(box) / "logs").iterdir()}
     assert {"producer.log"} <= set(logs)
     assert not [name for name, text in logs.items() if box.servers["streams"].password in text]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from wine_environment import WinePython, windows_path
 
+ROLES = ("qmt_producer", "qmt_worker")
 SAYS = """
 from qmt_producer.__main__ import main
 from qmt_protocol.process import start_logging
@@ -22,11 +23,12 @@ print(main([]))
 
 
 def test_another_time_zone_is_refused(windows: WinePython) -> None:
-    for role in ("qmt_producer", "qmt_worker"):
-        code, _, err = windows.run("-m", role, env={"TZ": "UTC"})
-        assert code == 2, role
-        assert b"not China Standard Time" in err
-        assert b"Traceback" not in err
+    roles = {role: windows.start("-m", role, env={"TZ": "UTC"}) for role in ROLES}
+    for role, process in roles.items():
+        out, _ = process.communicate(b"", 180)
+        assert process.returncode == 2, (role, out)
+        assert b"not China Standard Time" in out
+        assert b"Traceback" not in out
 
 
 @pytest.mark.parametrize("encoding", ["cp936", "cp1252"])

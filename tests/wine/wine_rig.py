@@ -81,11 +81,13 @@ class WineProcess:
 
     def _end(self) -> None:
         self.process.wait(10)
-        self._reader.join(5)
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
+        self._reader.join(1)
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        # What Wine started for a window of its own may hold the other pipe for a minute.
+        if self.process.stdout is not None and not self._reader.is_alive():
+            self.process.stdout.close()
 
 
 class Bridge:
@@ -182,7 +184,9 @@ class Bridge:
 
     def roles_well(self) -> list[str]:
         """Return the role of each process that holds its terminal for well."""
-        return [beat["role"] for beat in self.beats() if beat["terminal"].get("state") == "ok"]
+        return [
+            beat["role"] for beat in self.beats() if beat.get("terminal", {}).get("state") == "ok"
+        ]
 
     def wait_until_well(self) -> None:
         """Wait until producer and both queues have a terminal, and ticks flow."""
@@ -195,7 +199,7 @@ class Bridge:
                 self.wait_flowing()
         except TimeoutError as error:
             said = {name: role.output[-3000:] for name, role in self.roles.items()}
-            told = [(beat["role"], beat["terminal"]) for beat in self.beats()]
+            told = [(beat["role"], beat.get("terminal")) for beat in self.beats()]
             raise TimeoutError(f"{error}; {told}; {said}") from None
 
     def _well(self, wanted: list[str]) -> bool:
@@ -244,7 +248,11 @@ class Bridge:
         code, out, err = self.python.run(
             *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"),
             *("-c", f"{folder}\\pytest.ini", "--confcutdir", folder, folder),
-            env={"QMT_STREAMS_URL": self.servers["streams"].url},
+            *("-k", os.environ.get("QMT_WINE_INSIDE", "")),
+            env={
+                "QMT_STREAMS_URL": self.servers["streams"].url,
+                "QMT_JOBS_URL": self.servers["jobs"].url,
+            },
             cwd=self.folder,
             timeout_s=500,
         )

@@ -80,6 +80,7 @@ class Supervisor:
         self._simulated = False
         self._differ_since_s: float | None = None
         self._differ = ""
+        self._producer_place = ("", "")
         self._config_stamp = self._stamp_config()
         self._config_at_s = 0.0
 
@@ -280,8 +281,6 @@ class Supervisor:
         """Whether the producer sits on another terminal than when the worker was stopped."""
         place = self._place(self._beat_of(self._producer, heard))
         return any(place) and place != self._producer_place
-
-    _producer_place: tuple[str, str] = ("", "")
 
     @staticmethod
     def _place(beat: Heartbeat | None) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def press():
     time.sleep(2)
     # No console is here that could send it; the handler gets it all the same.
     signal.raise_signal(signal.SIGBREAK)
-sys.argv[1:] = {arguments!r}
+sys.argv[1:] = {arguments!r} + ["--prefix", "nobody"]
 threading.Thread(target=press, daemon=True).start()
 runpy.run_module({module!r}, run_name="__main__")
 """

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
+from still_running import still_running
 from windows_rig import Box, Receiver, children, heartbeats, wait_for
 
 from qmt_client import QMTClient
@@ -233,8 +234,7 @@ def test_a_killed_supervisor_leaves_nothing_and_the_next_one_has_the_ring(scene:
     scene.box.kill()
     # At once, as a task scheduler would: the ring may still be held.
     scene.box.start()
-    _gone, alive = psutil.wait_procs(below, 10)
-    assert alive == []
+    assert still_running(below, 10) == []
     wait_for(scene.all_well, "all three")
     told = children(scene.redis)
     assert [one["restarts"] for one in told.values()] == [0, 0, 0]
@@ -248,8 +248,7 @@ def test_a_clean_stop_is_quick_and_leaves_nothing(scene: Scene) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
     assert time.monotonic() - began < 5
-    _gone, alive = psutil.wait_procs(below, 1)
-    assert alive == []
+    assert still_running(below, 1) == []
     assert "已停止 · stopped" in scene.box.told()
     assert "Traceback" not in scene.box.told()
 

@@ -7,15 +7,10 @@ import sys
 import time
 from typing import Any
 
-import psutil
+from still_running import still_running
 from worker_rig import Caller, WorkerProcess, wait_for_running
 
 CODE = "600000.SH"
-
-
-def children_gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    _gone, alive = psutil.wait_procs(processes, timeout_s)
-    return alive
 
 
 def test_terminal_death_shows_and_heals(
@@ -115,7 +110,7 @@ def test_sigterm_stops_all_of_it_in_time_also_during_a_job(
     assert len(below) >= 4
     assert worker.stop() < 4
     assert worker.process.returncode == 0
-    assert children_gone(below, 2) == []
+    assert still_running(below, 2) == []
     assert caller.wait(job_id, 1).error["data"]["reason"] == "worker stopping"
 
 
@@ -129,7 +124,7 @@ def test_kill_leaves_nothing_behind(
     below = worker.children()
     worker.process.kill()
     worker.process.wait(5)
-    assert children_gone(below, 6) == []
+    assert still_running(below, 6) == []
 
 
 def test_the_end_of_stdin_ends_the_worker(
@@ -141,7 +136,7 @@ def test_the_end_of_stdin_ends_the_worker(
     assert worker.process.stdin is not None
     worker.process.stdin.close()
     assert worker.process.wait(8) == 0
-    assert children_gone(below, 3) == []
+    assert still_running(below, 3) == []
 
 
 def test_a_queue_process_that_dies_is_started_again(

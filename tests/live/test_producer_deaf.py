@@ -18,6 +18,11 @@ def steps(streams: redis.Redis) -> list[str]:
     return [event["done"] for event in events(streams) if event["kind"] == "deaf"]
 
 
+def gap_markets(streams: redis.Redis) -> list[str]:
+    gaps = [event for event in events(streams) if event["kind"] == "gap"]
+    return sorted(one for gap in gaps for one in gap.get("markets", [gap.get("market")]))
+
+
 def test_deaf_is_told_recovered_from_and_else_ends_in_a_restart(
     tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
 ) -> None:
@@ -42,12 +47,10 @@ def test_deaf_is_told_recovered_from_and_else_ends_in_a_restart(
             control.clear_fault("deaf")
             wait_for(lambda: len(steps(streams)) == 3, "it hears again")
             wait_for(lambda: producer_status(streams)["terminal"]["state"] == "ok", "and says so")
+            wait_for(
+                lambda: gap_markets(streams) == ["BJ", "SH", "SZ"], "each market's gap is told"
+            )
             gaps = [event for event in events(streams) if event["kind"] == "gap"]
-            assert sorted(m for gap in gaps for m in gap.get("markets", [gap.get("market")])) == [
-                "BJ",
-                "SH",
-                "SZ",
-            ]
             assert all(gap["from_ms"] < deaf_ms + 1500 < gap["to_ms"] for gap in gaps), gaps
 
             control.set_fault("deaf")

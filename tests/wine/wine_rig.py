@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -42,20 +43,28 @@ class WineProcess:
     def __init__(self, python: WinePython, *arguments: str, **env: str) -> None:
         self.python = python
         self.process = python.start(*arguments, env=env)
-        self._lines: list[bytes] = []
+        self._parts: list[bytes] = []
+        self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        with suppress(ValueError):  # closed by `close`
-            for line in self.process.stdout:
-                self._lines.append(line)
+        # Not to the pipe's end: what Wine started for a window of its own may hold it for a minute.
+        while not self._ended or self._waits():
+            if self._waits():
+                part = os.read(self.process.stdout.fileno(), 65_536)
+                if not part:
+                    return
+                self._parts.append(part)
+
+    def _waits(self) -> bool:
+        return bool(select.select([self.process.stdout], [], [], 0.1)[0])
 
     @property
     def output(self) -> str:
         """What it has written so far."""
-        return b"".join(self._lines).decode("utf-8", "replace")
+        return b"".join(self._parts).decode("utf-8", "replace")
 
     @property
     def alive(self) -> bool:
@@ -81,13 +90,12 @@ class WineProcess:
 
     def _end(self) -> None:
         self.process.wait(10)
-        self._reader.join(1)
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()
-        # What Wine started for a window of its own may hold the other pipe for a minute.
-        if self.process.stdout is not None and not self._reader.is_alive():
-            self.process.stdout.close()
+        self._ended = True
+        self._reader.join(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(OSError):
+                pipe.close()
 
 
 class Bridge:

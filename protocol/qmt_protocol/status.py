@@ -38,7 +38,7 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a process last said of itself."""
 
     role: str
-    """``producer``, ``worker``, ``gateway`` or ``archive``."""
+    """``producer``, ``worker``, ``windows``, ``gateway`` or ``archive``."""
     host: str = ""
     pid: int = 0
     started_ms: int = 0

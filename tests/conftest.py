@@ -32,19 +32,6 @@ TOOLS: Final[dict[str, int]] = {
 }
 """Reasons that depend on the machine: tools of other languages. At most so many are skipped."""
 
-LONGEST: Final = frozenset(
-    {
-        *("test_archive_crash.py", "test_client_whole_way.py", "test_crash_short_away.py"),
-        *("test_crash_short_kills.py", "test_crash_short_ring.py", "test_consumers.py"),
-        *("test_docker_roles.py", "test_every_tick.py", "test_probe_profiles.py"),
-        *("test_probe_run.py", "test_producer_deaf.py", "test_producer_wants.py"),
-        *("test_standalone_demo.py", "test_standalone_lifetime.py", "test_windows_box.py"),
-        *("test_worker_answers.py", "test_worker_history.py", "test_worker_lifetime.py"),
-        *("test_worker_process.py", "test_worker_stale_bar.py"),
-    }
-)
-"""Files that take more than about 20 s."""
-
 _skipped: Final[Counter[str]] = Counter()
 
 
@@ -69,11 +56,6 @@ def _wrong_skips(config: pytest.Config) -> list[str]:
         if _skipped[reason] > allowed.get(reason, 0)
         or (whole and reason not in TOOLS and _skipped[reason] != allowed.get(reason, 0))
     ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first, so that no worker is left with one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)  # the order is kept otherwise
 
 
 @pytest.hookimpl(tryfirst=True)

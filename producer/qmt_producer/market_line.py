@@ -233,6 +233,10 @@ class MarketLine:
         """Name what this producer did not hear since the market was complete."""
         if self._ring.silent_after(self._named) == math.inf:
             return
+        if self._history_begins and not self._since_ms:
+            _, self._since_ms = self._ring.first(self.market)
+            if not self._since_ms:
+                return  # what it heard first is still on its way to the ring
         for silence in self._ring.silences(self._named):
             before = self._history_begins and silence.from_ms < self._since_ms
             if silence.to_ms > self._since_ms and not before:
@@ -351,13 +355,12 @@ class MarketLine:
             self._name_gone(applied, "the ring no longer had it")
 
     def _begin(self, complete_ms: int) -> None:
-        """Set since when silences are ours to name."""
+        """Set since when silences are ours to name; 0: since the first batch, still to come."""
         self._history_begins = not complete_ms
         if complete_ms:
             self._since_ms = complete_ms - self._apart_ms
         else:
-            _, first_ms = self._ring.first(self.market)
-            self._since_ms = first_ms or _now_ms()
+            _, self._since_ms = self._ring.first(self.market)
 
     def _name_gone(self, applied: int, reason: str) -> None:
         number, received_ms = self._ring.gone(self.market)

@@ -319,3 +319,22 @@ def test_an_older_copy_under_a_good_lease_is_noticed(
         assert [event["kind"] for event in bench.events].count("epoch") == 1
     finally:
         bench.close()
+
+
+def test_a_silence_right_behind_the_first_push_is_named(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    """The lease is taken while the first push is still on its way to the ring."""
+    first_ms = now_ms() - 3000
+    bench = Bench(tmp_path / "a", streams_server.url)
+    try:
+        wait_for(lambda: any(event["kind"] == "lease taken" for event in bench.events))
+        bench.ring.begin_silence(first_ms, "the terminal was silent")
+        bench.ring.end_silence(first_ms + 2000)
+        receive(bench.ring, 0, first_ms)
+        bench.publisher.more.set()
+        wait_for(lambda: bool(gaps(bench)))
+        (gap,) = gaps(bench)
+        assert (gap["from_ms"], gap["to_ms"]) == (first_ms, first_ms + 2000)
+    finally:
+        bench.close()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import NoDecode
+from pydantic import Field, model_validator
 
-from qmt_protocol.settings import RedisSettings, TerminalSettings
+from qmt_protocol.settings import CommaList, RedisSettings, TerminalSettings
 
 __all__ = ["ProducerSettings"]
 
@@ -16,7 +14,7 @@ __all__ = ["ProducerSettings"]
 class ProducerSettings(RedisSettings, TerminalSettings):
     """Push the terminal's ticks, and wanted bars, into Redis Streams."""
 
-    markets: Annotated[list[str], NoDecode] = Field(
+    markets: CommaList = Field(
         ["SH", "SZ", "BJ"], min_length=1, description="markets to publish, comma-separated"
     )
     ring: Path = Field(
@@ -54,10 +52,3 @@ class ProducerSettings(RedisSettings, TerminalSettings):
         if self.functions_file is None:
             self.functions_file = self.ring.with_name("qmt-functions.json")
         return self
-
-    @field_validator("markets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return value

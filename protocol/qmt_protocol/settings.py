@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -29,7 +29,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["RedisSettings", "RoleSettings", "TerminalSettings", "load_settings"]
+__all__ = ["CommaList", "RedisSettings", "RoleSettings", "TerminalSettings", "load_settings"]
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+CommaList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+"""A list that flags and variables give as one text, comma-separated."""
 
 
 class _TomlFile(TomlConfigSettingsSource):
@@ -107,7 +117,7 @@ class TerminalSettings(RoleSettings):
     terminal_path: Path | None = Field(
         None, description="folder of the terminal to use; where it is set no other one is"
     )
-    terminal_programs: Annotated[list[str], NoDecode] = Field(
+    terminal_programs: CommaList = Field(
         ["XtItClient.exe", "XtMiniQmt.exe"],
         min_length=1,
         description="programs that are a terminal, by file name, comma-separated",
@@ -121,13 +131,6 @@ class TerminalSettings(RoleSettings):
     functions_file: Path | None = Field(
         None, description="file that keeps which functions a terminal lacks; empty: none is kept"
     )
-
-    @field_validator("terminal_programs", mode="before")
-    @classmethod
-    def _split_programs(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return value
 
 
 _S = TypeVar("_S", bound=RoleSettings)

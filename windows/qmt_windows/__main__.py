@@ -134,10 +134,8 @@ def status(context: typer.Context) -> None:
 )
 def doctor(context: typer.Context) -> None:
     """Look for what keeps the bridge from working; --probe asks the terminal many questions."""
-    import importlib
-
     try:
-        found: Any = importlib.import_module("qmt_windows.doctor")
+        from .doctor import main as examine
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"doctor cannot run: {error.name} is not installed.",
@@ -145,7 +143,7 @@ def doctor(context: typer.Context) -> None:
         ) from error
     home: Home = context.obj
     os.environ.setdefault("QMT_HOME", str(home.folder))
-    raise SystemExit(found.main(list(context.args)))
+    raise SystemExit(examine(list(context.args)))
 
 
 def _show_checks(checks: list[Any]) -> bool:

@@ -76,9 +76,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Examine this machine, or probe the terminal; returns 0 when nothing is wrong, else 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     home = find_home()
     os.environ.setdefault("QMT_CONFIG", str(home.config))

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from qmt_protocol.errors import ConfigurationError, QMTError, WrongTimezone
-from qmt_protocol.settings import TerminalSettings
+from qmt_protocol.errors import QMTError, WrongTimezone
+from qmt_protocol.settings import TerminalSettings, load_settings
 from qmt_terminal.discovery import instances
 from qmt_terminal.loading import check_timezone
 from qmt_terminal.programs import TerminalPrograms
@@ -21,7 +21,7 @@ from qmt_terminal.programs import TerminalPrograms
 from .doctor_lines import Line
 from .home import Home
 
-__all__ = ["look_at_machine", "look_for_terminals"]
+__all__ = ["load_terminal_settings", "look_at_machine", "look_for_terminals"]
 
 _GIB: Final = 1 << 30
 _LITTLE_ROOM_GIB: Final = 5.0
@@ -280,11 +280,9 @@ def _instances(settings: TerminalSettings) -> Line:
 
 def load_terminal_settings() -> tuple[TerminalSettings | None, list[Line]]:
     """Return the terminal's settings, or the line that says what is wrong with them."""
-    from qmt_protocol.settings import load_settings
-
     try:
         return load_settings(TerminalSettings, []), []
-    except (ConfigurationError, QMTError) as error:
+    except QMTError as error:
         return None, [
             Line(
                 "settings",

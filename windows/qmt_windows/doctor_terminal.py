@@ -118,18 +118,16 @@ def _trading_day(report: Report) -> Line:
         )
     chinese, english = _SOURCES.get(told["source"], (told["source"], told["source"]))
     trades = "交易日" if told["trades"] else "休市"
-    level, todo = "ok", None
-    if told["source"] == "weekday":
-        level = "warn"
-        todo = (
-            "安装 exchange-calendars，或在终端下载节假日数据",
-            "Install exchange-calendars, or download holidays in the terminal",
-        )
+    guessed = told["source"] == "weekday"
+    todo = (
+        "安装 exchange-calendars，或在终端下载节假日数据",
+        "Install exchange-calendars, or download holidays in the terminal",
+    )
     return Line(
         "trading_day",
-        "warn" if level == "warn" else "ok",
+        "warn" if guessed else "ok",
         f"{told['day']} {trades}（依据：{chinese}）",
         f"{'a' if told['trades'] else 'no'} trading day, says {english}",
-        todo,
+        todo if guessed else None,
         dict(told),
     )

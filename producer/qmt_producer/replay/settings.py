@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.keys import Keys
-from qmt_protocol.settings import RedisSettings
+from qmt_protocol.settings import CommaList, RedisSettings
 from qmt_protocol.times import day_of, parse_start
 
 __all__ = ["ReplaySettings"]
@@ -23,9 +23,7 @@ class ReplaySettings(RedisSettings):
 
     day: str = Field("", description="trading day, such as 2026-11-20")
     speed: str = Field("1", description="market time per wall time: 1, 10, ..., or max")
-    codes: Annotated[list[str], NoDecode] = Field(
-        [], description="codes, comma-separated; none: all that is stored"
-    )
+    codes: CommaList = Field([], description="codes, comma-separated; none: all that is stored")
     to_prefix: str = Field("", description="prefix of the replay; empty: replay-<day>")
     archive_url: str = Field("", description="folder or URL of the archive")
     skip_idle_s: float | None = Field(
@@ -36,13 +34,6 @@ class ReplaySettings(RedisSettings):
         False, description="remove the replay of --to-prefix or --day, or, without them, every one"
     )
     exit_with_stdin: bool = Field(False, description="end when standard input closes")
-
-    @field_validator("codes", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return value
 
     @property
     def day_number(self) -> int:

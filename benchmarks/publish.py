@@ -23,7 +23,8 @@ from qmt_producer.publisher import Publisher
 from qmt_producer.ring import Entry, Ring
 from qmt_protocol.codes import market_of
 from qmt_protocol.keys import Keys
-from qmt_protocol.status import HEARTBEAT_LUA, heartbeat_call, new_heartbeat
+from qmt_protocol.status import encode_heartbeat, new_heartbeat
+from qmt_protocol.times import redis_ms
 from qmt_simulator import bson
 from qmt_standalone.redis_server import RedisServer
 
@@ -100,8 +101,8 @@ class Line:
                     markets=self._markets,
                     terminal={"state": "ok"},
                 )
-                names, arguments = heartbeat_call(KEYS, beat)
-                connection.eval(HEARTBEAT_LUA, len(names), *names, *arguments)
+                connection.hset(KEYS.status, beat.member, encode_heartbeat(beat))
+                connection.zadd(KEYS.seen, {beat.member: redis_ms(connection.time())})
                 self._ended.wait(_BEAT_S)
 
     def publish(self, entries: list[Entry]) -> None:

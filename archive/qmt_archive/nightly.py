@@ -18,7 +18,7 @@ from qmt_client import AsyncQMTClient
 from qmt_client.connections import address_of, connect_async, redis_call
 from qmt_protocol.errors import ConfigurationError, QMTError, RedisUnavailable
 from qmt_protocol.keys import Keys
-from qmt_protocol.times import CHINA
+from qmt_protocol.times import CHINA, redis_ms
 
 from .adding import Existing
 from .backfill import Backfill, OnProgress
@@ -139,8 +139,7 @@ async def _tell(
 ) -> None:
     try:
         async with redis_call(address):
-            seconds, micros = await connection.time()
-            at_ms = seconds * 1000 + micros // 1000
+            at_ms = redis_ms(await connection.time())
             body = msgspec.json.encode({"kind": kind, "at_ms": at_ms, **facts})
             await connection.xadd(keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True)
     except RedisUnavailable as error:

@@ -44,13 +44,13 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.status import (
     HEARTBEAT_EVERY_S,
-    HEARTBEAT_LUA,
     LOST_AFTER_S,
     decode_heartbeat,
-    heartbeat_call,
+    encode_heartbeat,
     new_heartbeat,
 )
 from qmt_protocol.ticks import TickRow
+from qmt_protocol.times import redis_ms
 
 from .buffers import Buffers, Piece, sort_bars
 from .healing import Healer
@@ -151,7 +151,6 @@ class Recorder:
             When what the archive held last cannot be read, and it is needed to go on.
         """
         self._redis: redis.asyncio.Redis = connect_async(self._settings.streams_url)
-        self._beat = self._redis.register_script(HEARTBEAT_LUA)
         reporting = asyncio.create_task(self._report())
         tending = asyncio.create_task(self._tend())
         try:
@@ -576,10 +575,12 @@ class Recorder:
         await self._report_once()
 
     async def _report_once(self) -> None:
-        names, arguments = heartbeat_call(self._keys, self._heartbeat())
+        beat = self._heartbeat()
         try:
             async with redis_call(self._address):
-                self._now_ms = int(await self._beat(keys=names, args=arguments))
+                await self._redis.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+                self._now_ms = redis_ms(await self._redis.time())
+                await self._redis.zadd(self._keys.seen, {beat.member: self._now_ms})
                 while self._told:
                     body = msgspec.json.encode(self._told[0])
                     await self._redis.xadd(

@@ -11,6 +11,7 @@ import redis.asyncio
 
 from qmt_protocol.errors import AccessDenied, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.keys import Keys, parse_want
+from qmt_protocol.times import redis_ms
 
 from .connections import redis_call
 
@@ -106,8 +107,7 @@ class Wants:
         if not self._count:
             return
         async with redis_call(self._address):
-            seconds, micros = await self._connection.time()
-            until_ms = seconds * 1000 + micros // 1000 + LEASE_MS
+            until_ms = redis_ms(await self._connection.time()) + LEASE_MS
             await self._connection.zadd(
                 self._keys.wanted, dict.fromkeys(self._count, until_ms), gt=True
             )

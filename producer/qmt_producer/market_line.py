@@ -10,16 +10,13 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from redis.commands.core import Script
-from redis.exceptions import NoScriptError
 
-from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys, parse_want
 
 from .figures import Figures
+from .functions import COMPLETE, Functions
 from .redis_link import reach
 from .ring import Batch, Kind, Ring
-from .scripts import COMPLETE, Scripts
 
 __all__ = ["MarketLine"]
 
@@ -62,7 +59,7 @@ class MarketLine:
         market: str,
         ring: Ring,
         keys: Keys,
-        scripts: Scripts,
+        functions: Functions,
         figures: Figures,
         *,
         holder: str,
@@ -75,7 +72,7 @@ class MarketLine:
     ) -> None:
         self.market = market
         self._ring = ring
-        self._scripts = scripts
+        self._functions = functions
         self._figures = figures
         self._holder = holder
         self._lease_ms = lease_ms
@@ -97,7 +94,6 @@ class MarketLine:
         self._apart_ms = 0
         self._history_begins = False
         self._named = 0  # number of the last silence named
-        self._unknown = False  # Redis did not know the scripts
         self.cursor = ring.acked(market)
         self.published = 0
         """Ticks and bars added to this market's streams since the start."""
@@ -123,7 +119,7 @@ class MarketLine:
         elif self._complete_at(heard_ms) > self._complete_ms + _IDLE_MARK_MS:
             complete_ms = self._complete_at(heard_ms)
             call = self._complete_call(self._ring.acked(self.market), complete_ms)
-            reach(lambda: self._scripts.complete(*call))
+            self._functions.call("complete", *call)
             self._complete_ms = complete_ms
         return bool(batches)
 
@@ -139,7 +135,7 @@ class MarketLine:
     def release(self) -> None:
         """Give the lease back, if it is ours."""
         if self.holding:
-            reach(lambda: self._scripts.release(keys=[self._lease_key], args=[self._holder]))
+            self._functions.call("release", [self._lease_key], [self._holder])
 
     # -- publishing ---------------------------------------------------------------------------
 
@@ -148,32 +144,25 @@ class MarketLine:
 
         Each names the one before it, so Redis takes none whose predecessor it refused.
         """
-        pipe = self._scripts.connection.pipeline(transaction=False)
+        pipe = self._functions.connection.pipeline(transaction=False)
         last = self._ring.acked(self.market)
         for batch in batches:
-            script, names, arguments = self._call(batch)
-            pipe.evalsha(script.sha, len(names), *names, *arguments, last)
+            name, keys, arguments = self._call(batch)
+            self._functions.put(pipe, name, keys, [*arguments, last])
             last = batch.number
         received = [batch.received_ms for batch in batches if batch.kind == "tick"]
         complete_ms = self._complete_at(received[-1]) if received else self._complete_ms
-        names, arguments = self._complete_call(last, complete_ms)
-        pipe.evalsha(self._scripts.complete.sha, len(names), *names, *arguments)
+        self._functions.put(pipe, "complete", *self._complete_call(last, complete_ms))
         *answers, marked = reach(lambda: pipe.execute(raise_on_error=False))
         for batch, answer in zip(batches, answers, strict=True):
-            if isinstance(answer, NoScriptError):
-                self._load(answer)
-                return
             if isinstance(answer, Exception):
                 reach(partial(_raise, answer))
             if not self._took(batch, answer):
                 return
-        self._unknown = False
         if marked == 1:
             self._complete_ms = complete_ms
-        elif isinstance(marked, NoScriptError):
-            self._load(marked)
 
-    def _call(self, batch: Batch) -> tuple[Script, list[str], list[Any]]:
+    def _call(self, batch: Batch) -> tuple[str, list[str], list[Any]]:
         names = [self._lease_key, self._acked_key, self._latest_key, self._feed_key]
         arguments: list[Any] = [
             self._holder,
@@ -185,11 +174,11 @@ class MarketLine:
         ]
         if batch.kind == "bar":
             self._name_bars(batch, names, arguments)
-            return self._scripts.publish_bars, names, arguments
+            return "publish_bars", names, arguments
         for code, at_ms, t1 in batch.entries:
             names.append(self._stem + code)
             arguments += (code, at_ms, t1)
-        return self._scripts.publish_ticks, names, arguments
+        return "publish_ticks", names, arguments
 
     def _took(self, batch: Batch, answer: list[Any]) -> bool:
         """Note a batch as published; false where Redis refused it."""
@@ -208,14 +197,6 @@ class MarketLine:
         self._figures.latency.add(now_ms - batch.received_ms)
         self._count(batch.kind, [int(one) for one in counts], words.decode("utf-8", "replace"))
         return True
-
-    def _load(self, error: NoScriptError) -> None:
-        """Give Redis the scripts it does not know: it is new, or somebody flushed them."""
-        if self._unknown:  # twice and nothing published between: not at once again
-            self._unknown = False
-            raise RedisUnavailable(f"Redis forgets its scripts: {error}.") from error
-        self._unknown = True
-        reach(self._scripts.load)
 
     # -- what is complete ---------------------------------------------------------------------
 
@@ -289,7 +270,7 @@ class MarketLine:
             self._ring.id,
             COMPLETE,
         ]
-        answer = reach(lambda: self._scripts.lease(keys=names, args=arguments))
+        answer = self._functions.call("lease", names, arguments)
         holder = answer[0].decode()
         if holder != self._holder:
             self._stand_by(holder)
@@ -377,10 +358,8 @@ class MarketLine:
             applied=applied,
             acked=self._ring.acked(self.market),
         )
-        reach(
-            lambda: self._scripts.epoch(
-                keys=[self._lease_key, self._epoch_key], args=[self._holder, secrets.token_hex(8)]
-            )
+        self._functions.call(
+            "epoch", [self._lease_key, self._epoch_key], [self._holder, secrets.token_hex(8)]
         )
         self._on_event({"kind": "epoch", "market": self.market, "batches_again": lost})
         self._ring.rewind(self.market, applied)

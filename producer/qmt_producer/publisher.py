@@ -13,10 +13,10 @@ from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
 
 from .figures import Figures
+from .functions import Functions
 from .market_line import MarketLine
 from .redis_link import connect
 from .ring import Ring
-from .scripts import Scripts
 
 __all__ = ["Publisher"]
 
@@ -67,7 +67,7 @@ class Publisher:
         self.holder = ring.id
         self.figures = Figures()
         self.more = threading.Event()
-        self._scripts = Scripts(self._redis)
+        self._functions = Functions(self._redis)
         self._lines: dict[str, MarketLine] = {}
         for market in [*markets, *ring.markets]:
             self.add(market)
@@ -80,7 +80,7 @@ class Publisher:
                 market,
                 self._ring,
                 self._keys,
-                self._scripts,
+                self._functions,
                 self.figures,
                 holder=self.holder,
                 listening=self._listening,
@@ -148,13 +148,18 @@ class Publisher:
 
     def _run(self) -> None:
         failures = 0
+        ready = False
         while not self._stopping.is_set():
             self.more.clear()
             try:
+                if not ready:
+                    self._functions.ensure()
+                    ready = True
                 busy = [line.step() for line in self._lines.values()]
                 failures = 0
                 self._back()
             except RedisUnavailable as error:
+                ready = False
                 self._away(error)
                 self._stopping.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1

@@ -13,7 +13,8 @@ import structlog
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
 from qmt_protocol.schema import schema_documents
-from qmt_protocol.status import HEARTBEAT_EVERY_S, HEARTBEAT_LUA, Heartbeat, heartbeat_call
+from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat
+from qmt_protocol.times import redis_ms
 
 from .redis_link import connect, reach
 from .ring import Ring
@@ -48,7 +49,6 @@ class Reporter:
         self._heartbeat = heartbeat
         self._measure = measure
         self._redis = connect(url)
-        self._beat = self._redis.register_script(HEARTBEAT_LUA)
         self._stopping = threading.Event()
         self._schema_written = False
         self.thread = threading.Thread(target=self._run, name="reporter")
@@ -81,8 +81,9 @@ class Reporter:
             self._schema_written = True
         if self._measure is not None:
             self._measure(self._redis)
-        names, arguments = heartbeat_call(self._keys, self._heartbeat())
-        self._beat(keys=names, args=arguments)
+        beat = self._heartbeat()
+        self._redis.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+        self._redis.zadd(self._keys.seen, {beat.member: redis_ms(self._redis.time())})
         while events := self._ring.events():
             for _, body in events:
                 self._redis.xadd(

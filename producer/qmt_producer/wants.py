@@ -20,6 +20,7 @@ import structlog
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import InvalidRequest, QMTError, RedisUnavailable, TerminalNotConnected
 from qmt_protocol.keys import Keys, parse_want
+from qmt_protocol.times import redis_ms
 from qmt_terminal import Terminal
 
 from .bar_maker import BarMaker
@@ -36,14 +37,6 @@ _LINGER_S: Final = 5.0
 """How long a subscription outlives its last lease: a reader that comes back finds it there."""
 _AGAIN_S: Final = 30.0
 """How long a refusal by the terminal stands before it is asked again."""
-
-# Removes what has expired by Redis time; returns what is wanted.
-_WANTED_LUA: Final = """
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now_ms))
-return redis.call('ZRANGE', KEYS[1], 0, -1)
-"""
 
 
 @dataclass
@@ -117,7 +110,6 @@ class Wants:
         self._on_market = on_market
         self._on_event = on_event
         self._redis = connect(url)
-        self._wanted = self._redis.register_script(_WANTED_LUA)
         self._served: dict[str, _Served] = {}
         self._refused: dict[str, _Refusal] = {}
         self._stopping = threading.Event()
@@ -152,7 +144,7 @@ class Wants:
         failure = ""
         while not self._stopping.is_set():
             try:
-                members = reach(lambda: self._wanted(keys=[self._keys.wanted]))
+                members = reach(self._wanted)
                 try:
                     self._serve(set(map(_text, members)))
                 except TerminalNotConnected as error:
@@ -163,6 +155,11 @@ class Wants:
                     log.warning("wants are not known", error=error.message)
                 failure = error.message
             self._stopping.wait(_EVERY_S)
+
+    def _wanted(self) -> list[Any]:
+        """Remove what has expired by Redis time; return what is wanted."""
+        self._redis.zremrangebyscore(self._keys.wanted, "-inf", redis_ms(self._redis.time()))
+        return self._redis.zrange(self._keys.wanted, 0, -1)
 
     # -- serving ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Heartbeats: what a process tells of itself, and the one way to write it to Redis."""
+"""Heartbeats: what a process tells of itself, and how it is written."""
 
 from __future__ import annotations
 
@@ -9,29 +9,18 @@ from typing import Any, Final
 import msgspec
 
 from .errors import CodecError
-from .keys import Keys
 
 __all__ = [
     "HEARTBEAT_EVERY_S",
-    "HEARTBEAT_LUA",
     "LOST_AFTER_S",
     "Heartbeat",
     "decode_heartbeat",
-    "heartbeat_call",
+    "encode_heartbeat",
 ]
 
 HEARTBEAT_EVERY_S: Final = 1.0
 LOST_AFTER_S: Final = 5.0
 """A process not heard of for so long is taken for dead."""
-
-HEARTBEAT_LUA: Final = """
-local now = redis.call('TIME')
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[2], now_ms, ARGV[1])
-return now_ms
-"""
-"""Writes one heartbeat; returns Redis time in ms, by which ages are told."""
 
 
 class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -71,9 +60,12 @@ def new_heartbeat(role: str, started_ms: int, **facts: Any) -> Heartbeat:
     )
 
 
-def heartbeat_call(keys: Keys, beat: Heartbeat) -> tuple[list[str], list[str | bytes]]:
-    """Return keys and arguments for `HEARTBEAT_LUA`."""
-    return [keys.status, keys.seen], [beat.member, msgspec.json.encode(beat)]
+def encode_heartbeat(beat: Heartbeat) -> bytes:
+    """Return a heartbeat as it lies in ``status`` under its member: plain JSON.
+
+    Its writer sets ``seen`` after it, to Redis time in ms: by that ages are told.
+    """
+    return msgspec.json.encode(beat)
 
 
 def decode_heartbeat(data: bytes) -> Heartbeat:

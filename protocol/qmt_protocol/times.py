@@ -17,6 +17,7 @@ __all__ = [
     "is_weekday",
     "parse_end",
     "parse_start",
+    "redis_ms",
     "to_datetime",
     "trading_day",
     "xt_time",
@@ -26,6 +27,12 @@ CHINA: Final = ZoneInfo("Asia/Shanghai")
 DAY_MS: Final = 86_400_000
 _CHINA_OFFSET_MS: Final = 8 * 3_600_000  # no summer time since 1991; xtquant's data are younger
 _DIGITS: Final = re.compile(r"\d{8}(?:\d{2}(?:\d{2}(?:\d{2})?)?)?", re.ASCII)
+
+
+def redis_ms(time: tuple[int, int]) -> int:
+    """Return ms since the epoch from what Redis answers to ``TIME``: seconds, microseconds."""
+    seconds, micros = time
+    return seconds * 1000 + micros // 1000
 
 
 def parse_start(value: Any) -> int | None:

@@ -16,6 +16,7 @@ from qmt_protocol.errors import QMTError
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import LOST_AFTER_S, Heartbeat, decode_heartbeat
+from qmt_protocol.times import redis_ms
 
 __all__ = ["Figures", "Probe"]
 
@@ -181,18 +182,17 @@ class Probe:
                 both.time()
                 both.zrange(self._keys.seen, 0, -1, withscores=True)
                 both.hgetall(self._keys.status)
-                (seconds, micros), seen, status = both.execute()
+                time, seen, status = both.execute()
         except redis.RedisError:
             return []
-        now_ms = seconds * 1000 + micros // 1000
+        now_ms = redis_ms(time)
         fresh = {member for member, at in seen if now_ms - at < LOST_AFTER_S * 1000}
         beats = [decode_heartbeat(data) for member, data in status.items() if member in fresh]
         return [beat for beat in beats if beat.role == role and beat.started_ms >= since_ms]
 
     def _age_ms(self) -> int | None:
         """Return the age of the newest of some ticks, by Redis time."""
-        seconds, micros = self._redis.time()
-        now_ms = seconds * 1000 + micros // 1000
+        now_ms = redis_ms(self._redis.time())
         newest = 0
         for market in self._markets:
             flat: Any = self._redis.hrandfield(self._keys.latest(market), _SAMPLE, withvalues=True)

@@ -20,11 +20,12 @@ from typing import IO, Any
 import duckdb
 import msgpack
 import redis
+from heartbeats import write_heartbeat
 
-from qmt_producer.scripts import Scripts
+from qmt_producer.functions import Functions
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.keys import Keys
-from qmt_protocol.status import HEARTBEAT_LUA, heartbeat_call, new_heartbeat
+from qmt_protocol.status import new_heartbeat
 from qmt_protocol.ticks import encode_tick
 
 KEYS = Keys()
@@ -85,7 +86,8 @@ class Publisher:
         self.connection = connection
         self.markets = list(markets)
         self.rng = random.Random(7)
-        self._scripts = Scripts(connection)
+        self._functions = Functions(connection)
+        self._functions.ensure()
         self._batch = 0
         self._volume = 0
         self.sent: list[tuple[str, int, bytes]] = []
@@ -97,18 +99,18 @@ class Publisher:
 
     def beat(self) -> None:
         """Say that the markets are published."""
-        names, arguments = heartbeat_call(KEYS, new_heartbeat("producer", 0, markets=self.markets))
-        self.connection.eval(HEARTBEAT_LUA, len(names), *names, *arguments)
+        write_heartbeat(self.connection, KEYS, new_heartbeat("producer", 0, markets=self.markets))
 
-    def _call(self, script: Any, market: str, streams: list[str], args: list[Any]) -> list[Any]:
+    def _call(self, name: str, market: str, streams: list[str], args: list[Any]) -> list[Any]:
         self.connection.set(KEYS.lease(market), "holder")
         self._batch += 1
-        reply: list[Any] = script(
-            keys=[
+        reply: list[Any] = self._functions.call(
+            name,
+            [
                 *(KEYS.lease(market), KEYS.acked(market), KEYS.latest(market), KEYS.feed(market)),
                 *streams,
             ],
-            args=["holder", 60_000, "ring", self._batch, FEED_KEEP_MS, 10**15, *args, 0],
+            ["holder", 60_000, "ring", self._batch, FEED_KEEP_MS, 10**15, *args, 0],
         )
         assert reply[0] == b"applied", reply
         return reply
@@ -118,7 +120,7 @@ class Publisher:
         market = entries[0][0].rpartition(".")[2]
         args = [part for entry in entries for part in entry]
         streams = [KEYS.tick(code) for code, _, _ in entries]
-        reply = self._call(self._scripts.publish_ticks, market, streams, args)
+        reply = self._call("publish_ticks", market, streams, args)
         assert reply[1] == len(entries), reply
         self.sent += entries
 
@@ -127,7 +129,7 @@ class Publisher:
         market = entries[0][0].rpartition(".")[2]
         args = [part for entry in entries for part in entry]
         streams = [KEYS.bar(period, code) for code, period, _, _ in entries]
-        self._call(self._scripts.publish_bars, market, streams, args)
+        self._call("publish_bars", market, streams, args)
         self.bars += entries
 
     def step(self, at_ms: int, codes: int = 20) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import msgpack
 import pyarrow as pa
 import redis
+from heartbeats import write_heartbeat
 
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.jobs import RESULT_TTL_S, Manifest, Progress
 from qmt_protocol.keys import JobKeys, Keys
-from qmt_protocol.status import HEARTBEAT_LUA, heartbeat_call, new_heartbeat
+from qmt_protocol.status import new_heartbeat
 from qmt_protocol.tables import table_of
 from qmt_protocol.ticks import encode_tick
 
@@ -28,8 +29,7 @@ Answer = Callable[[dict[str, Any]], Any]
 
 def beat(streams: redis.Redis, role: str, **facts: Any) -> None:
     """Write one heartbeat."""
-    keys, arguments = heartbeat_call(Keys(), new_heartbeat(role, 0, simulated=True, **facts))
-    streams.eval(HEARTBEAT_LUA, len(keys), *keys, *arguments)
+    write_heartbeat(streams, Keys(), new_heartbeat(role, 0, simulated=True, **facts))
 
 
 def table(period: str, rows: dict[str, list[int]], fields: list[str] | None = None) -> pa.Table:

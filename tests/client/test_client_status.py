@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import redis
+from heartbeats import write_heartbeat
 from typer.testing import CliRunner
 
 from qmt_client.cli import app
 from qmt_protocol.keys import Keys
-from qmt_protocol.status import HEARTBEAT_LUA, heartbeat_call, new_heartbeat
+from qmt_protocol.status import new_heartbeat
 from qmt_standalone.redis_server import RedisServer
 
 TERMINAL = {
@@ -27,8 +28,7 @@ def test_the_terminal_is_named(streams: redis.Redis, streams_server: RedisServer
         ("worker", {"state": "not_running", "address": "127.0.0.1:58610"}),
         ("gateway", {}),
     ):
-        names, values = heartbeat_call(Keys("qmt"), new_heartbeat(role, 0, terminal=terminal))
-        streams.eval(HEARTBEAT_LUA, len(names), *names, *values)
+        write_heartbeat(streams, Keys("qmt"), new_heartbeat(role, 0, terminal=terminal))
     shown = CliRunner().invoke(app, ["--url", streams_server.url, "status"])
     lines = [line.strip() for line in shown.output.splitlines()]
     assert (

@@ -14,6 +14,7 @@ import pytest
 import redis
 import yaml
 from docker_servers import DOCKER, ROLES, Connect, start_server
+from heartbeats import write_heartbeat
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
@@ -21,7 +22,7 @@ from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
 from qmt_protocol.keys import JobKeys, Keys
-from qmt_protocol.status import HEARTBEAT_LUA, heartbeat_call, new_heartbeat
+from qmt_protocol.status import new_heartbeat
 
 BIN = Path(sys.executable).parent
 KEYS = Keys()
@@ -111,8 +112,7 @@ def jobs_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connect]:
 
 
 def _beat(connection: redis.Redis, role: str) -> Any:
-    names, arguments = heartbeat_call(KEYS, new_heartbeat(role, 1))
-    return connection.register_script(HEARTBEAT_LUA)(keys=names, args=arguments)
+    return write_heartbeat(connection, KEYS, new_heartbeat(role, 1))
 
 
 READS: dict[str, Callable[[redis.Redis], Any]] = {

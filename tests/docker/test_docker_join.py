@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from docker_servers import DOCKER, ROLES, start_server
+from heartbeats import write_heartbeat
 from redis.exceptions import NoPermissionError
 
 from qmt_protocol.keys import Keys
-from qmt_protocol.status import HEARTBEAT_LUA, decode_heartbeat, heartbeat_call, new_heartbeat
+from qmt_protocol.status import decode_heartbeat, new_heartbeat
 
 KEYS = Keys()
 GOOD = {"QMT_PRODUCER_PASSWORD": "abc123", "QMT_WORKER_PASSWORD": "def456"}
@@ -138,12 +139,8 @@ def test_the_lines_users_may_do_what_the_windows_box_does(tmp_path: Path) -> Non
 
     try:
         with connect("streams") as producer, connect("worker_streams") as worker:
-            names, values = heartbeat_call(
-                KEYS, new_heartbeat("windows", 1, figures={"alerts": []})
-            )
-            beaten_ms = producer.eval(HEARTBEAT_LUA, len(names), *names, *values)
-            seconds, micros = producer.time()
-            assert abs(seconds * 1000 + micros // 1000 - beaten_ms) < 5000
+            beat = new_heartbeat("windows", 1, figures={"alerts": []})
+            beaten_ms = write_heartbeat(producer, KEYS, beat)
             alive = producer.zrangebyscore(KEYS.seen, beaten_ms - 5000, "+inf")
             documents = producer.hmget(KEYS.status, alive)
             assert [decode_heartbeat(one).role for one in documents] == ["windows"]
@@ -152,8 +149,7 @@ def test_the_lines_users_may_do_what_the_windows_box_does(tmp_path: Path) -> Non
 
             assert worker.ping()
             assert worker.time()
-            names, values = heartbeat_call(KEYS, new_heartbeat("worker", 1))
-            assert worker.register_script(HEARTBEAT_LUA)(keys=names, args=values) >= beaten_ms
+            assert write_heartbeat(worker, KEYS, new_heartbeat("worker", 1)) >= beaten_ms
             with pytest.raises(NoPermissionError):
                 worker.xadd(KEYS.tick("600519.SH"), {"t1": b"x"})
         with connect("jobs") as queue:

@@ -21,6 +21,7 @@ from typing import Any
 import msgpack
 import pyarrow as pa
 import redis
+from heartbeats import write_heartbeat
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -28,7 +29,7 @@ from rq.serializers import JSONSerializer
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.errors import QMTError
 from qmt_protocol.keys import JobKeys, Keys
-from qmt_protocol.status import HEARTBEAT_LUA, Heartbeat, heartbeat_call
+from qmt_protocol.status import Heartbeat
 from qmt_protocol.ticks import encode_tick
 
 DAY_MS = 86_400_000
@@ -91,8 +92,7 @@ def a_tick(price: float, volume: int, time_ms: int, **more: Any) -> dict[str, An
 
 
 def _beat(streams: redis.Redis, keys: Keys, beat: Heartbeat, age_ms: int) -> None:
-    names, arguments = heartbeat_call(keys, beat)
-    streams.eval(HEARTBEAT_LUA, len(names), *names, *arguments)
+    write_heartbeat(streams, keys, beat)
     if age_ms:
         streams.zincrby(keys.seen, -age_ms, beat.member)
 

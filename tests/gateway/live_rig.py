@@ -15,9 +15,10 @@ from typing import Any
 import msgpack
 import redis
 from gateway_bench import OPEN_MS, a_tick
+from heartbeats import write_heartbeat
 
 from qmt_protocol.keys import Keys
-from qmt_protocol.status import HEARTBEAT_LUA, Heartbeat, heartbeat_call
+from qmt_protocol.status import Heartbeat
 from qmt_protocol.ticks import encode_tick
 
 Seen = tuple[str, str]
@@ -47,8 +48,7 @@ class Market:
     def beat(self) -> None:
         """Write the heartbeat of a producer of this market."""
         beat = Heartbeat(role="producer", host=self.name, pid=1, markets=[self.name])
-        names, arguments = heartbeat_call(self.keys, beat)
-        self.streams.eval(HEARTBEAT_LUA, len(names), *names, *arguments)
+        write_heartbeat(self.streams, self.keys, beat)
 
     def publish(self, *codes: str) -> None:
         """Publish one batch with a tick of each code."""

@@ -59,13 +59,18 @@ class Bench:
         return self.publisher.waiting_batches == 0
 
     def publish(self, *entries: Entry, market: str = "SH", kind: Kind = "tick") -> None:
-        self.ring.append([(market, kind, 0, list(entries))])
+        self.ring.append([(market, kind, now_ms(), list(entries))])
         self.publisher.more.set()
         wait_for(lambda: self.done)
 
     def close(self) -> None:
         self.publisher.stop(1.0)
         self.ring.close()
+
+
+def now_ms() -> int:
+    """When a batch is received: a taker of a lease that ran out under load begins by it."""
+    return time.time_ns() // 1_000_000
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:

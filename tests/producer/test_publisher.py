@@ -1,4 +1,4 @@
-"""The publishing script and its callers against a real server; judged by the msgpack package."""
+"""The publishing function and its callers against a real server; judged by the msgpack package."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from publisher_bench import (
     entry,
     fed,
     latest,
+    now_ms,
     stored,
     wait_for,
 )
@@ -104,7 +105,7 @@ def test_one_bad_key_rejects_its_tick_alone(bench: Bench, streams: redis.Redis) 
 
 def test_long_codes_are_readable_everywhere(bench: Bench, streams: redis.Redis) -> None:
     code = "A" * 24 + ".MARKET12"
-    bench.ring.append([("MARKET12", "tick", 0, [entry(NOON_MS, 10.0, code=code)])])
+    bench.ring.append([("MARKET12", "tick", now_ms(), [entry(NOON_MS, 10.0, code=code)])])
     bench.publisher.add("MARKET12")
     wait_for(lambda: bench.done)
     ((fed_code, entry_id, _),) = fed(streams, "MARKET12")
@@ -135,7 +136,7 @@ def test_a_stranger_with_the_lease_is_respected(
     streams.set(KEYS.lease("SH"), "stranger", px=700)
     bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
     try:
-        bench.ring.append([("SH", "tick", 0, [entry(NOON_MS, 10.0)])])
+        bench.ring.append([("SH", "tick", now_ms(), [entry(NOON_MS, 10.0)])])
         wait_for(lambda: bench.publisher.figures.standby == {"SH": "stranger"})
         assert streams.exists(KEYS.tick(CODE)) == 0
         wait_for(lambda: bench.ring.acked("SH") == 1)  # the stranger's lease ran out
@@ -155,7 +156,9 @@ def test_redis_killed_and_back_loses_and_repeats_nothing(
     bench = Bench(tmp_path / "ring.sqlite", server.url)
     try:
         for number in range(30):
-            bench.ring.append([("SH", "tick", 0, [entry(NOON_MS + number, 10 + number / 100)])])
+            bench.ring.append(
+                [("SH", "tick", now_ms(), [entry(NOON_MS + number, 10 + number / 100)])]
+            )
             bench.publisher.more.set()
             if number == 10:
                 server.kill()
@@ -181,7 +184,7 @@ def test_out_of_memory_waits_and_then_publishes(tmp_path: Path, server_binary: P
         with redis.Redis.from_url(server.url) as streams:
             bench.publish(entry(NOON_MS - 1, 9.0))
             streams.config_set("maxmemory", "1")  # in the middle of a lease: the batch is refused
-            bench.ring.append([("SH", "tick", 0, [entry(NOON_MS, 10.0)])])
+            bench.ring.append([("SH", "tick", now_ms(), [entry(NOON_MS, 10.0)])])
             bench.publisher.more.set()
             wait_for(lambda: "OutOfMemory" in bench.publisher.figures.redis_away)
             assert len(stored(streams)) == 1
@@ -198,7 +201,7 @@ def many(bench: Bench, count: int, size: int = 1, start: int = 0) -> list[int]:
     times = [NOON_MS + number for number in range(start * size, (start + count) * size)]
     bench.ring.append(
         [
-            ("SH", "tick", 0, [entry(at_ms, 10.0, volume=at_ms - NOON_MS) for at_ms in part])
+            ("SH", "tick", now_ms(), [entry(at_ms, 10.0, volume=at_ms - NOON_MS) for at_ms in part])
             for at in range(count)
             for part in [times[at * size : (at + 1) * size]]
         ]
@@ -221,15 +224,15 @@ def test_batches_travel_together_and_stay_in_order(bench: Bench, streams: redis.
     assert times_of(streams) == [NOON_MS - 1, *times]
     assert [row[2][0] for row in fed(streams)] == [NOON_MS - 1, *times]
     assert streams.xlen(KEYS.feed("SH")) == 101, "each batch is one entry of the feed"
-    calls = [told["cmdstat_evalsha"]["calls"] for told in (before[1], streams.info("commandstats"))]
+    calls = [told["cmdstat_fcall"]["calls"] for told in (before[1], streams.info("commandstats"))]
     assert calls[1] - calls[0] < 100 * 1.3, "one more call goes with several batches"
 
 
-def test_scripts_flushed_again_and_again(bench: Bench, streams: redis.Redis) -> None:
+def test_the_functions_are_removed_again_and_again(bench: Bench, streams: redis.Redis) -> None:
     times: list[int] = []
     for number in range(40):
         times += many(bench, 5, start=5 * number)
-        streams.script_flush()
+        streams.function_flush()
     wait_for(lambda: bench.done)
     assert times_of(streams) == times
     assert [row[2][0] for row in fed(streams)] == times

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import redis
+from heartbeats import write_heartbeat
 
 from qmt_protocol import errors
 from qmt_protocol.arrow import history_schema
@@ -26,7 +27,7 @@ from qmt_protocol.jobs import CATALOGUE, HistoryParams, job_spec, parse_params
 from qmt_protocol.keys import JobKeys, Keys
 from qmt_protocol.periods import parse_adjust, parse_period, stored_period
 from qmt_protocol.settings import RedisSettings, TerminalSettings, load_settings
-from qmt_protocol.status import HEARTBEAT_LUA, decode_heartbeat, heartbeat_call, new_heartbeat
+from qmt_protocol.status import decode_heartbeat, new_heartbeat
 from qmt_protocol.tables import BAR_TABLE
 from qmt_protocol.times import day_of, day_start_ms, parse_end, parse_start, xt_time
 
@@ -242,8 +243,7 @@ def test_a_wrong_setting_is_named() -> None:
 def test_heartbeat_lies_in_redis_by_redis_time(streams: redis.Redis) -> None:
     keys = Keys("t")
     beat = new_heartbeat("worker", 5, queues=["qmt-query"], terminal={"state": "ok"})
-    names, arguments = heartbeat_call(keys, beat)
-    now_ms = streams.eval(HEARTBEAT_LUA, len(names), *names, *arguments)
+    now_ms = write_heartbeat(streams, keys, beat)
     assert streams.zscore(keys.seen, beat.member) == now_ms
     raw = streams.hget(keys.status, beat.member)
     assert raw is not None

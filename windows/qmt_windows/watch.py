@@ -18,12 +18,12 @@ from qmt_protocol.errors import CodecError
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import (
     HEARTBEAT_EVERY_S,
-    HEARTBEAT_LUA,
     LOST_AFTER_S,
     Heartbeat,
     decode_heartbeat,
-    heartbeat_call,
+    encode_heartbeat,
 )
+from qmt_protocol.times import redis_ms
 
 __all__ = ["Heard", "Watch", "connect", "read_beats"]
 
@@ -136,8 +136,9 @@ class Watch:
     def _look(self) -> None:
         before = self._heard
         try:
-            names, values = heartbeat_call(self._keys, self._beat())
-            self._redis.eval(HEARTBEAT_LUA, len(names), *names, *values)
+            beat = self._beat()
+            self._redis.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+            self._redis.zadd(self._keys.seen, {beat.member: redis_ms(self._redis.time())})
             self._heard = Heard(read_beats(self._redis, self._keys))
         except redis.RedisError as error:
             since_s = before.away_since_s

@@ -12,6 +12,7 @@ import structlog
 
 import qmt_protocol.status as status
 from qmt_protocol.keys import Keys
+from qmt_protocol.times import redis_ms
 
 __all__ = ["Beat"]
 
@@ -64,9 +65,9 @@ class Beat:
         failing = False
         while not self._stop.is_set():
             beat = status.new_heartbeat("worker", self._started_ms, **self._facts())
-            names, values = status.heartbeat_call(self._keys, beat)
             try:
-                self._redis.eval(status.HEARTBEAT_LUA, len(names), *names, *values)
+                self._redis.hset(self._keys.status, beat.member, status.encode_heartbeat(beat))
+                self._redis.zadd(self._keys.seen, {beat.member: redis_ms(self._redis.time())})
                 failing = False
             except redis.RedisError as error:
                 if not failing:

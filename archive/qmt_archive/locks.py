@@ -7,9 +7,10 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 import structlog
@@ -30,14 +31,6 @@ log: Final = structlog.get_logger(__name__)
 
 _LEASE_S: Final = 30.0
 _RENEW_S: Final = 5.0
-_RENEW_LUA: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-_RELEASE_LUA: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
 
 
 class WriterLock:
@@ -123,8 +116,6 @@ class _Lease(WriterLock):
 
     def __enter__(self) -> Self:
         self._redis: redis.Redis = connect(self._url)
-        self._renew_script = self._redis.register_script(_RENEW_LUA)
-        self._release_script = self._redis.register_script(_RELEASE_LUA)
         try:
             asked = time.monotonic()
             with redis_errors(address_of(self._url)):
@@ -143,7 +134,7 @@ class _Lease(WriterLock):
         self._thread.join()
         try:
             with redis_errors(address_of(self._url)):
-                self._release_script(keys=[self._key], args=[self._holder])
+                self._if_ours(lambda pipe: pipe.delete(self._key))
         except RedisUnavailable as error:
             log.info("the lease runs out by itself", error=error.message)
         finally:
@@ -162,9 +153,22 @@ class _Lease(WriterLock):
     def _renew(self) -> None:
         asked = time.monotonic()
         with redis_errors(address_of(self._url)):
-            held = self._renew_script(keys=[self._key], args=[self._holder, int(_LEASE_S * 1000)])
+            held = self._if_ours(lambda pipe: pipe.pexpire(self._key, int(_LEASE_S * 1000)))
         # Once lost it is not taken again: another may have written meanwhile.
         self._good_until = asked + _LEASE_S if held and self._good_until else 0.0
+
+    def _if_ours(self, change: Callable[[redis.client.Pipeline], Any]) -> bool:
+        """Change the key in one step, unless it is another's; tell whether that was done."""
+        with self._redis.pipeline() as pipe:
+            pipe.watch(self._key)  # type: ignore[no-untyped-call]
+            if pipe.get(self._key) != self._holder.encode():
+                return False
+            pipe.multi()
+            change(pipe)
+            try:
+                return bool(pipe.execute()[0])
+            except redis.WatchError:
+                return False
 
     def _renew_on(self) -> None:
         while not self._ended.wait(_RENEW_S):

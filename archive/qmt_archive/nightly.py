@@ -141,6 +141,8 @@ async def _tell(
         async with redis_call(address):
             at_ms = redis_ms(await connection.time())
             body = msgspec.json.encode({"kind": kind, "at_ms": at_ms, **facts})
-            await connection.xadd(keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True)
+            await connection.xadd(
+                keys.archive_events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
+            )
     except RedisUnavailable as error:
         log.warning("an event could not be told", kind=kind, error=error.message)

@@ -584,7 +584,10 @@ class Recorder:
                 while self._told:
                     body = msgspec.json.encode(self._told[0])
                     await self._redis.xadd(
-                        self._keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
+                        self._keys.archive_events,
+                        {"e": body},
+                        maxlen=_EVENTS_KEPT,
+                        approximate=True,
                     )
                     self._told.popleft()
             await self._publish_positions()

@@ -1,7 +1,7 @@
 #!lua name=qmt1
 -- What the producer has Redis do in one step: publish a batch, hold a market's lease. A library of
 -- Redis Functions, so a user of Redis may call these and no script of its own. The number in the
--- names grows with each change, see functions.py. None is registered with flags: so Redis, out of
+-- names grows with each change, see protocol's redis_users.py. None is registered with flags: so Redis, out of
 -- memory, read-only or without its disk, refuses the whole call before its first write.
 
 local LATE, CLAMPED = 1, 2 -- flags, the last byte of t1

@@ -9,14 +9,11 @@ from typing import Any, Final
 import redis
 
 from qmt_protocol.errors import RedisUnavailable
+from qmt_protocol.redis_users import LIBRARY
 
 from .redis_link import reach
 
-__all__ = ["COMPLETE", "LIBRARY", "Functions"]
-
-LIBRARY: Final = "qmt1"
-"""Its name in Redis, and how the functions' names begin. Another number with each change of
-`functions.lua`: a producer finds the code that it was built with, or none."""
+__all__ = ["COMPLETE", "Functions"]
 
 COMPLETE: Final = "complete"
 """Field beside the rings' own in `acked`: the Redis ms before which every tick received by whoever

@@ -103,6 +103,11 @@ class Keys:
         return f"{self.prefix}:events"
 
     @property
+    def archive_events(self) -> str:
+        """Stream of what happened to the archive; it may not write into the producer's."""
+        return f"{self.events}:archive"
+
+    @property
     def archive(self) -> str:
         """String: which process writes an archive in a place that has no locks of its own."""
         return f"{self.prefix}:archive"

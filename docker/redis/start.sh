@@ -30,7 +30,6 @@ has_functions() {
     case $("$here/admin.sh" -e FUNCTION LIST LIBRARYNAME qmt1 WITHCODE 2>/dev/null) in
     *"$(cat "$functions")"*) return ;;
     esac
-    "$here/admin.sh" -e PING >/dev/null 2>&1 || return # it does not answer yet
     error=$("$here/admin.sh" -e -x FUNCTION LOAD REPLACE <"$functions" 2>&1)
 }
 
@@ -43,10 +42,13 @@ load_functions() {
             : >"$QMT_RUN_DIR/ready"
             return
         fi
-        if [ -n "$error" ] && [ "$error" != "$told" ]; then
+        case $error in
+        "$told" | *"Could not connect"* | *LOADING*) ;; # said already, or it only begins
+        *)
             echo "start.sh: $functions could not be loaded: $error" >&2
             told=$error
-        fi
+            ;;
+        esac
         sleep 0.2
     done
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,12 +10,15 @@ from typing import Any, Final
 
 import pytest
 import redis
+from redis_servers import HERE, MATRIX, MISSING, default_server
 from warm_start import warm_starts
 
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
 
 warm_starts()
+# What does not ask for a server of its own, in this process and those that it starts, gets this.
+os.environ["QMT_REDIS_SERVER"] = str(default_server())
 
 MID_SESSION: Final = (
     *("--start", "2026-11-20 10:30:00", "--real-hours"),
@@ -29,10 +33,23 @@ TOOLS: Final[dict[str, int]] = {
     "examples/consumers/cpp needs g++, make, and Debian's hiredis, msgpack and json": 9,
     "examples/consumers/go needs golang-go and Debian's redigo and msgpack.v5 packages": 9,
     "examples/consumers/shell needs bash, redis-tools, jq": 9,
+    **{f"{name} is not here: see scripts/servers": 99 for name in MATRIX},
+    "mounting a small disk needs root": 9,
 }
 """Reasons that depend on the machine: tools of other languages. At most so many are skipped."""
 
 _skipped: Final[Counter[str]] = Counter()
+
+
+def pytest_report_header() -> list[str]:
+    """Say which servers the tests run against."""
+    usual = default_server()
+    named = {one.path: one.name + " (the image's)" * one.ships for one in HERE}
+    return [
+        f"redis server: {named.get(usual, usual)}",
+        f"matrix: {', '.join(f'{one.name} {one.version}' for one in HERE)}",
+        f"not here: {', '.join(MISSING) or 'none'}",
+    ]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

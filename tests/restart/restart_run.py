@@ -1,0 +1,76 @@
+"""The restart matrix: servers, faults, Windows there and away; every entry counted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).resolve().parent
+ROOT: Final = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "crash"), str(ROOT)]
+
+import redis_servers  # noqa: E402
+from restart_cell import Outcome, run_cell  # noqa: E402
+from restart_faults import FAULTS  # noqa: E402
+
+WINDOWS: Final = ("there", "away")
+
+
+def main() -> int:
+    """Run the cells chosen, or all."""
+    names = [one.name for one in redis_servers.HERE]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
+    parser.add_argument("--servers", nargs="*", default=names, choices=redis_servers.MATRIX)
+    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
+    parser.add_argument("--windows", nargs="*", default=list(WINDOWS), choices=WINDOWS)
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--work", type=Path, help="where the files of a faulty round stay")
+    options = parser.parse_args()
+    work = options.work or Path(tempfile.mkdtemp(prefix="qmt-restart-"))
+    cells = [
+        (server, fault, windows)
+        for fault in options.faults
+        for server in options.servers
+        for windows in options.windows
+    ]
+    print(f"seed {options.seed}, {len(cells)} cells of {options.rounds} rounds", flush=True)
+    outcomes: list[Outcome] = []
+    with ProcessPoolExecutor(options.parallel) as pool:
+        running = [
+            pool.submit(run_cell, *cell, options.seed, options.rounds, work) for cell in cells
+        ]
+        for one in as_completed(running):
+            outcome = one.result()
+            outcomes.append(outcome)
+            print(_line(outcome), flush=True)
+    bad = [one for one in outcomes if one.problems]
+    for one in bad:
+        print("", *one.problems, f"again: {one.again}", sep="\n", flush=True)
+    print(f"{len(outcomes) - len(bad)} cells in order, {len(bad)} not", flush=True)
+    if bad:
+        print(f"files: {work}", flush=True)
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+    return bool(bad)
+
+
+def _line(one: Outcome) -> str:
+    figures = ", ".join(f"{name} {value}" for name, value in sorted(one.figures.items()))
+    state = "in order" if not one.problems else "FAULT"
+    return (
+        f"{one.server} {one.fault} {one.windows}: {state}, {one.rounds} rounds "
+        f"{one.variants} in {one.took_s:.0f} s: {figures}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,279 @@
+"""The image's two Redis servers, by its own start script, to be struck and started again.
+
+Beside the roles stands one more user, the judge's: a wrapper appends it to the users file that
+`start.sh` has written, on the way to the real server. Configuration, rights and order of starting
+are the image's.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis_servers import MatrixServer
+
+from qmt_standalone.reaper import Reaper
+from qmt_standalone.redis_server import free_port
+
+__all__ = ["KINDS", "ROLES", "SMALL_DISK_BYTES", "Server", "Stack", "can_mount", "small_disk"]
+
+KINDS: Final = ("streams", "jobs")
+ROLES: Final = ("producer", "worker", "gateway", "archive", "client", "reader", "admin")
+START: Final = Path(__file__).resolve().parents[2] / "docker" / "redis" / "start.sh"
+SMALL_DISK_BYTES: Final = 64 * 2**20
+_MEMORY: Final = "256mb"
+_WRAPPER: Final = """#!/bin/sh
+# A file-size limit must be an error to the server, not its end.
+trap '' XFSZ
+case " $* " in
+*" --aclfile "*) echo "user judge on >judge ~* &* +@all" >>"$QMT_ACL_FILE" ;;
+esac
+exec "{program}" "$@"
+"""
+
+
+def can_mount() -> bool:
+    """Whether a disk of its own can be had here."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return False
+    probe = Path("/proc/mounts").read_text("utf-8") if Path("/proc/mounts").exists() else ""
+    return "tmpfs" in probe
+
+
+def small_disk(folder: Path, size_bytes: int) -> None:
+    """Mount a disk of a size of its own on a folder; `umount` is the caller's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "qmt-small-disk", str(folder)]
+    subprocess.run(command, check=True, timeout=30)
+
+
+class Server:
+    """One of the two: where it keeps its data, how it is started, struck and looked at."""
+
+    def __init__(self, kind: str, program: MatrixServer, folder: Path, reaper: Reaper) -> None:
+        self.kind = kind
+        self.data = folder / f"{kind}-data"
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.log = folder / f"{kind}.log"
+        self.memory = _MEMORY
+        self._folder = folder
+        self._reaper = reaper
+        self._wrapper = folder / "server"
+        self._wrapper.write_text(_WRAPPER.format(program=program.path), "utf-8")
+        self._wrapper.chmod(0o755)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.judge = self.connect("judge", "judge")
+
+    def connect(self, role: str, password: str | None = None) -> redis.Redis:
+        """Open a connection of a role; nothing is sent twice."""
+        return redis.Redis(
+            port=self.port,
+            username=role,
+            password=password or f"secret-of-{role}",
+            socket_timeout=5,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def url(self, role: str) -> str:
+        """Return the address that a program of a role is given."""
+        return f"redis://{role}:secret-of-{role}@127.0.0.1:{self.port}/0"
+
+    def launch(self) -> None:
+        """Start it by the image's script and do not wait."""
+        passwords = {f"QMT_{role.upper()}_PASSWORD": f"secret-of-{role}" for role in ROLES}
+        address = ("--bind", "127.0.0.1", "--port", str(self.port))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["/bin/sh", START, self.kind, *address],
+                env={
+                    **os.environ,
+                    **passwords,
+                    "QMT_REDIS_BINARY": str(self._wrapper),
+                    "QMT_ACL_FILE": str(self._folder / f"{self.kind}-users.acl"),
+                    "QMT_REDIS_DIR": str(self.data),
+                    "QMT_REDIS_MEMORY": self.memory,
+                    "TMPDIR": str(self._folder),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._reaper.register(self.process.pid)
+
+    def answers(self, within_s: float = 30.0) -> bool:
+        """Wait until it has loaded its data; false where it ended instead."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            if self.process is None or self.process.poll() is not None:
+                return False
+            try:
+                self.judge.ping()
+                return True
+            except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
+                time.sleep(0.01)
+        raise TimeoutError(f"{self.kind} does not answer; see {self.log.name}")
+
+    def kill(self) -> None:
+        """End it and its children at once, as a container is killed."""
+        if self.process is None:
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._bury()
+
+    def terminate(self) -> int:
+        """Ask it to end, as `docker stop` does; returns its exit code."""
+        if self.process is None:
+            raise RuntimeError("it is not running")
+        self.process.terminate()
+        code = self.process.wait(30)
+        self._bury()
+        return code
+
+    def _bury(self) -> None:
+        if self.process is not None:
+            self.process.wait(10)
+            self._reaper.forget(self.process.pid)
+            self.process = None
+        self.judge.connection_pool.disconnect()
+
+    def aof(self) -> list[Path]:
+        """Return the append-only files that commands are appended to, by the manifest, in order."""
+        folder = self.data / "appendonlydir"
+        named = [
+            dict(zip(*[iter(line.split())] * 2, strict=False))
+            for path in folder.glob("*.manifest")
+            for line in path.read_text("utf-8").splitlines()
+        ]
+        growing = sorted((int(one["seq"]), one["file"]) for one in named if one["type"] == "i")
+        return [folder / name for _, name in growing]
+
+    def limit_files(self, most_bytes: int | None) -> None:
+        """Let no file of it grow beyond a size; ``None``: again without a limit."""
+        if self.process is None:
+            raise RuntimeError("it is not running")
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        soft = hard if most_bytes is None else most_bytes
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Stack:
+    """Streams and jobs server of one program on a folder; a context manager."""
+
+    def __init__(
+        self, program: MatrixServer, folder: Path, *, on_small_disks: bool = False
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.program = program
+        self.folder = folder
+        self._reaper = Reaper()
+        self._mounted: list[Path] = []
+        if on_small_disks:
+            for kind in KINDS:
+                small_disk(folder / f"{kind}-data", SMALL_DISK_BYTES)
+                self._mounted.append(folder / f"{kind}-data")
+        self.streams = Server("streams", program, folder, self._reaper)
+        self.jobs = Server("jobs", program, folder, self._reaper)
+        self.servers = (self.streams, self.jobs)
+        self._sizes: dict[str, list[tuple[float, Path, int]]] = {}
+        self._watching = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def __enter__(self) -> Stack:
+        try:
+            self.start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.stop_watching()
+        for server in self.servers:
+            server.kill()
+        self._reaper.close()
+        for folder in self._mounted:
+            subprocess.run(["umount", str(folder)], check=False, timeout=30)
+
+    @property
+    def on_small_disks(self) -> bool:
+        """Whether its data lie on disks of their own."""
+        return bool(self._mounted)
+
+    def start(self) -> None:
+        """Start both and wait until they have loaded.
+
+        Raises
+        ------
+        RuntimeError
+            When one of them ends instead.
+        """
+        for server in self.servers:
+            server.launch()
+        for server in self.servers:
+            if not server.answers():
+                end = server.log.read_text("utf-8", "replace").splitlines()[-4:]
+                raise RuntimeError(f"{server.kind} did not start: {' | '.join(end)}")
+
+    def kill(self) -> None:
+        """Kill both, one right behind the other."""
+        for server in self.servers:
+            if server.process is not None:
+                os.killpg(server.process.pid, signal.SIGKILL)
+        for server in self.servers:
+            server.kill()
+
+    # -- what stood in the append-only files when ----------------------------------------------
+
+    def watch(self) -> None:
+        """Note the append-only files' sizes from now on, until `stop_watching`."""
+        self._sizes = {server.kind: [] for server in self.servers}
+        self._watching.clear()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._watching.wait(0.01):
+            for server in self.servers:
+                try:
+                    last = server.aof()[-1]
+                    size = last.stat().st_size
+                except (OSError, IndexError):
+                    continue
+                self._sizes[server.kind].append((time.monotonic(), last, size))
+
+    def stop_watching(self) -> None:
+        """End `watch`."""
+        self._watching.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+
+    def size_at(self, server: Server, moment: float) -> int:
+        """Return how much of its last file was written at a moment, by `time.monotonic`."""
+        last = server.aof()[-1]
+        known = [size for at, path, size in self._sizes[server.kind] if path == last and at <= moment]
+        return max(known, default=0)

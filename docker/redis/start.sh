@@ -27,7 +27,7 @@ hash_of() {
 # Whether the server has the very functions of the file, or takes them. A library that is there
 # already needs no memory.
 has_functions() {
-    case $("$here/admin.sh" -e FUNCTION LIST LIBRARYNAME qmt1 WITHCODE 2>/dev/null) in
+    case $("$here/admin.sh" -e FUNCTION LIST LIBRARYNAME "$library" WITHCODE 2>/dev/null) in
     *"$(cat "$functions")"*) return ;;
     esac
     error=$("$here/admin.sh" -e -x FUNCTION LOAD REPLACE <"$functions" 2>&1)
@@ -60,7 +60,10 @@ esac
 # In the image beside this file, in a clone where the producer has it.
 functions=$here/functions.lua
 [ -e "$functions" ] || functions=$here/../../producer/qmt_producer/functions.lua
-[ "$kind" != streams ] || [ -r "$functions" ] || fail "$functions is missing."
+if [ "$kind" = streams ]; then
+    [ -r "$functions" ] || fail "$functions is missing."
+    library=$(sed -n '1s/^#!lua name=//p' "$functions")
+fi
 
 umask 077
 mkdir -p "$QMT_RUN_DIR"

@@ -375,10 +375,10 @@ class Run:
         with QMTClient(GATEWAY, api_key=self.windows.key) as client:
             frame = self._history(client)
             true = self.windows.terminal.oracle.bars(CODE, "1d")
-            _check(
-                len(frame) == 20 and frame["close"].round(4).tolist() == true["close"][-20:].round(4).tolist(),
-                "history is the terminal's",
-            )
+            closes = frame["close"].round(4).tolist()
+            # The last bar is of today and moves.
+            same = closes[:-1] == true["close"][-20:-1].round(4).tolist()
+            _check(len(closes) == 20 and same, "history is the terminal's")
             live = iter(client.ticks(list(SOME)))
             got = [(tick.code, tick_content(tick)) for tick, _ in zip(live, range(30), strict=False)]
         pushed = {(row["code"].decode(), tick_content(row)) for row in read_push_log(self.windows.log)}

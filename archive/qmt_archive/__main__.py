@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -14,8 +13,14 @@ import msgspec
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from qmt_protocol.errors import ArchiveDamaged, ConfigurationError, InvalidRequest, QMTError
-from qmt_protocol.process import start_logging, when_stdin_ends
+from qmt_protocol.errors import (
+    ArchiveDamaged,
+    ConfigurationError,
+    InvalidRequest,
+    QMTError,
+    RedisUnavailable,
+)
+from qmt_protocol.process import start_logging, when_stdin_ends, when_told_to_stop
 from qmt_protocol.settings import load_settings
 
 from .commands import backfill_command, export_command, import_command
@@ -45,6 +50,8 @@ commands:
   export          write CSV or Parquet in xtquant's columns
 """
 _KEEP: Final = re.compile(r"(\d{1,5})d?", re.ASCII)
+_STOPPED: Final = 130
+"""Exit code of who was ended by Ctrl-C, as shells have it."""
 
 
 class ListSettings(ArchiveSettings):
@@ -78,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code.
 
     1: something is wrong with the archive. 2: it cannot run as it is configured, or the place
-    cannot be used. 3: another process writes it; start again later.
+    cannot be used. 3: another process writes it, or the Redis that says so is away; start again
+    later. 130: Ctrl-C.
     """
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command not in _COMMANDS:
@@ -92,10 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except QMTError as error:
         print(f"qmt-archive: {error}", file=sys.stderr)
-        return 3 if error.data.get("taken") and command == "run" else 2
+        later = isinstance(error, RedisUnavailable) or error.data.get("taken")
+        return 3 if later and command == "run" else 2
+    except KeyboardInterrupt:
+        return _STOPPED
 
 
 def _run(arguments: list[str]) -> int:
+    when_told_to_stop(sys.exit)  # as a container's first process it would hear nothing else
     settings = load_settings(NightlySettings, arguments)
     start_logging(settings.log_level)
     settings.backfill_time  # noqa: B018  # say at once if it is none
@@ -113,12 +125,10 @@ async def _record(
 ) -> None:
     loop = asyncio.get_running_loop()
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
         loop.call_soon_threadsafe(recorder.stop)
 
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
+    when_told_to_stop(stop)
     if settings.exit_with_stdin:
         when_stdin_ends(stop)
     print(json.dumps({"ready": True}), flush=True)

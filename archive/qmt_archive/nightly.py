@@ -15,10 +15,11 @@ import structlog
 from pydantic import Field
 
 from qmt_client import AsyncQMTClient
-from qmt_client.connections import address_of, connect_async, redis_call
+from qmt_client.connections import connect_async, redis_call
 from qmt_protocol.errors import ConfigurationError, QMTError, RedisUnavailable
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import CHINA, redis_ms
+from qmt_protocol.urls import address_of
 
 from .adding import Existing
 from .backfill import Backfill, OnProgress

@@ -19,7 +19,7 @@ import msgspec
 import redis.asyncio
 import structlog
 
-from qmt_client.connections import address_of, connect_async, redis_call
+from qmt_client.connections import connect_async, redis_call
 from qmt_client.feed import FeedReader
 from qmt_client.follow import Batch, Follower, Scope
 from qmt_client.ordering import in_order
@@ -51,6 +51,7 @@ from qmt_protocol.status import (
 )
 from qmt_protocol.ticks import TickRow
 from qmt_protocol.times import redis_ms
+from qmt_protocol.urls import address_of
 
 from .buffers import Buffers, Piece, sort_bars
 from .healing import Healer
@@ -72,6 +73,7 @@ _RETRY_S: Final = 1.0
 _RETRY_CAP_S: Final = 30.0
 _EVENTS_KEPT: Final = 10_000
 _EVENTS_WAITING: Final = 100
+_LAST_REPORT_S: Final = 2.0
 _MISSING_KEPT: Final = 10_000
 _rows: Final = msgspec.msgpack.Decoder(list[tuple[str, str, TickRow]]).decode
 _row: Final = msgspec.msgpack.Decoder(TickRow).decode
@@ -158,13 +160,32 @@ class Recorder:
         finally:
             tending.cancel()
             self._ended.set()
+            await asyncio.wait([reporting], timeout=_LAST_REPORT_S)
+            reporting.cancel()
             await asyncio.gather(tending, reporting, return_exceptions=True)
             self._place.delete([path for _, path in self._leaving])
             await self._redis.aclose()
 
     async def _record(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        # Cut short, as Redis may be away: only a flush is waited for.
+        following = asyncio.create_task(self._follow_on(tasks))
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([following, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            following.cancel()
+            await asyncio.wait([following])
+        if not following.cancelled():
+            following.result()
+        await self._flush(last=True)
+
+    # Reading
+
+    async def _follow_on(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Follow the feeds until cancelled, also over a time without Redis."""
         failure = ""
-        while not self._stopping.is_set():
+        while True:
             try:
                 await self._follow(tasks)
                 failure = ""
@@ -175,16 +196,13 @@ class Recorder:
                 if error.message != failure:
                     log.warning("Redis is away", error=error.message)
                 failure = error.message
-                await _wait(self._stopping, _RETRY_S)
-        await self._flush(last=True)
-
-    # Reading
+                await asyncio.sleep(_RETRY_S)
 
     async def _follow(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Read the feeds until stopped, or until a market has to be added or healed."""
+        """Read the feeds until a market has to be added or healed."""
         markets = await self._markets()
         if not markets:
-            await _wait(self._stopping, 1.0)
+            await asyncio.sleep(_RETRY_S)
             return
         self._forget_unwritten()
         seen: dict[str, str] = {}
@@ -209,10 +227,8 @@ class Recorder:
                 self._events_id = follower.reader.events_id
                 if self._is_due():
                     await self._flush()
-                if self._stopping.is_set():
-                    return
                 if not moved:
-                    await _wait(self._stopping, _POLL_S)
+                    await asyncio.sleep(_POLL_S)
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + _MARKETS_EVERY_S
                     if set(await self._markets()) - set(markets):
@@ -406,13 +422,22 @@ class Recorder:
         return since is not None and time.monotonic() - since >= self._settings.archive_flush_s
 
     async def _flush(self, *, last: bool = False) -> None:
-        """Write what waits and commit it; try until that is done.
+        """Write what waits and commit it; try until that is done. A stop waits for it.
 
         Parameters
         ----------
         last
             The process is to end: give up at the first failure. What waits is in Redis.
         """
+        writing = asyncio.create_task(self._flush_now(last))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            writing.result()
+            raise
+
+    async def _flush_now(self, last: bool) -> None:
         pieces = self._buffers.take()
         marks = {
             market: mark
@@ -449,10 +474,6 @@ class Recorder:
             self._settles.pop(market, None)
             del self._marks[market]
         self._figures["writes"] += 1
-        try:
-            await self._publish_positions()
-        except RedisUnavailable:
-            pass  # the next heartbeat does it
 
     async def _persist(self, act: Callable[[], _T], last: bool) -> _T:
         """Do something to the archive's place until it succeeds."""

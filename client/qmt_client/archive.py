@@ -73,6 +73,9 @@ def open_archive(url: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _open_s3(url: str) -> tuple[pafs.FileSystem, str]:
+    login = url.partition("://")[2].partition("?")[0].rpartition("@")[0]
+    if "/" in login or "#" in url:
+        raise ValueError("its key has a / or #; write it as %2F or %23")
     parts = urlsplit(url)
     options: dict[str, Any] = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     if unknown := set(options) - _S3_OPTIONS:
@@ -99,8 +102,7 @@ def shown(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0]
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 class ArchiveReader:

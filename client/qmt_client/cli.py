@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from qmt_protocol.errors import InvalidRequest, QMTError
+from qmt_protocol.errors import ConfigurationError, InvalidRequest, QMTError
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import to_datetime
 
@@ -404,11 +404,14 @@ def _note(simulated: bool) -> None:
 
 def _fail(error: QMTError) -> NoReturn:
     print(f"qmt: {error}".replace("\n", " "), file=sys.stderr)
-    raise SystemExit(1)
+    raise SystemExit(2 if isinstance(error, ConfigurationError) else 1)
 
 
 def main() -> None:
-    """Run ``qmt``: exit code 1 and one line on stderr when the bridge refuses or is away."""
+    """Run ``qmt``: one line on stderr when the bridge refuses or is away, and exit code 1.
+
+    2: it was called wrong, or a setting is wrong.
+    """
     import warnings
 
     from .answers import QMTWarning

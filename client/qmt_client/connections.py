@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
@@ -15,14 +14,15 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from qmt_protocol.errors import AccessDenied, ConfigurationError, RedisUnavailable
+from qmt_protocol.errors import AccessDenied, RedisUnavailable
+from qmt_protocol.urls import check_redis_url
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
 else:
     from async_timeout import timeout
 
-__all__ = ["BLOCK_S", "address_of", "connect", "connect_async", "redis_call", "redis_errors"]
+__all__ = ["BLOCK_S", "connect", "connect_async", "redis_call", "redis_errors"]
 
 BLOCK_S: Final = 1.0
 """Longest single blocking read; longer waits are made of such slices."""
@@ -40,50 +40,28 @@ def _options() -> dict[str, Any]:
 
 def connect_async(url: str) -> redis.asyncio.Redis:
     """Return an asyncio connection pool, to be used inside `redis_call`."""
-    try:
-        # No silent retry: a repeated command could run twice.
-        # No socket_timeout: redis-py would write under asyncio.wait_for, which before Python 3.12
-        # can swallow a cancellation, so that a cancelled reader reads on for ever.
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            url,
-            # A crowd waits its turn instead of being refused.
-            max_connections=_MAX_CONNECTIONS,
-            timeout=_ANSWER_WITHIN_S,
-            retry=AsyncRetry(NoBackoff(), 0),
-            socket_timeout=None,
-            **_options(),
-        )
-        return redis.asyncio.Redis.from_pool(pool)
-    except ValueError as error:
-        raise _bad_url(url) from error
+    # No silent retry: a repeated command could run twice.
+    # No socket_timeout: redis-py would write under asyncio.wait_for, which before Python 3.12
+    # can swallow a cancellation, so that a cancelled reader reads on for ever.
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        check_redis_url(url, "The Redis URL"),
+        # A crowd waits its turn instead of being refused.
+        max_connections=_MAX_CONNECTIONS,
+        timeout=_ANSWER_WITHIN_S,
+        retry=AsyncRetry(NoBackoff(), 0),
+        socket_timeout=None,
+        **_options(),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def connect(url: str) -> redis.Redis:
     """Return a blocking connection pool, for RQ."""
-    try:
-        return redis.Redis.from_url(
-            url, retry=Retry(NoBackoff(), 0), socket_timeout=_ANSWER_WITHIN_S, **_options()
-        )
-    except ValueError as error:
-        raise _bad_url(url) from error
-
-
-def address_of(url: str) -> str:
-    """Return ``host:port`` (or the socket's path) of a URL, without user and password."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            return parts.path
-        default = {"http": 80, "https": 443}.get(parts.scheme, 6379)
-        return f"{parts.hostname or '127.0.0.1'}:{parts.port or default}"
-    except ValueError:
-        raise _bad_url(url) from None
-
-
-def _bad_url(url: str) -> ConfigurationError:
-    shown = url.rpartition("@")[2]
-    return ConfigurationError(
-        f"{shown!r} is not a Redis URL.", hint="For example redis://192.168.1.10:6379/0."
+    return redis.Redis.from_url(
+        check_redis_url(url, "The Redis URL"),
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=_ANSWER_WITHIN_S,
+        **_options(),
     )
 
 

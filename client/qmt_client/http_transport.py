@@ -25,8 +25,8 @@ from qmt_protocol.errors import (
 from qmt_protocol.jobs import JobParams, Manifest, Progress, job_spec
 from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
+from qmt_protocol.urls import address_of
 
-from .connections import address_of
 from .job_end import wait_for_end
 from .jobs import from_stream
 from .live_gateway import GatewayFollower

@@ -85,7 +85,10 @@ async def wait_for_end(
 
 
 async def _cancel_quietly(carrier: JobCarrier, job_id: str) -> None:
+    telling = asyncio.ensure_future(carrier.cancel(job_id))
+    # Cut off itself, this leaves it behind: then nobody asks for its error.
+    telling.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
-        await asyncio.wait_for(asyncio.shield(carrier.cancel(job_id)), _CANCEL_WITHIN_S)
+        await asyncio.wait_for(asyncio.shield(telling), _CANCEL_WITHIN_S)
     except (QMTError, asyncio.TimeoutError):
         pass  # the error that led here says more; the job ends at its own deadline

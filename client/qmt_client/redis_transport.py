@@ -25,8 +25,9 @@ from qmt_protocol.feed import decode_latest
 from qmt_protocol.jobs import RESULT_TTL_S, JobParams, Manifest, Progress, job_spec
 from qmt_protocol.keys import JobKeys, Keys, want
 from qmt_protocol.ticks import Tick
+from qmt_protocol.urls import address_of
 
-from .connections import BLOCK_S, address_of, connect, connect_async, redis_call
+from .connections import BLOCK_S, connect, connect_async, redis_call
 from .follow import Batch, Follower, Scope
 from .job_end import wait_for_end
 from .jobs import enqueue, read_chunks, rq_key, withdraw

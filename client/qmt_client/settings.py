@@ -10,8 +10,7 @@ from pydantic import Field
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.keys import Keys
 from qmt_protocol.settings import RedisSettings, load_settings
-
-from .connections import address_of
+from qmt_protocol.urls import check_http_url, check_redis_url
 
 __all__ = ["ClientSettings", "Target", "find_target"]
 
@@ -72,22 +71,27 @@ def find_target(
         )
     settings = load_settings(ClientSettings, [])
     given = settings.model_fields_set
+    name = "url (--url, QMT_URL)"
     if not url:
         if host or port:
-            url = f"http://{host or _DEFAULT_HOST}:{port or _DEFAULT_PORT}"
+            host = host or _DEFAULT_HOST
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port or _DEFAULT_PORT}"
+            name = "The address of host and port (--host, --port)"
         elif settings.url:
             url = settings.url
         elif "streams_url" in given or "jobs_url" in given:
             url = settings.streams_url
         else:
             url = f"http://{_DEFAULT_HOST}:{_DEFAULT_PORT}"
-    scheme = url.partition("://")[0]
-    if scheme not in (*_REDIS_SCHEMES, "http", "https"):
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in (*_REDIS_SCHEMES, "http", "https"):
         raise ConfigurationError(
-            f"{url.rpartition('@')[2]!r} is neither a Redis nor an HTTP address.",
+            f"{name} is neither a Redis nor an HTTP address.",
             hint="For example redis://192.168.1.10:6379/0 or http://192.168.1.10:8000.",
         )
-    address_of(url)
+    (check_redis_url if scheme in _REDIS_SCHEMES else check_http_url)(url, name)
+    if jobs_url:
+        check_redis_url(jobs_url, "jobs_url")
     prefix = prefix or settings.prefix
     Keys(prefix)
     return Target(

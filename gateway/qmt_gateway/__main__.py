@@ -12,7 +12,12 @@ import structlog
 import uvicorn
 
 from qmt_protocol.errors import ConfigurationError
-from qmt_protocol.process import rest_the_collector, start_logging, when_stdin_ends
+from qmt_protocol.process import (
+    rest_the_collector,
+    start_logging,
+    when_stdin_ends,
+    when_told_to_stop,
+)
 from qmt_protocol.settings import load_settings
 
 from .app import create_app
@@ -76,10 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if settings.exit_with_stdin:
         when_stdin_ends(server.stop)
+    when_told_to_stop(server.stop)  # uvicorn stops in order, then raises the signal again
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass  # uvicorn has stopped in order and raises it again
     finally:
         listener.close()
 

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 from qmt_protocol.errors import QMTError
-from qmt_protocol.process import rest_the_collector, start_logging, when_stdin_ends
+from qmt_protocol.process import (
+    rest_the_collector,
+    start_logging,
+    when_stdin_ends,
+    when_told_to_stop,
+)
 from qmt_protocol.settings import load_settings
 
 __all__ = ["main"]
@@ -41,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except QMTError as error:
         print(f"qmt-producer: {error}", file=sys.stderr)
         return 2
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: producer.stop())
+    when_told_to_stop(producer.stop)
     if settings.exit_with_stdin:
         when_stdin_ends(producer.stop)
     return producer.run()

@@ -15,7 +15,7 @@ from qmt_protocol.keys import Keys
 from .figures import Figures
 from .functions import Functions
 from .market_line import MarketLine
-from .redis_link import connect
+from .redis_link import connect, end_soon
 from .ring import Ring
 
 __all__ = ["Publisher"]
@@ -24,6 +24,7 @@ log: Final = structlog.get_logger(__name__)
 
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _IDLE_S: Final = 0.5
+_STUCK_S: Final = 1.0
 
 
 class Publisher:
@@ -71,7 +72,7 @@ class Publisher:
         self._lines: dict[str, MarketLine] = {}
         for market in [*markets, *ring.markets]:
             self.add(market)
-        self.thread = threading.Thread(target=self._run, name="publisher")
+        self.thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def add(self, market: str) -> None:
         """Publish this market too; nothing happens when it is published already."""
@@ -130,21 +131,29 @@ class Publisher:
         return found
 
     def stop(self, drain_s: float) -> None:
-        """Publish what the ring still holds, for so long at most, then give the leases back."""
-        deadline = time.monotonic() + drain_s
-        while self.waiting_batches and time.monotonic() < deadline:
+        """Publish what the ring still holds, for so long at most, then give the leases back.
+
+        A server that takes nothing for a second is not waited for: the next start publishes.
+        """
+        now = time.monotonic()
+        deadline, stuck_at, left = now + drain_s, now + _STUCK_S, self.waiting_batches
+        while left and now < min(deadline, stuck_at):
             if self.figures.redis_away or not self.thread.is_alive():
                 break
             time.sleep(0.02)
+            now, before, left = time.monotonic(), left, self.waiting_batches
+            if left < before:
+                stuck_at = now + _STUCK_S
         self._stopping.set()
         self.more.set()
-        self.thread.join()
+        end_soon(self.thread, self._redis)
+
+    def _release(self) -> None:
         try:
             for line in self._lines.values():
                 line.release()
         except RedisUnavailable as error:
             log.warning("the leases were not given back", error=error.message)
-        self._redis.close()
 
     def _run(self) -> None:
         failures = 0
@@ -159,6 +168,8 @@ class Publisher:
                 failures = 0
                 self._back()
             except RedisUnavailable as error:
+                if self._stopping.is_set():
+                    return  # the ring is closed, if this was not waited for
                 ready = False
                 self._away(error)
                 self._stopping.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
@@ -166,6 +177,7 @@ class Publisher:
                 continue
             if not any(busy):
                 self.more.wait(_IDLE_S)
+        self._release()
 
     def _away(self, error: RedisUnavailable) -> None:
         if not self.figures.redis_away:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -11,9 +12,10 @@ from redis.retry import Retry
 
 from qmt_protocol.errors import RedisUnavailable
 
-__all__ = ["connect", "reach"]
+__all__ = ["connect", "end_soon", "reach"]
 
 SOCKET_TIMEOUT_S: Final = 5.0
+_LAST_CALL_S: Final = 1.0
 _T = TypeVar("_T")
 
 
@@ -26,6 +28,22 @@ def connect(url: str) -> redis.Redis:
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
     )
+
+
+def end_soon(thread: threading.Thread, connection: redis.Redis) -> None:
+    """Give a thread that was told to end, and each call that it has yet to make, a second.
+
+    One that waits for a server that hangs is left behind: it is a daemon, and the process ends.
+    """
+    pool = connection.connection_pool
+    pool.connection_kwargs |= {
+        "socket_timeout": _LAST_CALL_S,
+        "socket_connect_timeout": _LAST_CALL_S,
+    }
+    pool.disconnect(inuse_connections=False)  # the next call makes a connection by these limits
+    thread.join(2 * _LAST_CALL_S)
+    if not thread.is_alive():
+        connection.close()
 
 
 def reach(call: Callable[[], _T]) -> _T:

@@ -16,7 +16,7 @@ from qmt_protocol.schema import schema_documents
 from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat
 from qmt_protocol.times import redis_ms
 
-from .redis_link import connect, reach
+from .redis_link import connect, end_soon, reach
 from .ring import Ring
 
 __all__ = ["Reporter"]
@@ -51,7 +51,7 @@ class Reporter:
         self._redis = connect(url)
         self._stopping = threading.Event()
         self._schema_written = False
-        self.thread = threading.Thread(target=self._run, name="reporter")
+        self.thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def event(self, event: dict[str, Any]) -> None:
         """Keep an event; it is told as soon as Redis takes it."""
@@ -60,8 +60,7 @@ class Reporter:
     def stop(self) -> None:
         """Report a last time and end the thread."""
         self._stopping.set()
-        self.thread.join()
-        self._redis.close()
+        end_soon(self.thread, self._redis)
 
     def _run(self) -> None:
         while True:
@@ -70,6 +69,7 @@ class Reporter:
                 reach(self._report)
             except RedisUnavailable as error:
                 log.debug("no heartbeat: Redis is away", error=error.message)
+                last = self._stopping.is_set()
             if last:
                 return
             self._stopping.wait(HEARTBEAT_EVERY_S)

@@ -28,7 +28,7 @@ from qmt_protocol.feed import decode_bar_batch, decode_batch
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms
 
-from .redis_link import connect, reach
+from .redis_link import connect, end_soon, reach
 
 __all__ = ["Sweeper"]
 
@@ -117,13 +117,12 @@ class Sweeper:
         self.figures: dict[str, Any] = {}
         """Memory, entries, days kept per market; for the heartbeat."""
         self._stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="sweeper")
+        self.thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
-        self.thread.join()
-        self._redis.close()
+        end_soon(self.thread, self._redis)
 
     def _run(self) -> None:
         next_sweep, failure = 0.0, ""

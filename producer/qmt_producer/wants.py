@@ -26,7 +26,7 @@ from qmt_terminal import Terminal
 from .bar_maker import BarMaker
 from .hours import TradingHours
 from .intake import Rows
-from .redis_link import connect, reach
+from .redis_link import connect, end_soon, reach
 
 __all__ = ["Wants"]
 
@@ -113,7 +113,7 @@ class Wants:
         self._served: dict[str, _Served] = {}
         self._refused: dict[str, _Refusal] = {}
         self._stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="wants")
+        self.thread = threading.Thread(target=self._run, name="wants", daemon=True)
 
     @property
     def served(self) -> list[str]:
@@ -137,8 +137,7 @@ class Wants:
     def stop(self) -> None:
         """End the thread; the subscriptions end with the connection."""
         self._stopping.set()
-        self.thread.join()
-        self._redis.close()
+        end_soon(self.thread, self._redis)
 
     def _run(self) -> None:
         failure = ""

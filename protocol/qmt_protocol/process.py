@@ -1,10 +1,11 @@
-"""What all processes of the bridge share: log, garbage collection, end with standard input."""
+"""What all processes of the bridge share: log, garbage collection, when to end."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Final
 
 import structlog
 
-__all__ = ["rest_the_collector", "start_logging", "when_stdin_ends"]
+__all__ = ["rest_the_collector", "start_logging", "when_stdin_ends", "when_told_to_stop"]
 
 _COLLECT_AFTER: Final = 50_000
 """Objects made and not released between two collections."""
@@ -58,6 +59,13 @@ def start_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def when_told_to_stop(act: Callable[[], object]) -> None:
+    """Call back on Ctrl-C, Ctrl-Break and SIGTERM, each time, in the main thread."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: act())
 
 
 def when_stdin_ends(act: Callable[[], object]) -> None:

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from .errors import ConfigurationError
 from .keys import JobKeys, Keys
+from .urls import RedisUrl
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -90,10 +91,10 @@ class RoleSettings(BaseSettings):
 class RedisSettings(RoleSettings):
     """Where the two Redis servers are, and under which prefix the data lie."""
 
-    streams_url: str = Field(
+    streams_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0", description="Redis that holds the streams (AOF, never evicts)"
     )
-    jobs_url: str = Field(
+    jobs_url: RedisUrl = Field(
         "redis://127.0.0.1:6380/0", description="Redis that holds RQ's jobs and results"
     )
     prefix: str = Field("qmt", description="prefix of all keys")

@@ -17,8 +17,8 @@ from urllib.parse import quote_plus, urlsplit
 import httpx
 import structlog
 
-from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.times import to_datetime
+from qmt_protocol.urls import check_http_url
 
 from .troubles import Alert
 from .words import CHILD_STATES, TERMINAL_STATES, TODO
@@ -78,13 +78,8 @@ def parse_webhook(text: str) -> Webhook:
     """
     kind, _, rest = text.partition(":")
     url = rest if kind in _KINDS else text
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(
-            "An entry of alert_urls is no http:// or https:// URL.",
-            hint="Write e.g. dingtalk:https://... or bark:https://... or post:http://...",
-        )
-    return Webhook(kind if kind in _KINDS else _KNOWN_HOSTS.get(parts.hostname, "post"), url)
+    host = urlsplit(check_http_url(url, "An entry of alert_urls (QMT_ALERT_URLS)")).hostname
+    return Webhook(kind if kind in _KINDS else _KNOWN_HOSTS.get(host or "", "post"), url)
 
 
 def title_and_body(alert: Alert, host: str) -> tuple[str, str]:

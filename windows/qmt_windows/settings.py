@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.settings import RedisSettings, load_settings
+from qmt_protocol.urls import OptionalRedisUrl
 
 from .home import Home
 
@@ -23,7 +24,7 @@ _TIME: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)", re.ASCII)
 class WindowsSettings(RedisSettings):
     """Run everything that belongs beside the terminal, and say when it is not well."""
 
-    worker_streams_url: str = Field(
+    worker_streams_url: OptionalRedisUrl = Field(
         "", description="streams Redis with the worker's user; empty: streams_url"
     )
     ring: Path | None = Field(None, description="the producer's ring; empty: in the home folder")

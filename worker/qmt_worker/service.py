@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import _thread
-import signal
-import sys
+import logging
+import threading
 from importlib.metadata import version
 from typing import Any, Final
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.worker import WorkerStatus
 
 from qmt_protocol.errors import JobFailed, QMTError, RedisUnavailable
 from qmt_protocol.jobs import CATALOGUE, parse_params
-from qmt_protocol.process import when_stdin_ends
+from qmt_protocol.process import when_stdin_ends, when_told_to_stop
 
 from .guard import guarded_job_class
 from .heartbeat import Beat
@@ -29,15 +33,30 @@ __all__ = ["serve_queue"]
 
 _WORKER_TTL_S: Final = 16  # RQ waits for a job in slices of this less 15 s
 _LONGEST_BACKOFF_S: Final = 2.0
+_AGAIN_S: Final = 1.0
+_LAST_CALL_S: Final = 1.0
 
 _log: Final = structlog.get_logger(__name__)
 
 
+class _WithoutTraceback(logging.Filter):
+    """A Redis that is away is no fault of the program: RQ's log names it in a line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, redis.RedisError):
+            record.exc_info = None
+            record.msg = f"{record.getMessage()} {error}"
+            record.args = ()
+        return True
+
+
 class _QueueWorker(SimpleWorker):
-    """RQ's worker without its remote commands, and with a stop that does not wait for jobs."""
+    """RQ's worker without its remote commands, which leaves signals to the service."""
 
     max_connection_wait_time = _LONGEST_BACKOFF_S
-    keeper: ChildKeeper
+    last_url = ""
+    """Where it registers its death."""
 
     def subscribe(self) -> None:
         """Take no commands over Redis: on Windows 'shutdown' kills, and anyone could send it."""
@@ -45,8 +64,27 @@ class _QueueWorker(SimpleWorker):
     def unsubscribe(self) -> None:
         """Nothing was subscribed to."""
 
-    def handle_warm_shutdown_request(self) -> None:
-        self.keeper.abandon()
+    def check_for_suspension(self, burst: bool) -> None:
+        """Do not look: `rq suspend` is a remote command too."""
+
+    def request_end(self) -> None:
+        """End behind the present job, or at once where there is none."""
+        if self.get_state() != WorkerStatus.BUSY:
+            raise StopRequested
+        self._stop_requested = True
+
+    def teardown(self) -> None:
+        """Tell that it ends, to a server that hears it; RQ forgets it soon anyhow."""
+        with redis.Redis.from_url(
+            self.last_url,
+            socket_timeout=_LAST_CALL_S,
+            socket_connect_timeout=_LAST_CALL_S,
+            retry=Retry(NoBackoff(), 0),
+        ) as self.connection:
+            try:
+                super().teardown()  # type: ignore[no-untyped-call]
+            except redis.RedisError as error:
+                _log.info("the jobs server was not told of the end", error=str(error))
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         error = exc_info[1]
@@ -57,9 +95,7 @@ class _QueueWorker(SimpleWorker):
             super().handle_exception(job, *exc_info)
 
     def _install_signal_handlers(self) -> None:
-        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
-        if sys.platform == "win32":
-            signal.signal(signal.SIGBREAK, self.request_stop)
+        """Leave them as the service has them."""
 
 
 class _Service:
@@ -71,52 +107,76 @@ class _Service:
         self._busy = ""
         self._finished = 0
         self._keeper = ChildKeeper(settings, self._state_changed)
+        self._stopping = threading.Event()
+        self._worker: _QueueWorker | None = None
 
     def run(self) -> None:
-        """Serve until told to stop.
+        """Serve until told to stop; the jobs server may come and go.
 
         Raises
         ------
         ConfigurationError
             When the child cannot work here at all.
-        RedisUnavailable
-            When the jobs server does not answer at the start.
         """
-        worker = self._worker()
-        worker.keeper = self._keeper
+        logging.getLogger("rq.worker").addFilter(_WithoutTraceback())
         self._keeper.start()
         self._beat.start()
-        if self._settings.exit_with_stdin:
-            when_stdin_ends(_thread.interrupt_main)
-        _log.info("worker serves", queue=self._settings.queue)
         try:
-            worker.work(logging_level="WARNING")
+            when_told_to_stop(self._stop)
+            if self._settings.exit_with_stdin:
+                when_stdin_ends(_thread.interrupt_main)
+            self._serve()
+        except StopRequested:
+            pass  # told while no worker was there to take it
         finally:
+            self._stopping.set()
             self._keeper.stop()
             self._beat.stop()
             self._jobs.close()
         if self._keeper.failure is not None:
             raise self._keeper.failure
 
-    def _worker(self) -> _QueueWorker:
+    def _stop(self) -> None:
+        """Stop in the main thread, wherever it is."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._keeper.abandon()
+        if self._worker is None:
+            raise StopRequested
+        self._worker.request_end()
+
+    def _serve(self) -> None:
+        failure = ""
+        while not self._stopping.is_set():
+            try:
+                self._worker = self._new_worker()
+                _log.info("worker serves", queue=self._settings.queue)
+                failure = ""
+                self._worker.work(logging_level="WARNING")
+            except redis.RedisError as error:
+                if str(error) != failure:
+                    _log.warning("the jobs Redis does not serve", error=str(error))
+                failure = str(error)
+            self._worker = None
+            self._stopping.wait(_AGAIN_S)
+
+    def _new_worker(self) -> _QueueWorker:
         name = self._settings.queue
         job_class = guarded_job_class(self._handle, name)
         serializer = JSONSerializer
-        try:
-            queue = Queue(name, connection=self._jobs, job_class=job_class, serializer=serializer)
-            adopt_orphans(queue, self._fail_orphan)
-            return _QueueWorker(
-                [queue],
-                connection=self._jobs,
-                job_class=job_class,
-                serializer=serializer,
-                worker_ttl=_WORKER_TTL_S,
-                log_job_description=False,
-            )
-        except redis.RedisError as error:
-            raise RedisUnavailable(
-                f"The jobs Redis does not answer: {error}.", hint="Check QMT_JOBS_URL."
-            ) from error
+        queue = Queue(name, connection=self._jobs, job_class=job_class, serializer=serializer)
+        adopt_orphans(queue, self._fail_orphan)
+        worker = _QueueWorker(
+            [queue],
+            connection=self._jobs,
+            job_class=job_class,
+            serializer=serializer,
+            worker_ttl=_WORKER_TTL_S,
+            log_job_description=False,
+        )
+        worker.last_url = self._settings.jobs_url
+        return worker
 
     def _fail_orphan(self, job: Job) -> None:
         spec = next((one for one in CATALOGUE.values() if one.function == job.func_name), None)

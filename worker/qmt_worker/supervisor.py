@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import subprocess
 import sys
 import threading
 import time
-from types import FrameType
 from typing import Final
 
 import structlog
 
 from qmt_protocol.jobs import DOWNLOAD_QUEUE, QUERY_QUEUE
-from qmt_protocol.process import when_stdin_ends
+from qmt_protocol.process import when_stdin_ends, when_told_to_stop
 
 __all__ = ["CONFIGURATION_EXIT", "supervise"]
 
@@ -82,14 +80,7 @@ def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
         Whether to end when standard input closes.
     """
     stop = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    if sys.platform == "win32":
-        signal.signal(signal.SIGBREAK, on_signal)
+    when_told_to_stop(stop.set)
     if exit_with_stdin:
         when_stdin_ends(stop.set)
     served = [_Served(queue, arguments) for queue in (QUERY_QUEUE, DOWNLOAD_QUEUE)]

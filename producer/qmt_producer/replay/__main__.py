@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from qmt_client import AsyncQMTClient
 from qmt_producer.redis_link import connect
 from qmt_protocol.errors import Gap, QMTError
-from qmt_protocol.process import start_logging, when_stdin_ends
+from qmt_protocol.process import start_logging, when_stdin_ends, when_told_to_stop
 from qmt_protocol.settings import load_settings
 from qmt_protocol.times import to_datetime
 
@@ -77,12 +76,10 @@ async def _until_stopped(settings: ReplaySettings, day: StoredDay, player: Playe
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(_replay(settings, day, player))
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
         loop.call_soon_threadsafe(task.cancel)
 
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
+    when_told_to_stop(stop)
     if settings.exit_with_stdin:
         when_stdin_ends(stop)
     try:

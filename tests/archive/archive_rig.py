@@ -366,5 +366,5 @@ def wait_archived(folder: Path, count: int) -> None:
 
 def events(connection: redis.Redis, kind: str) -> list[dict[str, Any]]:
     """Return the events of a kind."""
-    told = [json.loads(fields[b"e"]) for _, fields in connection.xrange(KEYS.events)]
+    told = [json.loads(fields[b"e"]) for _, fields in connection.xrange(KEYS.archive_events)]
     return [one for one in told if one["kind"] == kind]

@@ -35,5 +35,4 @@ if __name__ == "__main__":
         found = trouble()
     except redis.RedisError as error:
         found = f"Redis: {error}"
-    print(found or "well")
-    sys.exit(bool(found))
+    sys.exit(found or 0)  # a message is printed and makes it 1

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
+import itertools
 import json
 import os
 import random
@@ -20,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -91,7 +94,9 @@ class Stack:
             input=there,
             check=True,
         )
-        self.box.run("docker ps -aq | xargs -r docker rm -f; docker volume ls -q | xargs -r docker volume rm")
+        self.box.run(
+            "docker ps -aq | xargs -r docker rm -f; docker volume ls -q | xargs -r docker volume rm"
+        )
 
     @property
     def settings(self) -> dict[str, str]:
@@ -126,8 +131,10 @@ class Stack:
         before = self.containers()[service]
         self.box.run(f"kill -9 {before.pid}")
         wait_for(
-            lambda: self.containers()[service].started != before.started
-            and self.containers()[service].health == "healthy",
+            lambda: (
+                self.containers()[service].started != before.started
+                and self.containers()[service].health == "healthy"
+            ),
             f"{service} comes back",
         )
 
@@ -150,11 +157,13 @@ class Windows:
         head, _, body = line.partition(".")
         if head != "qmt1":
             raise RuntimeError("docker/join printed no line")
-        self.line: dict[str, str] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        self.line: dict[str, str] = json.loads(
+            base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        )
         self.folder = folder
         self.log = folder / "pushed"
         self.terminal = TerminalProcess(
-            *("--push-log", str(self.log), "--push-ms", "100", "--interval-ms", "6000")
+            *("--push-log", str(self.log), "--push-ms", "100", "--interval-ms", "15000")
         )
         self.key = key
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -183,8 +192,12 @@ class Windows:
             "QMT_TERMINAL_PORT": str(self.terminal.port),
             "QMT_NATIVE_MODULE": "qmt_simulator.native",
             "QMT_RING": str(self.folder / "ring.sqlite"),
+            # The silence in which this counts is no fault of the terminal's to be named.
+            "QMT_DEAF_AFTER_S": "3600",
         }
-        self._start("producer", "-m", "qmt_producer", QMT_STREAMS_URL=self.line["streams"], **native)
+        self._start(
+            "producer", "-m", "qmt_producer", QMT_STREAMS_URL=self.line["streams"], **native
+        )
         self._start(
             *("worker", "-m", "qmt_worker"),
             QMT_STREAMS_URL=self.line["worker_streams"],
@@ -269,18 +282,26 @@ class Windows:
             self._events[json.dumps(event, sort_keys=True)] = event
 
     def account(self) -> Verdict:
-        """Compare what was pushed with what the streams hold and gap events name."""
-        gaps = gaps_of(self._events.values())
-        return account(pushed_by_code([self.log]), stored_by_code(self.streams), gaps)
+        """Compare what was pushed with what the streams hold and gap events name.
+
+        The terminal is silenced for the time of reading, and speaks again behind it.
+        """
+        self.quiet()
+        pushed, stored = pushed_by_code([self.log]), stored_by_code(self.streams)
+        self.terminal.control.clear_fault("deaf")
+        return account(pushed, stored, gaps_of(self._events.values()))
 
     def account_reader(self) -> Verdict:
         """Compare what was pushed with what the reader wrote down."""
+        self.quiet()
         file = self.folder / "reader.txt"
         wait_for(lambda: time.time() - file.stat().st_mtime > 2, "the reader has read everything")
         got, gaps = read_notes(file)
         if gaps:
             raise RuntimeError(f"the reader was told {len(gaps)} gaps: {gaps[0]}")
-        return account_reader(pushed_view(self.log, MARKETS), got)
+        verdict = account_reader(pushed_view(self.log, MARKETS), got)
+        self.terminal.control.clear_fault("deaf")
+        return verdict
 
     def entries(self) -> int:
         """Count the entries of all tick streams."""
@@ -317,10 +338,11 @@ class Run:
             self.step("history and ticks through the gateway", self._served)
             self.step("down and up", lambda: self._broken(self._down_and_up))
             for service in SERVICES:
-                self.step(f"kill {service}", lambda name=service: self._broken(lambda: self.stack.kill(name)))  # type: ignore[misc]
+                kill = functools.partial(self.stack.kill, service)
+                self.step(f"kill {service}", functools.partial(self._broken, kill))
             self.step("Docker stopped and started", lambda: self._broken(self._docker_again))
             self.step("power cut, address late", lambda: self._broken(self._power_cut))
-            self.step("reader of the gateway", lambda: _counted(self.windows.account_reader()))
+            self.step("the gateway's reader", lambda: _counted(self.windows.account_reader()))
             self.step("restore of a backup", self._restore)
             self.step("streams killed, Windows away", self._windows_away)
             self.step("archive", self._archived)
@@ -336,12 +358,17 @@ class Run:
         secrets = {v for k, v in self.stack.settings.items() if k.endswith(("PASSWORD", "KEYS"))}
         _check(len(secrets) == 7 and min(map(len, secrets)) >= 32, "the secrets are random")
         # Longer than a round of health checks.
-        seen = self.box.run("for i in $(seq 60); do cat /proc/[0-9]*/cmdline; sleep 0.1; done | tr '\\0' ' '", check=False)
+        seen = self.box.run(
+            "for i in $(seq 60); do cat /proc/[0-9]*/cmdline; sleep 0.1; done | tr '\\0' ' '",
+            check=False,
+        )
         _check("valkey-server" in seen, "processes can be seen")
         _check(not any(one in seen for one in secrets), "no process shows a password")
         listed = self.box.run(f"{COMPOSE} exec -T archive qmt-archive ls")
         _check("/archive" in listed, "qmt-archive ls works in the archive's container")
-        hour = self.box.run(f"{COMPOSE} exec -T gateway date +%z; {COMPOSE} exec -T streams date +%z")
+        hour = self.box.run(
+            f"{COMPOSE} exec -T gateway date +%z; {COMPOSE} exec -T streams date +%z"
+        )
         _check(hour.split() == ["+0800"] * 2, f"the time zone is China's: {hour}")
         pong = self.box.run(f"{COMPOSE} exec -T streams qmt-admin PING")
         _check(pong.strip() == "PONG", "the admin is there")
@@ -369,7 +396,7 @@ class Run:
     def _joined(self) -> dict[str, Any]:
         self.windows.start()
         self.windows.start_reader()
-        return self._settled()
+        return _counted(self.windows.account())
 
     def _served(self) -> dict[str, Any]:
         with QMTClient(GATEWAY, api_key=self.windows.key) as client:
@@ -379,11 +406,14 @@ class Run:
             # The last bar is of today and moves.
             same = closes[:-1] == true["close"][-20:-1].round(4).tolist()
             _check(len(closes) == 20 and same, "history is the terminal's")
-            live = iter(client.ticks(list(SOME)))
-            got = [(tick.code, tick_content(tick)) for tick, _ in zip(live, range(30), strict=False)]
-        pushed = {(row["code"].decode(), tick_content(row)) for row in read_push_log(self.windows.log)}
-        _check(set(got) <= pushed, "live ticks are the terminal's")
-        return {"bars": len(frame), "live": len(got)}
+            with closing(client.ticks(list(SOME))) as live:
+                ticks = list(itertools.islice(live, 30))
+        got = {(tick.code, tick_content(tick)) for tick in ticks}
+        pushed = {
+            (row["code"].decode(), tick_content(row)) for row in read_push_log(self.windows.log)
+        }
+        _check(got <= pushed, "live ticks are the terminal's")
+        return {"bars": len(frame), "live": len(ticks)}
 
     def _history(self, client: QMTClient) -> Any:
         """Ask until a worker is there: one whose heartbeat is late counts as gone."""
@@ -399,13 +429,6 @@ class Run:
         wait_for(answered, "a worker answers")
         return frames[0]
 
-    def _settled(self) -> dict[str, Any]:
-        """Account for everything up to now, then let the terminal speak again."""
-        self.windows.quiet()
-        counted = _counted(self.windows.account())
-        self.windows.terminal.control.clear_fault("deaf")
-        return counted
-
     def _broken(self, damage: Callable[[], None]) -> dict[str, Any]:
         """Break something at any moment while ticks flow, and count when they flow again."""
         self.windows.wait_flowing()
@@ -414,7 +437,7 @@ class Run:
         damage()
         self.stack.wait_well()
         self.windows.wait_flowing()
-        return self._settled()
+        return _counted(self.windows.account())
 
     def _down_and_up(self) -> None:
         self.box.run(f"{COMPOSE} down")
@@ -442,7 +465,7 @@ class Run:
         self.stack.as_documented("Restore")
         self.stack.wait_well()
         self.windows.wait_flowing()
-        return {"in_backup": at, **self._settled()}
+        return {"in_backup": at, **_counted(self.windows.account())}
 
     def _windows_away(self) -> dict[str, Any]:
         self.windows.quiet()
@@ -456,7 +479,12 @@ class Run:
         _check(before == killed == after > 0, f"{before} entries, {killed}, {after}")
         self.windows.terminal.control.clear_fault("deaf")
         self.windows.start()
-        return {"before": before, "killed": killed, "after": after, **self._settled()}
+        return {
+            "before": before,
+            "killed": killed,
+            "after": after,
+            **_counted(self.windows.account()),
+        }
 
     def _archived(self) -> dict[str, Any]:
         """The archive's files hold what the streams hold, once it has written what waited."""

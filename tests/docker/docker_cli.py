@@ -37,6 +37,7 @@ def main() -> int:
         username=options.user,
         password=os.environ["REDISCLI_AUTH"],
         retry=Retry(NoBackoff(), 0),
+        protocol=2,
     )
     connection.response_callbacks.clear()
     try:

@@ -76,7 +76,7 @@ def start_server(
         return redis.Redis(port=port, username=role, password=f"secret-of-{role}", socket_timeout=5)
 
     deadline = time.monotonic() + 60
-    while health(folder).returncode:
+    while not (folder / "run" / "ready").exists() or health(folder).returncode:
         if time.monotonic() > deadline or process.poll() is not None:
             process.kill()
             raise RuntimeError((folder / "log").read_text("utf-8", "replace")[-2000:])

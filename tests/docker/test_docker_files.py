@@ -24,6 +24,7 @@ from rq.serializers import JSONSerializer
 
 from qmt_protocol.keys import JobKeys, Keys
 from qmt_protocol.status import new_heartbeat
+from qmt_standalone.redis_server import find_server
 
 BIN = Path(sys.executable).parent
 KEYS = Keys()
@@ -56,6 +57,45 @@ def test_the_dockerfiles_are_clean(name: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_compose_builds_each_image_once_under_a_name_of_its_own() -> None:
+    """Two builds of one image race, and each `up` takes the other's for a change."""
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
+    assert compose["name"] == "qmt-bridge"
+    built = [one["image"] for one in compose["services"].values() if "build" in one]
+    assert sorted(built) == ["qmt-bridge-gateway", "qmt-bridge-redis"]
+    for service in compose["services"].values():
+        assert service["image"] in built
+        assert ("build" in service) != (service.get("pull_policy") == "never")
+
+
+def test_every_container_is_bounded_and_its_health_is_known() -> None:
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
+    for name, service in compose["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert service["logging"]["options"]["max-size"], name
+        assert service["restart"] == "unless-stopped", name
+        assert service["environment"]["TZ"] == "CST-8", name
+    for name in ("redis", "gateway"):
+        assert "\nHEALTHCHECK " in (DOCKER / f"Dockerfile.{name}").read_text("utf-8")
+    assert compose["services"]["archive"]["healthcheck"]["test"]
+
+
+@pytest.mark.parametrize("server", ["streams", "jobs"])
+def test_a_server_has_room_to_rewrite_its_file(server: str) -> None:
+    example = dict(
+        line.split("=", 1)
+        for line in (DOCKER / ".env.example").read_text("utf-8").splitlines()
+        if line[:4] == "QMT_"
+    )
+    held = int(example[f"QMT_{server.upper()}_MEMORY"].removesuffix("gb"))
+    limit = int(example[f"QMT_{server.upper()}_MEMORY_LIMIT"].removesuffix("gb"))
+    assert limit >= 1.5 * held
+
+
 def test_compose_listens_on_loopback_and_keeps_data_by_default() -> None:
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
     for name, service in compose["services"].items():
@@ -63,7 +103,6 @@ def test_compose_listens_on_loopback_and_keeps_data_by_default() -> None:
             assert ":-127.0.0.1}:" in port, (name, port)
     for name in ("streams", "jobs"):
         assert compose["services"][name]["volumes"] == [f"{name}-data:/data"]
-        assert compose["services"][name]["healthcheck"]["test"]
     assert compose["services"]["archive"]["volumes"] == ["archive-data:/archive"]
     assert compose["services"]["gateway"]["volumes"] == ["archive-data:/archive:ro"]
     assert set(compose["volumes"]) == {"streams-data", "jobs-data", "archive-data"}
@@ -265,7 +304,11 @@ def test_a_job_runs_from_one_user_to_the_other(jobs_users: Connect, role: str) -
 def test_a_missing_password_stops_the_start(tmp_path: Path) -> None:
     done = subprocess.run(
         ["/bin/sh", DOCKER / "redis" / "start.sh", "streams"],
-        env={"PATH": os.environ["PATH"], "QMT_ACL_FILE": str(tmp_path / "users.acl")},
+        env={
+            "PATH": os.environ["PATH"],
+            "QMT_RUN_DIR": str(tmp_path / "run"),
+            "QMT_REDIS_BINARY": str(find_server()),
+        },
         capture_output=True,
         text=True,
         timeout=30,

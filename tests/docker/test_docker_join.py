@@ -115,7 +115,7 @@ def test_without_an_environment_file_it_says_how_to_make_one(tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 1
-    assert "cp docker/.env.example docker/.env" in done.stderr
+    assert "docker/up" in done.stderr
 
 
 def test_the_lines_users_may_do_what_the_windows_box_does(tmp_path: Path) -> None:

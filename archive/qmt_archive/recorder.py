@@ -35,6 +35,7 @@ from qmt_protocol.archive import (
 )
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.errors import (
+    AccessDenied,
     ArchiveDamaged,
     ArchiveUnavailable,
     CodecError,
@@ -192,9 +193,9 @@ class Recorder:
             except _Broken as error:
                 log.warning("the feed was lost; the streams are asked", reason=str(error))
                 await self._flush()
-            except RedisUnavailable as error:
+            except (AccessDenied, RedisUnavailable) as error:
                 if error.message != failure:
-                    log.warning("Redis is away", error=error.message)
+                    log.warning("Redis is away", error=str(error))
                 failure = error.message
                 await asyncio.sleep(_RETRY_S)
 

@@ -81,7 +81,8 @@ def redis_errors(address: str) -> Iterator[None]:
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
         raise AccessDenied(
             f"Redis at {address} refused access: {error}.",
-            hint="Check user and password in the URL.",
+            hint="Check user and password in the URL; a character such as # or @ in them must be "
+            "percent-encoded.",
             address=address,
         ) from error
     except (redis.RedisError, OSError, asyncio.TimeoutError) as error:
@@ -94,8 +95,8 @@ def redis_errors(address: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def redis_call(address: str) -> AsyncIterator[None]:
-    """Do as `redis_errors` does, and allow one asyncio exchange ten seconds."""
+async def redis_call(address: str, within_s: float = _ANSWER_WITHIN_S) -> AsyncIterator[None]:
+    """Do as `redis_errors` does, and allow one asyncio exchange ten seconds, or as many."""
     with redis_errors(address):
-        async with timeout(_ANSWER_WITHIN_S):
+        async with timeout(within_s):
             yield

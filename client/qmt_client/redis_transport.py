@@ -377,6 +377,27 @@ class RedisTransport:
             )
         return self._stored
 
+    async def check_streams(self, within_s: float) -> None:
+        """Read from the streams server, within a time.
+
+        Raises
+        ------
+        AccessDenied, RedisUnavailable
+        """
+        # Not PING: a server with a full disk refuses that and is read from all the same.
+        async with redis_call(self._address, within_s):
+            await self.streams.zrange(self.keys.seen, 0, 0)
+
+    async def check_jobs(self, within_s: float) -> None:
+        """Ask the jobs server whether it takes jobs, within a time.
+
+        Raises
+        ------
+        AccessDenied, RedisUnavailable
+        """
+        async with redis_call(self._jobs_address, within_s):
+            await self._need_jobs().ping()
+
     async def status(self) -> Status:
         """Return who is alive, by the heartbeats on the streams server."""
         async with (

@@ -7,16 +7,17 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import redis
 from starlette.requests import Request
 
 from qmt_client.archive import ArchiveReader
-from qmt_client.connections import redis_errors
+from qmt_client.connections import redis_call
 from qmt_client.processes import Status
 from qmt_client.redis_transport import RedisTransport
 from qmt_client.stored_source import finished
 from qmt_protocol.archive import Manifest as ArchiveManifest
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import InstrumentNotFound, QMTError, RedisUnavailable
+from qmt_protocol.errors import AccessDenied, InstrumentNotFound, QMTError
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import Tick
 
@@ -36,6 +37,7 @@ __all__ = [
 
 SIMULATED: Final = "SIMULATED"
 _LOOK_EVERY_S: Final = 1.0
+_READY_WITHIN_S: Final = 2.0
 _GONE_EVERY_S: Final = 0.5
 _SECTOR_FRESH_S: Final = 600.0
 _SECTOR_WITHIN_S: Final = 20.0
@@ -69,6 +71,9 @@ class Bridge:
         self._sectors: dict[str, tuple[float, list[str]]] = {}
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
+        self._readiness: dict[str, str] = {}
+        self._checked_at = float("-inf")
+        self._checking = asyncio.Lock()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -112,7 +117,7 @@ class Bridge:
 
     async def _explain_absence(self, codes: Sequence[str]) -> None:
         markets = sorted({market_of(code) for code in codes})
-        with redis_errors(self.transport.address):
+        async with redis_call(self.transport.address):
             stored = [
                 await self.transport.streams.exists(self.transport.keys.latest(market))
                 for market in markets
@@ -164,13 +169,40 @@ class Bridge:
             return ArchiveManifest()
         return await finished(self.archive.manifest)
 
-    async def streams_answer(self) -> bool:
-        """Return whether the streams server answers."""
-        try:
-            await self.transport.status()
-        except RedisUnavailable:
-            return False
-        return True
+    async def readiness(self) -> dict[str, str]:
+        """Return why each Redis server does not serve, at most a second old; ``""``: it does."""
+        async with self._checking:
+            if time.monotonic() - self._checked_at > _LOOK_EVERY_S:
+                streams, jobs = await asyncio.gather(
+                    _why_not(self.transport.check_streams(_READY_WITHIN_S)),
+                    _why_not(self.transport.check_jobs(_READY_WITHIN_S)),
+                )
+                self._readiness = {"streams": streams, "jobs": jobs}
+                self._checked_at = time.monotonic()
+            return self._readiness
+
+
+async def _why_not(check: Awaitable[None]) -> str:
+    """Return why a server does not serve, in words that tell no address, user or password."""
+    try:
+        await check
+    except QMTError as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: QMTError) -> str:
+    cause = error.__cause__
+    if isinstance(error, AccessDenied):
+        return "it refuses the user, the password or a command"
+    if isinstance(cause, (asyncio.TimeoutError, redis.TimeoutError)):
+        return f"no answer within {_READY_WITHIN_S:g} s"
+    if isinstance(cause, redis.exceptions.BusyLoadingError):
+        return "it loads its data"
+    if isinstance(cause, (redis.ConnectionError, OSError)):
+        return "it cannot be reached"
+    code = str(cause).partition(" ")[0]  # such as MISCONF
+    return f"it refuses: {code}" if code.isalpha() and code.isupper() else "it refuses"
 
 
 def _some(codes: Sequence[str]) -> str:

@@ -25,7 +25,14 @@ from qmt_client.redis_transport import RedisTransport
 from qmt_client.stored import Row as TickRow
 from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import Gap, InvalidRequest, QMTError, RedisUnavailable, Unavailable
+from qmt_protocol.errors import (
+    AccessDenied,
+    Gap,
+    InvalidRequest,
+    QMTError,
+    RedisUnavailable,
+    Unavailable,
+)
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
 
 from .subscriber import Frame, Subscriber, Wants
@@ -531,7 +538,7 @@ class Hub:
                 if not reader.events_id:
                     await self._load_events(reader)
                 reading = await reader.read()
-            except RedisUnavailable:
+            except (AccessDenied, RedisUnavailable):
                 await asyncio.sleep(_AGAIN_S)
                 continue
             for event_id, event in reading.events:

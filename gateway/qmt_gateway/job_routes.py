@@ -190,10 +190,33 @@ async def status(bridge: BridgeOf) -> Response:
 async def health(request: Request) -> Response:
     """Needs no key. Always 200 while the process serves; `streams` tells whether Redis does."""
     bridge: Bridge = request.app.state.bridge
-    streams = await bridge.streams_answer()
+    streams = not (await bridge.readiness())["streams"]
     told = {
         "status": "ok" if streams else "degraded",
         "streams": streams,
         "version": version("qmt-redis-bridge"),
     }
     return answer(told, simulated=False)
+
+
+@health_router.get(
+    "/readyz",
+    tags=["operation"],
+    summary="Whether both Redis servers serve",
+    response_model=models.Ready,
+    responses={503: {"model": models.Ready, "description": "One of them does not."}},
+)
+async def readiness(request: Request) -> Response:
+    """Needs no key; answers within three seconds. 503 names the server and why it does not serve.
+
+    Producer, worker and archive are not looked at: without them a gateway answers all the same,
+    and `/api/v1/status` tells of them.
+    """
+    bridge: Bridge = request.app.state.bridge
+    reasons = await bridge.readiness()
+    told = {
+        "ready": not any(reasons.values()),
+        **{name: {"ready": not why, "reason": why} for name, why in reasons.items()},
+        "version": version("qmt-redis-bridge"),
+    }
+    return answer(told, simulated=False, status=200 if told["ready"] else 503)

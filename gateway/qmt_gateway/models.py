@@ -208,6 +208,22 @@ class Health(BaseModel):
     version: str
 
 
+class ServerReady(BaseModel):
+    """Whether a Redis server serves, and why it does not."""
+
+    ready: bool
+    reason: str = Field(examples=["it loads its data"])
+
+
+class Ready(BaseModel):
+    """Whether the gateway can answer: both Redis servers serve it."""
+
+    ready: bool
+    streams: ServerReady
+    jobs: ServerReady
+    version: str
+
+
 class Problem(BaseModel):
     """An error, as RFC 9457 shapes it."""
 

@@ -90,7 +90,7 @@ def test_a_key_given_as_hash_opens(locked: GatewayProcess) -> None:
 
 
 def test_pages_and_health_need_no_key(locked: GatewayProcess) -> None:
-    for path in ("/healthz", "/docs", "/openapi.json"):
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
         response = ask(locked, path, {})
         assert response.status_code == 200
         assert FIRST not in response.text

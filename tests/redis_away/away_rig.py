@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -153,3 +156,21 @@ def start(
             stderr=subprocess.STDOUT,
         )
     return Run(name, program, how, process, folder)
+
+
+@contextmanager
+def running_gateway(servers: Servers, folder: Path) -> Iterator[str]:
+    """Run a gateway; gives its address."""
+    program = PROGRAMS["gateway"]
+    run = start("gateway", program, signal.SIGTERM, folder / "gateway", servers, folder / "none")
+    try:
+        deadline = time.monotonic() + 60
+        while program.works not in run.told:
+            assert run.process.poll() is None, run.told
+            assert time.monotonic() < deadline, run.told
+            time.sleep(0.05)
+        yield str(json.loads(run.told.partition("\n")[0])["url"])
+    finally:
+        run.process.terminate()
+        run.process.wait(30)
+        assert "Traceback" not in run.told

@@ -72,12 +72,19 @@ PROGRAMS: Final[dict[str, Program]] = {
 }
 
 
+class _Server(RedisServer):
+    """One whose folder a test may change, to fill its disk."""
+
+    def _config(self) -> str:
+        return super()._config() + "enable-protected-configs yes\n"
+
+
 class Servers:
     """The two servers, of which some are not well."""
 
     def __init__(self, folder: Path) -> None:
-        self.streams = RedisServer(folder / "streams", password="s", port=free_port())
-        self.jobs = RedisServer(folder / "jobs", password="j", port=free_port(), aof=False)
+        self.streams = _Server(folder / "streams", password="s", port=free_port())
+        self.jobs = _Server(folder / "jobs", password="j", port=free_port(), aof=False)
 
     def of(self, which: Which) -> list[RedisServer]:
         return [self.streams, self.jobs] if which == "both" else [getattr(self, which)]

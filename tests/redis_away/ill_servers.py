@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ LOADING_US = 50_000
 def fill(server: RedisServer) -> None:
     """Put keys into its append-only file, in the form that is loaded key by key."""
     with redis.Redis.from_url(server.url) as connection:
-        connection.mset({f"key:{number}": number for number in range(KEYS)})
+        # As long as what is read between two looks at its clients.
+        connection.mset({f"key:{number}": os.urandom(1024) for number in range(KEYS)})
         connection.bgrewriteaof()
         wait_for(lambda: not connection.info("persistence")["aof_rewrite_in_progress"])
         wait_for(lambda: not connection.info("persistence")["aof_rewrite_scheduled"])
@@ -35,7 +37,7 @@ def start_loading(server: RedisServer) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [*server.prepare(), *slow], stdout=log, stderr=log, cwd=server.directory
         )
-    wait_for(lambda: refusal(server).startswith("LOADING") or "loading" in refusal(server))
+    wait_for(lambda: "loading" in refusal(server).lower())
     return process
 
 

@@ -111,7 +111,7 @@ def run(*command: str) -> str:
 
 
 def wrap(name: str) -> None:
-    """Write a server's wrapper, and prove that it starts."""
+    """Write the wrapper of a server, and of the tool that checks its files; prove that it starts."""
     suite, program = SERVERS[name]
     tree = folder() / suite
     loaders = sorted(tree.glob("**/ld-linux*.so.*"))
@@ -120,15 +120,19 @@ def wrap(name: str) -> None:
     binary = tree / "usr" / "bin" / program
     if not loaders or not binary.exists():
         raise CannotFetchError(f"{suite} has no {program}")
-    wrapper = folder() / name
-    written = wrapper.with_suffix(".part")
     path = ":".join(sorted(libraries))
-    written.write_text(
-        f'#!/bin/sh\nexec "{loaders[0]}" --library-path "{path}" "{binary}" "$@"\n', "utf-8"
-    )
-    written.chmod(0o755)
-    run(str(written), "--version")
-    written.rename(wrapper)
+    for tool in ("check-aof", "server"):
+        command = f'"{loaders[0]}" --library-path "{path}" "{binary.parent}/{_tool(program, tool)}"'
+        written = folder() / f"{name}.part"
+        written.write_text(f'#!/bin/sh\nexec {command} "$@"\n', "utf-8")
+        written.chmod(0o755)
+        if tool == "server":
+            run(str(written), "--version")
+        written.rename(folder() / _tool(name, tool))
+
+
+def _tool(program: str, tool: str) -> str:
+    return program.removesuffix("server") + tool
 
 
 def get(own: str, suite: str, *, update: bool) -> list[str]:

@@ -78,11 +78,18 @@ def redis_errors(address: str) -> Iterator[None]:
     """
     try:
         yield
-    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+    except redis.AuthenticationError as error:
         raise AccessDenied(
             f"Redis at {address} refused access: {error}.",
             hint="Check user and password in the URL; a character such as # or @ in them must be "
             "percent-encoded.",
+            address=address,
+        ) from error
+    except redis.exceptions.NoPermissionError as error:
+        raise AccessDenied(
+            f"Redis at {address} refused access: {error}.",
+            hint="Check which user the URL names, and that the server's users are those of this "
+            "version (docker/redis/*.acl).",
             address=address,
         ) from error
     except (redis.RedisError, OSError, asyncio.TimeoutError) as error:

@@ -124,10 +124,10 @@ USERS: Final = (
                 (
                     *(f"fcall|{LIBRARY}_{name}" for name in FUNCTIONS),
                     *("get", "set", "del", "unlink", "pexpire", "exists", "memory|usage"),
-                    *("hget", "hset"),
+                    *("hget", "hkeys", "hset"),
                     *("xadd", "xtrim", "xlen", "xrange", "xrevrange", "xinfo|stream"),
                 ),
-                "publishes under its lease, trims what is old",
+                "publishes under its lease, trims what is old; reads a day to replay it",
             ),
             Grant(("@:schema",), ("hset", "hget", "unlink"), "describes what it publishes"),
             Grant(("@:events",), ("xadd", "unlink"), "tells what happened"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,57 +20,58 @@ from qmt_standalone.redis_server import RedisServer, free_port
 State = Literal["absent", "hung", "gone", "hung later"]
 """Not there at the start; there but stopped; killed or stopped once the program works."""
 Which = Literal["streams", "jobs", "both"]
+ENDS_WITHIN_S: Final = 15.0
+"""A few seconds where the machine is not busy; a program that does not hear never ends."""
 
-REPLAYED: Final = ("--start", "2026-11-20", "--end", "2026-11-20", "--speed", "1")
+_STREAMS, _BOTH = ("streams",), ("streams", "jobs")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program, how it is started, and what it may answer.
+    """A program and how it is started.
 
     Attributes
     ----------
-    codes
-        Exit codes after a signal: of a service that ends in order, or of a command that is cut off.
     works
-        What standard output or error holds once it works, with both servers there.
+        What it has said once it works, with both servers there; ``""``: it has connected.
     needs
-        Which servers it cannot go without: then it may have ended by itself with a message.
+        Servers without which it ends by itself, with a message; none: it waits for them.
+    code
+        Exit code where it ends in order; ``None``: a command, which is cut off.
     """
 
     words: tuple[str, ...]
     works: str = ""
     needs: tuple[str, ...] = ()
-    service: bool = True
-    environment: Mapping[str, str] = field(default_factory=dict)
+    code: int | None = None
 
 
+_DAY: Final = ("--start", "2026-11-20", "--end", "2026-11-20", "--speed", "1")
 PROGRAMS: Final[dict[str, Program]] = {
-    "archive run": Program(("qmt_archive", "run"), works='"ready": true'),
-    "gateway": Program(("qmt_gateway", "--port", "0"), works='"ready": true'),
-    "producer": Program(("qmt_producer",)),
+    "archive run": Program(
+        ("qmt_archive", "run", "--archive-url", "new"), works='"ready": true', code=0
+    ),
+    "gateway": Program(("qmt_gateway", "--port", "0"), works='"ready": true', code=0),
+    "producer": Program(("qmt_producer",), code=0),
     "producer replay": Program(
-        ("qmt_producer", "replay", "--day", "2026-11-20"), needs=("streams",)
+        ("qmt_producer", "replay", "--day", "2026-11-20"), needs=_STREAMS, code=130
     ),
-    "worker": Program(("qmt_worker",), works="worker serves"),
-    "worker of a queue": Program(("qmt_worker", "--queue", "qmt-query"), works="worker serves"),
-    "windows": Program(("qmt_windows", "run")),
-    "qmt ticks --follow": Program(
-        ("qmt_client", "ticks", "600519.SH", "--follow"), needs=("streams",), service=False
+    "worker of a queue": Program(
+        ("qmt_worker", "--queue", "qmt-query"), works="worker serves", code=0
     ),
-    "qmt replay": Program(
-        ("qmt_client", "replay", "*", *REPLAYED), needs=("streams",), service=False
-    ),
-    "qmt history": Program(
-        ("qmt_client", "history", "600519.SH"), needs=("streams", "jobs"), service=False
-    ),
-    "qmt status": Program(("qmt_client", "status"), needs=("streams",), service=False),
+    "qmt ticks": Program(("qmt_client", "ticks", "600519.SH", "--follow"), needs=_STREAMS),
+    "qmt replay": Program(("qmt_client", "replay", "*", *_DAY), needs=_STREAMS),
+    "qmt history": Program(("qmt_client", "history", "600519.SH"), needs=_BOTH),
+    "qmt status": Program(("qmt_client", "status"), needs=_STREAMS),
     "archive backfill": Program(
-        ("qmt_archive", "backfill", "--day", "20261120", "--archive-url", "other"),
-        needs=("streams", "jobs"),
-        service=False,
+        ("qmt_archive", "backfill", "--day", "20261120", "--archive-url", "copy"), needs=_BOTH
     ),
 }
+SUPERVISORS: Final[dict[str, Program]] = {
+    "worker": Program(("qmt_worker",), works="worker serves", code=0),
+    "windows": Program(("qmt_windows", "run"), works="worker-download", code=0),
+}
+"""These start others, from nothing."""
 
 
 class _Server(RedisServer):
@@ -101,6 +103,14 @@ class Servers:
             assert server.process is not None
             server.process.send_signal(signal.SIGSTOP)
 
+    def spoil(self, state: State, which: Which) -> None:
+        """Do what a program meets later."""
+        if state == "gone":
+            for server in self.of(which):
+                server.kill()
+        if state == "hung later":
+            self.hang(which)
+
     def kill(self) -> None:
         for server in self.of("both"):
             server.kill()
@@ -112,30 +122,68 @@ class Run:
 
     name: str
     program: Program
-    signal: signal.Signals
+    number: signal.Signals
     process: subprocess.Popen[bytes]
     folder: Path
-    began_s: float = 0.0
-    took_s: float = 0.0
-    code: int | None = None
 
     @property
     def told(self) -> str:
         return (self.folder / "output").read_text("utf-8", "replace")
 
-    def hears(self) -> bool:
-        """Whether it would not just be killed: a handler is there; commands have none."""
-        if self.process.poll() is not None:
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def is_at(self, state: State, servers: Servers) -> bool:
+        """Whether it has come as far as it will with such servers."""
+        if self.ended:
             return True
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-        return bool(caught & 1 << self.signal - 1)
+        if self.program.code is not None and not self._hears():
+            return False
+        if state == "absent":
+            return not self.program.needs
+        if state != "hung" and self.program.works:
+            return self.program.works in self.told
+        try:
+            held = psutil.Process(self.process.pid).net_connections("tcp")
+        except psutil.Error:
+            return False
+        ports = {server.port for server in servers.of("both")}
+        return any(one.raddr and one.raddr.port in ports for one in held)
+
+    def _hears(self) -> bool:
+        """Whether it has a handler for its signal."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return False
+        caught = status.partition("SigCgt:")[2].split()
+        return bool(caught) and bool(int(caught[0], 16) & 1 << self.number - 1)
+
+    def tell(self) -> None:
+        if not self.ended:
+            self.process.send_signal(self.number)
+
+    def wrong(self, told: bool) -> str:
+        """Return what is wrong with how it ended; `told`: a signal was sent before."""
+        code = self.process.returncode
+        text = self.told
+        if "Traceback" in text or "Exception" in text:
+            return f"a traceback: {text}"
+        if not told:
+            well = self.program.needs and code in (0, 1, 2) and len(text.splitlines()) >= 1
+            return "" if well else f"it ended by itself with {code}: {text}"
+        if self.program.code is not None:
+            return "" if code == self.program.code else f"exit code {code}: {text}"
+        # It may have been about to end with a message when it was told to.
+        cut_off = {-self.number, 128 + self.number, 1, 2}
+        return "" if code in cut_off else f"exit code {code}: {text}"
 
 
 def start(
     name: str,
     program: Program,
-    how: signal.Signals,
+    number: signal.Signals,
     folder: Path,
     servers: Servers,
     archive: Path,
@@ -148,11 +196,12 @@ def start(
         "QMT_JOBS_URL": servers.jobs.url,
         "QMT_NATIVE_MODULE": "qmt_simulator.native",
         "QMT_TERMINAL_PORT": "1",
+        "QMT_TO_PREFIX": f"replay-{number.name}",
         "QMT_HOME": str(folder / "home"),
-        **program.environment,
+        "QMT_ARCHIVE_URL": str(archive),
     }
-    if "archive run" not in name:
-        env["QMT_ARCHIVE_URL"] = str(archive)
+    if "copy" in program.words:
+        shutil.copytree(archive, folder / "copy")
     with open(folder / "output", "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *program.words],
@@ -162,7 +211,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    return Run(name, program, how, process, folder)
+    return Run(name, program, number, process, folder)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ __all__ = ["Box", "wait_for"]
 
 # Its imports once, not in each of hundreds of starts.
 FORKS: Final = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["restart_windows"])
+FORKS.set_forkserver_preload(["__main__", "restart_windows"])
 
 
 def wait_for(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
@@ -48,7 +48,7 @@ class Box:
         self._orders, theirs = FORKS.Pipe()
         self._process = FORKS.Process(
             target=restart_windows.run,
-            args=(self._server.url("producer"), self._folder, self._seed, theirs),
+            args=(self._server.url("judge"), self._folder, self._seed, theirs),
         )
         self._process.start()
         theirs.close()
@@ -95,6 +95,7 @@ class Box:
                 waiting[rest[0]] = f"{rest[1]}-0"
             elif kind == "kept":
                 last.update(waiting)
+            if kind in {"kept", "begin"}:
                 waiting = {}
 
         def drained() -> bool:

@@ -153,15 +153,13 @@ def _fill(server: Server, *, on_disk: bool) -> Callable[[], None]:
         return lambda: server.limit_files(None)
     filler = server.data / "filler"
     with filler.open("wb") as file:
-        try:
-            while True:
-                room = os.statvfs(server.data)
-                os.posix_fallocate(
-                    file.fileno(), file.seek(0, 2), max(1, room.f_bavail) * room.f_bsize
-                )
-                file.seek(0, 2)
-        except OSError:
-            pass
+        size, step = 0, os.statvfs(server.data).f_bavail
+        while step:
+            try:
+                os.posix_fallocate(file.fileno(), size, step * 4096)
+                size += step * 4096
+            except OSError:  # the server writes as well, and what cannot be had whole is not had
+                step //= 2
     return lambda: filler.unlink(missing_ok=True)
 
 

@@ -152,18 +152,16 @@ def read_push_log(path: Path, stored: Ticks) -> dict[str, list[Pushed]]:
     pushed: dict[str, list[Pushed]] = {}
     waiting: list[tuple[str, Pushed]] = []
     held = {(code, t1) for code, rows in stored.streams.items() for _, t1 in rows}
-    for line in path.read_text("utf-8").splitlines():
+    for line in [*path.read_text("utf-8").splitlines(), "begin"]:
         kind, *rest = line.split(" ")
         if kind == "push" and len(rest) == 3:
             at_ms, content = int(rest[1]), bytes.fromhex(rest[2])
             waiting.append((rest[0], Pushed(content, at_ms, at_ms)))
-        elif kind == "kept":
+        elif kind in {"kept", "begin"}:
             for code, tick in waiting:
-                pushed.setdefault(code, []).append(tick)
+                if kind == "kept" or (code, tick.content) in held:
+                    pushed.setdefault(code, []).append(tick)
             waiting = []
-    for code, tick in waiting:
-        if (code, tick.content) in held:
-            pushed.setdefault(code, []).append(tick)
     return pushed
 
 

@@ -88,7 +88,8 @@ class Server:
 
     def url(self, role: str) -> str:
         """Return the address that a program of a role is given."""
-        return f"redis://{role}:secret-of-{role}@127.0.0.1:{self.port}/0"
+        secret = "judge" if role == "judge" else f"secret-of-{role}"
+        return f"redis://{role}:{secret}@127.0.0.1:{self.port}/0"
 
     def launch(self) -> None:
         """Start it by the image's script and do not wait."""
@@ -122,8 +123,10 @@ class Server:
             try:
                 self.judge.ping()
                 return True
-            except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
+            except redis.ConnectionError:  # loading among them
                 time.sleep(0.01)
+            except redis.ResponseError:  # a full disk is told to PING as well
+                return True
         raise TimeoutError(f"{self.kind} does not answer; see {self.log.name}")
 
     def kill(self) -> None:

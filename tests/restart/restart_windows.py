@@ -88,6 +88,7 @@ def run(url: str, folder: Path, seed: int, orders: Connection) -> None:
     publisher.thread.start()
     reporter.thread.start()
     with (folder / "pushed").open("a", encoding="utf-8") as log:
+        log.write("\nbegin\n")
         maker = Maker(ring, publisher, log, seed)
         orders.send("ready")
         try:

@@ -7,6 +7,7 @@ the answer) is all that is noted; where it must lie afterwards is the judge's.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ MULTI_KEYS: Final = ("{qmt:XX}:tick:000001.XX", "{qmt:XX}:tick:000002.XX")
 """Two streams that one transaction writes to."""
 QUEUE: Final = "qmt-query"
 _EVERY_S: Final = 0.005
+_REASON: Final = re.compile(r"\b(OOM|MISCONF|NOPERM|LOADING|EXECABORT)\b")
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Writers:
         self.done: list[Write] = []
         self.counts: Counter[tuple[str, State]] = Counter()
         self.errors: Counter[str] = Counter()
-        """What was answered instead, by its first word."""
+        """What was answered instead, by its code: OOM, MISCONF."""
         self._number = 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -99,7 +101,8 @@ class Writers:
                     state = "unknown"
                 except redis.ResponseError as error:
                     state = "refused"
-                    self.errors[str(error).split(" ", 1)[0]] += 1
+                    found = _REASON.search(str(error))
+                    self.errors[found[0] if found else str(error)] += 1
                 self.done.append(Write(way, text, state))
                 self.counts[WAYS[way], state] += 1
 

@@ -37,6 +37,11 @@ class MatrixServer:
         return self.name == SHIPPED
 
     @property
+    def check_aof(self) -> Path:
+        """Its tool that checks append-only files; the wheel's has none."""
+        return self.path.with_name(self.name.removesuffix("server") + "check-aof")
+
+    @property
     def version(self) -> str:
         """What it says of itself, as `valkey 8.1.1`."""
         return _version(self.path)

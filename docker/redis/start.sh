@@ -83,6 +83,7 @@ for role in PRODUCER WORKER GATEWAY ARCHIVE CLIENT READER ADMIN; do
     fi
 done
 
+/bin/sh "$here/cut-tail.sh" "${QMT_REDIS_DIR:-/data}"
 if [ "$kind" = streams ]; then
     # A child of nobody here: the server knows its own children only.
     (load_functions $$ &)

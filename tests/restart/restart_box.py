@@ -18,7 +18,7 @@ __all__ = ["Box", "wait_for"]
 
 # Its imports once, not in each of hundreds of starts.
 FORKS: Final = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["__main__", "restart_windows"])
+FORKS.set_forkserver_preload(["restart_windows"])
 
 
 def wait_for(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:

@@ -10,21 +10,25 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "crash"), str(ROOT)]
 
-import redis_servers  # noqa: E402
-from restart_cell import Outcome, run_cell  # noqa: E402
-from restart_faults import FAULTS  # noqa: E402
+if TYPE_CHECKING:
+    from restart_cell import Outcome
 
 WINDOWS: Final = ("there", "away")
 
 
 def main() -> int:
     """Run the cells chosen, or all."""
+    # Here, because each start of a Windows box imports this file again.
+    import redis_servers
+    from restart_cell import run_cell
+    from restart_faults import FAULTS
+
     names = [one.name for one in redis_servers.HERE]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)

@@ -63,6 +63,7 @@ class Server:
 
     def __init__(self, kind: str, program: MatrixServer, folder: Path, reaper: Reaper) -> None:
         self.kind = kind
+        self.program = program
         self.data = folder / f"{kind}-data"
         self.data.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -103,6 +104,7 @@ class Server:
                     **passwords,
                     "QMT_REDIS_BINARY": str(self._wrapper),
                     "QMT_ACL_FILE": str(self._folder / f"{self.kind}-users.acl"),
+                    "QMT_REDIS_CHECK_AOF": str(self.program.check_aof),
                     "QMT_REDIS_DIR": str(self.data),
                     "QMT_REDIS_MEMORY": self.memory,
                     "TMPDIR": str(self._folder),

@@ -111,7 +111,7 @@ def run(*command: str) -> str:
 
 
 def wrap(name: str) -> None:
-    """Write the wrapper of a server, and of the tool that checks its files; prove that it starts."""
+    """Write the wrappers of a server and its tools, and prove that it starts."""
     suite, program = SERVERS[name]
     tree = folder() / suite
     loaders = sorted(tree.glob("**/ld-linux*.so.*"))
@@ -121,7 +121,7 @@ def wrap(name: str) -> None:
     if not loaders or not binary.exists():
         raise CannotFetchError(f"{suite} has no {program}")
     path = ":".join(sorted(libraries))
-    for tool in ("check-aof", "server"):
+    for tool in ("cli", "check-aof", "server"):
         command = f'"{loaders[0]}" --library-path "{path}" "{binary.parent}/{_tool(program, tool)}"'
         written = folder() / f"{name}.part"
         written.write_text(f'#!/bin/sh\nexec {command} "$@"\n', "utf-8")

@@ -36,10 +36,10 @@ class MatrixServer:
         """Whether the image holds this very program."""
         return self.name == SHIPPED
 
-    @property
-    def check_aof(self) -> Path:
-        """Its tool that checks append-only files; the wheel's has none."""
-        return self.path.with_name(self.name.removesuffix("server") + "check-aof")
+    def tool(self, tool: str) -> Path | None:
+        """Return its `cli` or `check-aof`; the wheel has neither."""
+        path = self.path.with_name(self.name.removesuffix("server") + tool)
+        return path if path.exists() else None
 
     @property
     def version(self) -> str:

@@ -7,12 +7,12 @@
 set -eu
 
 folder=$1/appendonlydir
-check=${QMT_REDIS_CHECK_AOF:-$(command -v valkey-check-aof || command -v redis-check-aof || :)}
+check=${QMT_REDIS_CHECK_AOF-$(command -v valkey-check-aof || command -v redis-check-aof || :)}
 most=${QMT_REDIS_CUT_BYTES:-67108864}
 
 manifest=$folder/appendonly.aof.manifest
 [ -f "$manifest" ] || exit 0
-command -v "$check" >/dev/null 2>&1 || exit 0
+[ -n "$check" ] || exit 0
 last=$(sed -n 's/^file \([^ ]*\) seq [0-9]* type i.*/\1/p' "$manifest" | tail -n 1)
 [ -s "$folder/$last" ] || exit 0
 

@@ -48,7 +48,7 @@ class Box:
         self._orders, theirs = FORKS.Pipe()
         self._process = FORKS.Process(
             target=restart_windows.run,
-            args=(self._server.url("judge"), self._folder, self._seed, theirs),
+            args=(self._server.url("producer"), self._folder, self._seed, theirs),
         )
         self._process.start()
         theirs.close()

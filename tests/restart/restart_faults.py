@@ -106,7 +106,7 @@ def memory(cell: Cell) -> Struck:
         used = int(server.judge.info("memory")["used_memory"])
         server.memory = str(used // 2)
         server.judge.config_set("maxmemory", server.memory)
-    cell.wait_refused("OOM")
+    cell.wait_refused("maxmemory")
     struck = Struck("full", _end(cell))
 
     def relieve() -> None:

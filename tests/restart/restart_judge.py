@@ -239,8 +239,8 @@ class Ledger:
 def _present(stack: Stack) -> tuple[dict[str, set[str]], list[str]]:
     """Return each way's texts that are there, and where a write is there by half or twice."""
     streams, jobs = stack.streams.judge, stack.jobs.judge
-    notes = [json.loads(row[b"e"]) for _, row in streams.xrange("qmt:events")]
-    found = {"XADD": [one["text"] for one in notes if one["kind"] == "note"]}
+    notes = [json.loads(row[b"e"]) for _, row in streams.xrange("qmt:events:archive")]
+    found = {"XADD": [one["text"] for one in notes]}
     first, second = (
         [row[b"t1"].decode() for _, row in streams.xrange(key)] for key in MULTI_KEYS
     )

@@ -1,8 +1,6 @@
 """The image's two Redis servers, by its own start script, to be struck and started again.
 
-Beside the roles stands one more user, the judge's: a wrapper appends it to the users file that
-`start.sh` has written, on the way to the real server. Configuration, rights and order of starting
-are the image's.
+Configuration, users, rights and order of starting are the image's; the judge looks as its admin.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Final
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis_servers import MatrixServer
+from redis_servers import HERE, MatrixServer
 
 from qmt_standalone.reaper import Reaper
 from qmt_standalone.redis_server import free_port
@@ -32,13 +31,12 @@ KINDS: Final = ("streams", "jobs")
 ROLES: Final = ("producer", "worker", "gateway", "archive", "client", "reader", "admin")
 START: Final = Path(__file__).resolve().parents[2] / "docker" / "redis" / "start.sh"
 SMALL_DISK_BYTES: Final = 64 * 2**20
+# One for all: they speak the same protocol.
+_CLI: Final = next((path for one in HERE if (path := one.tool("cli"))), None)
 _MEMORY: Final = "256mb"
 _WRAPPER: Final = """#!/bin/sh
 # A file-size limit must be an error to the server, not its end.
 trap '' XFSZ
-case " $* " in
-*" --aclfile "*) echo "user judge on >judge ~* &* +@all" >>"$QMT_ACL_FILE" ;;
-esac
 exec "{program}" "$@"
 """
 
@@ -75,22 +73,21 @@ class Server:
         self._wrapper.write_text(_WRAPPER.format(program=program.path), "utf-8")
         self._wrapper.chmod(0o755)
         self.process: subprocess.Popen[bytes] | None = None
-        self.judge = self.connect("judge", "judge")
+        self.judge = self.connect("admin")
 
-    def connect(self, role: str, password: str | None = None) -> redis.Redis:
+    def connect(self, role: str) -> redis.Redis:
         """Open a connection of a role; nothing is sent twice."""
         return redis.Redis(
             port=self.port,
             username=role,
-            password=password or f"secret-of-{role}",
+            password=f"secret-of-{role}",
             socket_timeout=5,
             retry=Retry(NoBackoff(), 0),
         )
 
     def url(self, role: str) -> str:
         """Return the address that a program of a role is given."""
-        secret = "judge" if role == "judge" else f"secret-of-{role}"
-        return f"redis://{role}:{secret}@127.0.0.1:{self.port}/0"
+        return f"redis://{role}:secret-of-{role}@127.0.0.1:{self.port}/0"
 
     def launch(self) -> None:
         """Start it by the image's script and do not wait."""
@@ -103,11 +100,12 @@ class Server:
                     **os.environ,
                     **passwords,
                     "QMT_REDIS_BINARY": str(self._wrapper),
-                    "QMT_ACL_FILE": str(self._folder / f"{self.kind}-users.acl"),
-                    "QMT_REDIS_CHECK_AOF": str(self.program.check_aof),
+                    "QMT_RUN_DIR": str(self._folder / f"{self.kind}-run"),
+                    "QMT_REDIS_CLI": str(_CLI or START.parents[2] / "tests/docker/docker_cli"),
+                    "QMT_TEST_PYTHON": sys.executable,
+                    "QMT_REDIS_CHECK_AOF": str(self.program.tool("check-aof") or ""),
                     "QMT_REDIS_DIR": str(self.data),
                     "QMT_REDIS_MEMORY": self.memory,
-                    "TMPDIR": str(self._folder),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,

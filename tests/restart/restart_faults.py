@@ -1,4 +1,4 @@
-"""What strikes the servers while everybody writes, and what may be missing afterwards because of it."""
+"""What strikes the servers while everybody writes, and what may be missing because of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import redis
 from restart_aof import entries_of, units
 from restart_box import wait_for
 from restart_judge import Ticks, entries_cut

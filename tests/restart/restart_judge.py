@@ -148,7 +148,7 @@ def compare_ticks(
 
 
 def read_push_log(path: Path, stored: Ticks) -> dict[str, list[Pushed]]:
-    """Return what was pushed; what a killed box had written down and not yet kept may be missing."""
+    """Return what was pushed; what a killed box had not yet kept counts where it is stored."""
     pushed: dict[str, list[Pushed]] = {}
     waiting: list[tuple[str, Pushed]] = []
     held = {(code, t1) for code, rows in stored.streams.items() for _, t1 in rows}
@@ -168,14 +168,12 @@ def read_push_log(path: Path, stored: Ticks) -> dict[str, list[Pushed]]:
 def account_ticks(server: Server, pushed: dict[str, list[Pushed]], stored: Ticks) -> Verdict:
     """Account for every tick pushed: stored once, in order and equal, or named by a gap event."""
     events = [json.loads(row[b"e"]) for _, row in server.judge.xrange("qmt:events")]
-    return account(
-        pushed,
-        {
-            code: [Stored(t1, int(one.partition("-")[0]), int(one.partition("-")[0])) for one, t1 in rows]
-            for code, rows in stored.streams.items()
-        },
-        gaps_of(events),
-    )
+    held: dict[str, list[Stored]] = {}
+    for code, rows in stored.streams.items():
+        for entry_id, t1 in rows:
+            at_ms = int(entry_id.partition("-")[0])
+            held.setdefault(code, []).append(Stored(t1, at_ms, at_ms))
+    return account(pushed, held, gaps_of(events))
 
 
 def entries_cut(data: bytes, cut: int) -> tuple[set[tuple[str, str]], int]:
@@ -241,9 +239,7 @@ def _present(stack: Stack) -> tuple[dict[str, set[str]], list[str]]:
     streams, jobs = stack.streams.judge, stack.jobs.judge
     notes = [json.loads(row[b"e"]) for _, row in streams.xrange("qmt:events:archive")]
     found = {"XADD": [one["text"] for one in notes]}
-    first, second = (
-        [row[b"t1"].decode() for _, row in streams.xrange(key)] for key in MULTI_KEYS
-    )
+    first, second = ([row[b"t1"].decode() for _, row in streams.xrange(key)] for key in MULTI_KEYS)
     wrong = [] if first == second else [f"MULTI: {len(first)} and {len(second)}, by half"]
     found["MULTI"] = first
     found["ZADD"] = [one.decode() for one in streams.zrange("qmt:wanted", 0, -1)]

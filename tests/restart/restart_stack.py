@@ -278,5 +278,5 @@ class Stack:
     def size_at(self, server: Server, moment: float) -> int:
         """Return how much of its last file was written at a moment, by `time.monotonic`."""
         last = server.aof()[-1]
-        known = [size for at, path, size in self._sizes[server.kind] if path == last and at <= moment]
-        return max(known, default=0)
+        sizes = self._sizes[server.kind]
+        return max((size for at, path, size in sizes if path == last and at <= moment), default=0)

@@ -23,7 +23,10 @@ from rq.serializers import JSONSerializer
 __all__ = ["MULTI_KEYS", "QUEUE", "WAYS", "Write", "Writers"]
 
 State = Literal["acknowledged", "refused", "unknown"]
-WAYS: Final = {"XADD": "streams", "MULTI": "streams", "ZADD": "streams", "job": "jobs", "result": "jobs"}
+WAYS: Final = {
+    **{"XADD": "streams", "MULTI": "streams", "ZADD": "streams"},
+    **{"job": "jobs", "result": "jobs"},
+}
 """The way, and the server it goes to."""
 MULTI_KEYS: Final = ("{qmt:XX}:tick:000001.XX", "{qmt:XX}:tick:000002.XX")
 """Two streams that one transaction writes to."""
@@ -62,6 +65,8 @@ class Writers:
         self.counts: Counter[tuple[str, State]] = Counter()
         self.errors: Counter[str] = Counter()
         """What was answered instead, by a word of it."""
+        self.forbidden = ""
+        """A right that a role lacks; nothing more is written then."""
         self._number = 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -99,6 +104,9 @@ class Writers:
                     state = "refused"
                 except (redis.ConnectionError, redis.TimeoutError):
                     state = "unknown"
+                except redis.exceptions.NoPermissionError as error:
+                    self.forbidden = str(error)
+                    return
                 except redis.ResponseError as error:
                     state = "refused"
                     found = _REASON.search(str(error))

@@ -38,10 +38,9 @@ def folder() -> Path:
     return Path(os.environ.get("QMT_SERVERS_CACHE") or cache / "qmt-bridge-servers")
 
 
-def sources(own: str, suite: str, into: Path) -> None:
+def sources(own: str, suite: str, into: Path, etc: Path = Path("/etc/apt")) -> None:
     """Write this machine's apt sources of its release with another release's name."""
     named = re.compile(rf"(?<=\s){own}(?=[-/\s]|$)")
-    etc = Path("/etc/apt")
     lines: list[str] = []
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*.list"))]:
         if path.is_file():

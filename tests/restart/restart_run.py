@@ -31,6 +31,7 @@ def main() -> int:
     import restart_report
     from restart_cell import run_cell
     from restart_faults import FAULTS
+    from restart_stack import fast_disk
 
     there = [one.name for one in redis_servers.HERE]
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,7 +55,7 @@ def main() -> int:
     for name in redis_servers.MISSING:
         print(f"{name} is not here: see scripts/servers", flush=True)
     print(f"seed {options.seed}, {len(cells)} cells, rounds: {rounds}", flush=True)
-    work = options.work or Path(tempfile.mkdtemp(prefix="qmt-restart-"))
+    work = options.work or Path(tempfile.mkdtemp(prefix="qmt-restart-", dir=fast_disk()))
     outcomes: list[Outcome] = []
     with ProcessPoolExecutor(options.parallel) as pool:
         running = [pool.submit(run_cell, *cell, options.seed, rounds, work) for cell in cells]

@@ -25,7 +25,16 @@ from redis_servers import HERE, MatrixServer
 from qmt_standalone.reaper import Reaper
 from qmt_standalone.redis_server import free_port
 
-__all__ = ["KINDS", "ROLES", "SMALL_DISK_BYTES", "Server", "Stack", "can_mount", "small_disk"]
+__all__ = [
+    "KINDS",
+    "ROLES",
+    "SMALL_DISK_BYTES",
+    "Server",
+    "Stack",
+    "can_mount",
+    "fast_disk",
+    "small_disk",
+]
 
 KINDS: Final = ("streams", "jobs")
 ROLES: Final = ("producer", "worker", "gateway", "archive", "client", "reader", "admin")
@@ -39,6 +48,15 @@ _WRAPPER: Final = """#!/bin/sh
 trap '' XFSZ
 exec "{program}" "$@"
 """
+
+
+def fast_disk() -> str | None:
+    """Return a folder in memory, if there is one.
+
+    Where an fsync takes long, Redis holds writes back for up to 2 s that it has acknowledged:
+    what a kill leaves would depend on what else the disk has to do.
+    """
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def can_mount() -> bool:

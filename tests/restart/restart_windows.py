@@ -23,7 +23,7 @@ from qmt_protocol.ticks import encode_tick
 
 MARKETS = ("SH", "SZ")
 CODES = 10
-EVERY_S = 0.02
+EVERY_S = 0.05
 
 
 class Maker:

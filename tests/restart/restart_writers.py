@@ -93,26 +93,30 @@ class Writers:
             one.close()
 
     def _run(self) -> None:
-        while not self._stopping.wait(_EVERY_S):
-            for way, write in self._ways.items():
-                self._number += 1
-                text = f"{way}-{self._number:07}"
-                state: State = "acknowledged"
-                try:
-                    write(text)
-                except redis.exceptions.BusyLoadingError:
-                    state = "refused"
-                except (redis.ConnectionError, redis.TimeoutError):
-                    state = "unknown"
-                except redis.exceptions.NoPermissionError as error:
-                    self.forbidden = str(error)
-                    return
-                except redis.ResponseError as error:
-                    state = "refused"
-                    found = _REASON.search(str(error))
-                    self.errors[found[0] if found else str(error)] += 1
-                self.done.append(Write(way, text, state))
-                self.counts[WAYS[way], state] += 1
+        while not self._stopping.wait(_EVERY_S) and not self.forbidden:
+            self.once()
+
+    def once(self) -> None:
+        """Write once by each way."""
+        for way, write in self._ways.items():
+            self._number += 1
+            text = f"{way}-{self._number:07}"
+            state: State = "acknowledged"
+            try:
+                write(text)
+            except redis.exceptions.BusyLoadingError:
+                state = "refused"
+            except (redis.ConnectionError, redis.TimeoutError):
+                state = "unknown"
+            except redis.exceptions.NoPermissionError as error:
+                self.forbidden = str(error)
+                return
+            except redis.ResponseError as error:
+                state = "refused"
+                found = _REASON.search(str(error))
+                self.errors[found[0] if found else str(error)] += 1
+            self.done.append(Write(way, text, state))
+            self.counts[WAYS[way], state] += 1
 
     def _xadd(self, text: str) -> None:
         event = json.dumps({"kind": "note", "at_ms": time.time_ns() // 1_000_000, "text": text})

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 import redis
+from waiting import wait_for
 
 from qmt_simulator.market.market import Market
 from qmt_simulator.oracle import read_push_log
@@ -111,8 +112,8 @@ def recorded_day(
             terminal.control.set_fault("deaf")
             time.sleep(0.5)
             log = read_push_log(log_path)
-            wait_for(lambda: _taken(streams) >= len(log), f"{len(log)} published", 120)
-            wait_for(lambda: _is_archived(streams, archive), "all is archived", 120)
+            wait_for(lambda: _taken(streams) >= len(log), f"{len(log)} published")
+            wait_for(lambda: _is_archived(streams, archive), "all is archived")
         captured = time.monotonic()
         _run("qmt_archive", "compact", **env)
         _run("qmt_archive", "verify", **env)
@@ -120,14 +121,6 @@ def recorded_day(
         log = log[(log["time"] >= MIDNIGHT_MS) & (log["time"] < MIDNIGHT_MS + _ms("18:00:00"))]
         seconds = {"capture": captured - began, "compact": time.monotonic() - captured}
         yield RecordedDay(server.url, streams, archive, chosen, log, seconds)
-
-
-def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.05)
 
 
 def by_code(rows: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -183,7 +176,7 @@ def _process(module: str, *flags: str, **env: str) -> Iterator[IO[bytes]]:
         try:
             yield child.stdout
             child.stdin.close()
-            assert child.wait(30) == 0, module
+            assert child.wait(60) == 0, module
         finally:
             child.kill()
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import psutil
+from waiting import wait_for
 
 
-def still_running(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Return those that run after a time; one that is dead and that nobody waited for does not."""
-    _gone, left = psutil.wait_procs(processes, timeout_s)
-    return [one for one in left if _runs(one)]
+def still_running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return those that do not end; one that is dead and that nobody waited for does not run."""
+    try:
+        wait_for(lambda: not any(map(_runs, processes)), "all of them end")
+    except TimeoutError:
+        return [one for one in processes if _runs(one)]
+    return []
 
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

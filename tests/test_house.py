@@ -99,7 +99,7 @@ def committed_files() -> list[Path]:
         cwd=ROOT,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=120,
     ).stdout
     names = [name for name in listed.decode().split("\0") if name]
     return [ROOT / name for name in names if (ROOT / name).is_file()]

@@ -25,7 +25,7 @@ import msgpack
 import redis
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from archive_rig import (  # noqa: E402
     FRIDAY_MS,
@@ -39,8 +39,8 @@ from archive_rig import (  # noqa: E402
     run_archive,
     start_archive,
     stop_archive,
-    wait_for,
 )
+from waiting import wait_for  # noqa: E402
 
 from qmt_standalone.redis_server import RedisServer  # noqa: E402
 
@@ -183,7 +183,7 @@ def crash(url: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
         held = manifest_of(folder)["markets"]
         return all(held.get(m, {}).get("position") == end for m, end in ends.items())
 
-    wait_for(is_done, "all is archived", 60)
+    wait_for(is_done, "all is archived")
     assert stop_archive(child) == 0
     log.seek(0)
     said = log.read().decode()

@@ -11,8 +11,7 @@ import os
 import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +20,7 @@ import duckdb
 import msgpack
 import redis
 from heartbeats import write_heartbeat
+from waiting import wait_for
 
 from qmt_producer.functions import Functions
 from qmt_protocol.bars import encode_bar
@@ -305,7 +305,7 @@ def start_archive(
     stdout: IO[bytes] | None = child.stdout
     assert stdout is not None
     line = stdout.readline()
-    assert line, f"it ended with {child.wait(10)}"
+    assert line, f"it ended with {child.wait(60)}"
     return child
 
 
@@ -315,7 +315,7 @@ def stop_archive(child: subprocess.Popen[bytes]) -> int:
     with child:
         child.stdin.close()
         try:
-            return child.wait(30)
+            return child.wait(60)
         finally:
             child.kill()
 
@@ -326,7 +326,7 @@ def kill_archive(child: subprocess.Popen[bytes]) -> None:
     assert child.stdin is not None
     child.stdin.close()
     with child:
-        child.wait(10)
+        child.wait(60)
 
 
 def run_archive(folder: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -336,17 +336,9 @@ def run_archive(folder: Path | str, *arguments: str) -> subprocess.CompletedProc
         env={**os.environ, "QMT_ARCHIVE_URL": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
-
-
-def wait_for(condition: Callable[[], Any], what: str, within_s: float = 30.0) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.05)
 
 
 def archived_count(folder: Path) -> int:

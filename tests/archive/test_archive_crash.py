@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from archive_crash import crash
 
 from qmt_standalone.redis_server import RedisServer
 
 
-@pytest.mark.timeout(180)
 def test_killed_five_times_nothing_is_lost_or_there_twice(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()

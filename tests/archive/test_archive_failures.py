@@ -29,9 +29,9 @@ from archive_rig import (
     start_archive,
     stop_archive,
     wait_archived,
-    wait_for,
 )
 from moto.server import ThreadedMotoServer
+from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
 
@@ -240,7 +240,7 @@ def bucket(s3_port: int, folder: Path) -> Iterator[Callable[[], Path]]:
         region_name="us-east-1",
     )
     reset = urllib.request.Request(f"http://127.0.0.1:{s3_port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset, timeout=10).close()
+    urllib.request.urlopen(reset, timeout=120).close()
     client.create_bucket(Bucket="market")
 
     def download() -> Path:

@@ -26,8 +26,8 @@ from archive_rig import (
     run_archive,
     stream_rows,
     wait_archived,
-    wait_for,
 )
+from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
 

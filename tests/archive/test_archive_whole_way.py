@@ -22,8 +22,8 @@ from archive_rig import (
     archived_rows,
     manifest_of,
     run_archive,
-    wait_for,
 )
+from waiting import wait_for
 
 from qmt_simulator.control import Control
 from qmt_simulator.oracle import read_push_log
@@ -50,12 +50,11 @@ def process(module: str, *flags: str, **env: str) -> Iterator[IO[bytes]]:
         finally:
             child.stdin.close()
             try:
-                child.wait(20)
+                child.wait(60)
             finally:
                 child.kill()
 
 
-@pytest.mark.timeout(180)
 def test_what_a_terminal_pushed_is_archived_equal(
     streams: redis.Redis, streams_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -78,7 +77,7 @@ def test_what_a_terminal_pushed_is_archived_equal(
                 control.set_fault("deaf")
             time.sleep(1)
             pushed = read_push_log(log_path)
-            wait_for(lambda: archived_count(folder) >= len(pushed), f"{len(pushed)} archived", 60)
+            wait_for(lambda: archived_count(folder) >= len(pushed), f"{len(pushed)} archived")
     assert len(pushed) > 1500 * RUN_S
     assert manifest_of(folder)["missing"] == []
     check(pushed, folder)

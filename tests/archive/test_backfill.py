@@ -21,7 +21,8 @@ import msgspec
 import numpy as np
 import pytest
 import redis
-from archive_rig import events, manifest_of, run_archive, wait_for
+from archive_rig import events, manifest_of, run_archive
+from waiting import wait_for
 
 from qmt_archive import backfill as backfill_module
 from qmt_archive.adding import write_parts
@@ -105,7 +106,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             with worker:
                 worker.stdin.close()
                 try:
-                    worker.wait(20)
+                    worker.wait(60)
                 finally:
                     worker.kill()
     for server in servers:
@@ -388,7 +389,7 @@ def test_the_night_fills_what_is_open(archive: Archive, rig: Rig) -> None:
         await asyncio.wait([work])
 
     with lock_for(place, settings.keys, settings.streams_url) as lock:
-        asyncio.run(asyncio.wait_for(a_night(lock), 30))
+        asyncio.run(asyncio.wait_for(a_night(lock), 120))
     archive.assert_whole(one, YESTERDAY)
 
 

@@ -280,7 +280,7 @@ def test_a_killed_import_leaves_nothing(folder: Path, tmp_path: Path, parts: int
         assert time.monotonic() < deadline
         time.sleep(0.001)
     child.send_signal(signal.SIGKILL)
-    child.wait(10)
+    child.wait(60)
     assert list(folder.rglob("*.parquet")) != []
     assert archived_count(folder) == 0
     again = run_archive(folder, *command, "--json")

@@ -42,6 +42,6 @@ def running_gateway(target: dict[str, str], port: int = 0, **env: str) -> Iterat
         finally:
             child.stdin.close()
             try:
-                child.wait(10)
+                child.wait(60)
             finally:
                 child.kill()

@@ -23,7 +23,7 @@ def target(streams_server: RedisServer, jobs_server: RedisServer) -> dict[str, s
 @pytest.fixture
 def client(streams: redis.Redis, jobs: redis.Redis, target: dict[str, str]) -> Iterator[QMTClient]:
     """A client over Redis."""
-    with QMTClient(**target, timeout_s=10) as opened:
+    with QMTClient(**target, timeout_s=60) as opened:
         yield opened
 
 
@@ -34,7 +34,7 @@ def make_async(
     """Make an asyncio client over Redis."""
 
     def make(**options: Any) -> AsyncQMTClient:
-        return AsyncQMTClient(**{**target, "timeout_s": 10, **options})
+        return AsyncQMTClient(**{**target, "timeout_s": 60, **options})
 
     return make
 
@@ -71,5 +71,5 @@ def gateway(streams_server: RedisServer, jobs_server: RedisServer) -> Iterator[G
 @pytest.fixture
 def http_client(streams: redis.Redis, jobs: redis.Redis, gateway: Gateway) -> Iterator[QMTClient]:
     """A client of that gateway."""
-    with QMTClient(gateway.url, timeout_s=10) as opened:
+    with QMTClient(gateway.url, timeout_s=60) as opened:
         yield opened

@@ -78,7 +78,7 @@ class FakeWorker:
     def __exit__(self, *failure: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
 
     def beat(self) -> None:
         beat(self.streams, "worker", queues=["qmt-query", "qmt-download"], terminal=self.terminal)

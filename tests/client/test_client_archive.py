@@ -168,7 +168,7 @@ def test_s3(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
         wires = make_wires(1_000)
         archive.add(wires, group=200)
         reader = ArchiveReader(url)
-        httpx.put(f"http://127.0.0.1:{port}/bucket", timeout=10).raise_for_status()
+        httpx.put(f"http://127.0.0.1:{port}/bucket", timeout=120).raise_for_status()
         for path in [*archive.manifest.paths, "manifest.json"]:
             with reader.filesystem.open_output_stream(reader.path_of(path)) as file:
                 file.write((archive.root / path).read_bytes())

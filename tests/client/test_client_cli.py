@@ -55,7 +55,7 @@ def qmt(environment: dict[str, Any]) -> Run:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [*COMMAND, *arguments], capture_output=True, timeout=60, check=False, **environment
+            [*COMMAND, *arguments], capture_output=True, timeout=120, check=False, **environment
         )
 
     return run
@@ -120,7 +120,7 @@ def test_following_ends_with_ctrl_c(
                 if line.endswith(b"\n"):
                     break
             child.send_signal(signal.SIGINT)
-            child.wait(20)
+            child.wait(60)
         finally:
             child.kill()
     assert json.loads(line.splitlines()[0])["code"] == CODE

@@ -288,7 +288,7 @@ async def test_a_seek_wakes_a_loop_that_waits(reader: AsyncQMTClient, wires: lis
     replay.seek("2026-11-20 09:30")
     replay.speed = "max"
     assert replay.speed == "max"
-    assert len(await asyncio.wait_for(waiting, 20)) == 5
+    assert len(await asyncio.wait_for(waiting, 120)) == 5
     replay.speed = 20
     assert replay.speed == 20
     await replay.aclose()
@@ -300,7 +300,7 @@ async def test_the_speed_changes_while_it_waits(reader: AsyncQMTClient, wires: l
     waiting = asyncio.ensure_future(take(replay, 20))
     await asyncio.sleep(0.1)
     replay.speed = 500
-    found += await asyncio.wait_for(waiting, 20)
+    found += await asyncio.wait_for(waiting, 120)
     replay.speed = "max"
     found += [tick async for tick in replay]
     assert ids(found) == names(wires)
@@ -340,13 +340,13 @@ async def test_the_gateway_is_started_again_in_the_midst(
         found = await take(replay, 100)
         replay.pause()
         gateway.process.kill()
-        gateway.process.wait(10)
+        gateway.process.wait(60)
     port = int(gateway.url.rpartition(":")[2])
     replay.resume()
     rest = asyncio.ensure_future(take(replay, 39_900))
     await asyncio.sleep(0.3)
     with running_gateway(target, port, QMT_ARCHIVE_URL=archive.url):
-        found += await asyncio.wait_for(rest, 60)
+        found += await asyncio.wait_for(rest, 120)
         await client.close()
     assert ids(found) == names(sorted(wires, key=key_of))
 

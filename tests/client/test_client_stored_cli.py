@@ -42,7 +42,7 @@ def qmt(streams: redis.Redis, target: dict[str, str], tmp_path: Path) -> Run:
         return subprocess.run(
             [sys.executable, "-m", "qmt_client", *arguments],
             capture_output=True,
-            timeout=60,
+            timeout=120,
             check=False,
             cwd=tmp_path,
             env=environment,

@@ -52,7 +52,7 @@ def running(module: str, **env: str) -> Iterator[None]:
         finally:
             child.stdin.close()
             try:
-                child.wait(20)
+                child.wait(60)
             finally:
                 child.kill()
 

@@ -104,7 +104,7 @@ def record(folder: Path) -> Iterator[Recorded]:
                     assert producer.stdin is not None
                     producer.stdin.close()
                     try:
-                        producer.wait(20)
+                        producer.wait(60)
                     finally:
                         producer.kill()
     finally:

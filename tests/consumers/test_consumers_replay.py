@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from consumer_rig import LANGUAGES, Consumer, Language, assert_equal, commands_in
-from recorded_day import MARKETS, RecordedDay, recorded_day, wait_for
+from recorded_day import MARKETS, RecordedDay, recorded_day
+from waiting import wait_for
 
 pytestmark = pytest.mark.long
 

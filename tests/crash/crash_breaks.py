@@ -9,8 +9,9 @@ from pathlib import Path
 
 from crash_evidence import pushed_by_code, pushed_view, read_notes, stored_by_code
 from crash_kills import finish, start_two, wait_grows, wait_holder
-from crash_rig import MARKETS, Result, Rig, wait_for
+from crash_rig import MARKETS, Result, Rig
 from crash_scale import Scale
+from waiting import wait_for
 
 __all__ = [
     "holder_paused",
@@ -93,7 +94,6 @@ def ring_overflow(directory: Path, seed: int, scale: Scale) -> Result:
                     rig.control.status()["last_seq"] - begun > 1.4 * full
                 ),
                 "the ring overflows",
-                120,
             )
             rig.start_redis()
             rig.wait_flowing()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from crash_kills import finish, wait_grows
 from crash_proxy import CuttingProxy
-from crash_rig import MARKETS, Result, Rig, wait_for
+from crash_rig import MARKETS, Result, Rig
 from crash_scale import Scale
+from waiting import wait_for
 
 __all__ = ["beyond_the_feed", "cut_gateway", "cut_redis"]
 

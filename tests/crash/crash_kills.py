@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from crash_rig import Result, Rig, wait_for
+from crash_rig import Result, Rig
 from crash_scale import Scale
+from waiting import wait_for
 
 __all__ = ["kill_alone", "kill_client", "kill_gateway", "kill_holder", "kill_redis", "kill_standby"]
 
@@ -155,7 +156,7 @@ def wait_holder(rig: Rig) -> str:
     return name
 
 
-def wait_grows(rig: Rig, name: str, within_s: float = 40.0) -> None:
+def wait_grows(rig: Rig, name: str) -> None:
     """Wait until a reader has written more than it had."""
     file = rig.file_of(name)
 
@@ -163,7 +164,7 @@ def wait_grows(rig: Rig, name: str, within_s: float = 40.0) -> None:
         return file.stat().st_size if file.exists() else 0
 
     before = size()
-    wait_for(lambda: size() > before + 5000 or size() < before, f"{name} reads", within_s)
+    wait_for(lambda: size() > before + 5000 or size() < before, f"{name} reads")
 
 
 def finish(

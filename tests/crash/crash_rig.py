@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +28,13 @@ from crash_evidence import (
     reader_view,
     stored_by_code,
 )
+from waiting import WITHIN_S, wait_for
 
 from qmt_simulator.control import Control
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer, free_port
 
-__all__ = ["HERE", "MARKETS", "Result", "Rig", "wait_for"]
+__all__ = ["HERE", "MARKETS", "Result", "Rig"]
 
 MARKETS: Final = ("SH", "SZ", "BJ")
 HERE: Final = Path(__file__).resolve().parent
@@ -64,15 +64,6 @@ class Result:
         """Note a problem unless something holds."""
         if not holds:
             self.problems.append(problem)
-
-
-def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
-    """Wait for a condition; `TimeoutError` names what did not happen."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.02)
 
 
 class Rig:
@@ -285,13 +276,13 @@ class Rig:
 
     # -- time ---------------------------------------------------------------------------------
 
-    def await_push(self, within_s: float = 10.0) -> None:
+    def await_push(self) -> None:
         """Return right after the terminal has logged a push: it is on its way now."""
         size = self._log_size()
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + WITHIN_S
         while self._log_size() == size:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing was pushed for {within_s:g} s")
+                raise TimeoutError(f"nothing was pushed for {WITHIN_S:g} s")
             time.sleep(0.0005)
 
     def acked(self) -> list[dict[bytes, bytes]]:
@@ -334,13 +325,12 @@ class Rig:
             name: by_pid[child.pid] for name, child in self._children.items() if child.pid in by_pid
         }
 
-    def wait_flowing(self, within_s: float = 40.0) -> None:
+    def wait_flowing(self) -> None:
         """Wait until ticks are published."""
         before = self._feed_ids()
         wait_for(
             lambda: all(now > was for now, was in zip(self._feed_ids(), before, strict=True)),
             "ticks of all markets flow",
-            within_s,
         )
 
     def _feed_ids(self) -> list[tuple[int, ...]]:
@@ -350,15 +340,14 @@ class Rig:
             ids.append(tuple(map(int, tail[0][0].decode().split("-"))) if tail else (0, 0))
         return ids
 
-    def wait_subscribed(self, count: int, within_s: float = 40.0) -> None:
+    def wait_subscribed(self, count: int) -> None:
         """Wait until so many producers listen to the terminal."""
         wait_for(
             lambda: self.control.status()["whole_subscriptions"] >= count,
             f"{count} producers listen",
-            within_s,
         )
 
-    def quiet(self, within_s: float = 90.0) -> None:
+    def quiet(self) -> None:
         """Silence the terminal and wait until everything it pushed is published or named."""
         self.control.set_fault("deaf")
         silent_ms = time.time_ns() // 1_000_000
@@ -378,7 +367,7 @@ class Rig:
                 for name in producers
             )
 
-        wait_for(is_drained, "the producers are drained", within_s)
+        wait_for(is_drained, "the producers are drained")
         time.sleep(1.2)  # events of the last moment
         self.keep_events()
 
@@ -393,7 +382,7 @@ class Rig:
             late_allowed=late_allowed,
         )
 
-    def wait_read(self, name: str, within_s: float = 60.0) -> None:
+    def wait_read(self, name: str) -> None:
         """Wait until a reader's file has not grown for a while."""
         file = self.file_of(name)
 
@@ -401,7 +390,7 @@ class Rig:
             told = file.stat() if file.exists() else None
             return bool(told and told.st_size and time.time() - told.st_mtime > _REST_S)
 
-        wait_for(rests, f"{name} has read everything", within_s)
+        wait_for(rests, f"{name} has read everything")
 
     def account_reader(
         self,

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
-from crash_rig import Result
-from crash_scale import LONG, SHORT, Scale
-from crash_scenarios import SCENARIOS
-
-from qmt_protocol.errors import QMTError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.machine import describe  # noqa: E402
+from crash_rig import Result  # noqa: E402
+from crash_scale import LONG, SHORT, Scale  # noqa: E402
+from crash_scenarios import SCENARIOS  # noqa: E402
+
+from qmt_protocol.errors import QMTError  # noqa: E402
 
 Scenario = Callable[[Path, int, Scale], Result]
 

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgpack
 import psutil
-from crash_rig import HERE, Result, Rig, wait_for
+from crash_rig import HERE, Result, Rig
 from crash_scale import Scale
+from waiting import wait_for
 
 __all__ = ["stalled_reader"]
 
@@ -84,7 +85,7 @@ def start_crowd(rig: Rig, url: str) -> Path:
         str(HERE / "crash_crowd.py"),
         *("--url", url, "--file", str(file), "--codes", str(codes), "--count", str(READERS)),
     )
-    wait_for(lambda: file.exists() and file.stat().st_size > 0, "the readers read", 40)
+    wait_for(lambda: file.exists() and file.stat().st_size > 0, "the readers read")
     return file
 
 
@@ -113,7 +114,6 @@ def one_stalled(
     wait_for(
         lambda: log.read_text("utf-8").count("client stalled") > told_before,
         "the stalled reader is noticed",
-        60,
     )
     memory.append(process.memory_info().rss)
     closes.append(stalled.read_to_end())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
 from crash_cuts import cut_at_random
 from crash_kills import finish, start_two, wait_grows, wait_holder
 from crash_proxy import CuttingProxy
@@ -16,7 +15,6 @@ from crash_short import SEED, fail_on
 LEASE_S = 2.0
 
 
-@pytest.mark.timeout(600)
 def test_kills_cuts_pause_and_takeover_while_redis_is_away(tmp_path: Path) -> None:
     result = Result("short")
     with Rig(tmp_path / "rig", SEED, lease_s=LEASE_S) as rig:

@@ -38,7 +38,7 @@ def test_the_compose_file_follows_the_schema() -> None:
         cwd=DOCKER,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,7 +51,7 @@ def test_the_dockerfiles_are_clean(name: str) -> None:
         cwd=DOCKER,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
@@ -138,7 +138,7 @@ def _server(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Con
     process, connect = start_server(kind, tmp_path_factory.mktemp("acl") / kind)
     yield connect
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +311,7 @@ def test_a_missing_password_stops_the_start(tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode != 0

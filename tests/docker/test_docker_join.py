@@ -31,7 +31,7 @@ def join(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.Complet
         env={"PATH": "/usr/bin:/bin", "QMT_ENV_FILE": str(file)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 
@@ -111,7 +111,7 @@ def test_without_an_environment_file_it_says_how_to_make_one(tmp_path: Path) -> 
         env={"PATH": "/usr/bin:/bin", "QMT_ENV_FILE": str(tmp_path / "none")},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1
@@ -158,4 +158,4 @@ def test_the_lines_users_may_do_what_the_windows_box_does(tmp_path: Path) -> Non
     finally:
         for process in (streams_process, jobs_process):
             process.terminate()
-            process.wait(10)
+            process.wait(60)

@@ -35,7 +35,7 @@ def gateway_process(
 @pytest.fixture
 def http(gateway_process: GatewayProcess) -> Iterator[httpx.Client]:
     """A client of that gateway."""
-    with httpx.Client(base_url=gateway_process.url, timeout=20, trust_env=False) as client:
+    with httpx.Client(base_url=gateway_process.url, timeout=120, trust_env=False) as client:
         yield client
 
 

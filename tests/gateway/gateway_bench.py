@@ -131,7 +131,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join(20)
+        self._thread.join(60)
 
     def _run(self) -> None:
         queues = [
@@ -254,10 +254,10 @@ def gateway(
     finally:
         process.terminate()
         try:
-            process.wait(15)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait(60)
             raise
         finally:
             for pipe in (process.stdin, process.stdout):

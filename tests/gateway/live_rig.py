@@ -117,7 +117,7 @@ def running(markets: list[Market], pause_s: float = 0.004) -> Iterator[None]:
         yield
     finally:
         end.set()
-        thread.join(10)
+        thread.join(60)
         assert not failed
 
 

@@ -44,7 +44,7 @@ async def test_history_latest_and_live_ticks(
                 break
             producer.beat(markets=("CL",))
             producer.publish(("000001.CL", a_tick(10.5, number, OPEN_MS + number)))
-        await asyncio.wait_for(following, 5)
+        await asyncio.wait_for(following, 120)
         volumes = [one["volume"] for one in seen]
         assert volumes == list(range(volumes[0], volumes[0] + 3))
 

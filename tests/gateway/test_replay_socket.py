@@ -111,7 +111,7 @@ def test_by_msgpack_a_tick_is_its_t1(rig: Rig) -> None:
             )
         )
         rows: list[Any] = []
-        while (told := msgpack.unpackb(client.recv(timeout=10)))["type"] != "replay_ended":
+        while (told := msgpack.unpackb(client.recv(timeout=120)))["type"] != "replay_ended":
             rows += told["ticks"] if told["type"] == "live" else []
     assert [tuple(row) for row in rows] == day.rows
 

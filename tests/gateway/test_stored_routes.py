@@ -43,7 +43,7 @@ def day(rig: Rig) -> StoredDay:
 @pytest.fixture
 def ask(rig: Rig) -> Iterator[httpx.Client]:
     """A client of that gateway."""
-    with httpx.Client(base_url=rig[1].url, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=rig[1].url, timeout=120, trust_env=False) as client:
         yield client
 
 
@@ -187,7 +187,7 @@ async def test_a_caller_who_goes_ends_the_reading() -> None:
             await asyncio.sleep(20)  # nothing more is taken
 
     response = StreamedRows(endless(), media_type="text/plain")
-    await asyncio.wait_for(response({"type": "http"}, receive, send), 20)
+    await asyncio.wait_for(response({"type": "http"}, receive, send), 120)
     assert made == ["part", "part", "part", "closed"]
 
 
@@ -197,7 +197,7 @@ def test_without_an_archive(
     day = rig[0]
     with (
         gateway(streams_server.url, jobs_server.url, tmp_path) as process,
-        httpx.Client(base_url=process.url, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=process.url, timeout=120, trust_env=False) as client,
     ):
         told: dict[str, Any] = client.get("/api/v1/archive").json()
         assert (told["archived"], told["days"], told["missing"]) == (False, [], [])
@@ -213,7 +213,7 @@ def test_an_archive_that_is_away_is_told(
     flags = ["--archive-url", str(tmp_path / "none")]
     with (
         gateway(streams_server.url, jobs_server.url, tmp_path, *flags) as process,
-        httpx.Client(base_url=process.url, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=process.url, timeout=120, trust_env=False) as client,
     ):
         for path in ("/api/v1/stored/ticks?codes=600000.SH", "/api/v1/archive"):
             problem_of(client.get(path), 503, "archive-unavailable")

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +35,7 @@ def process(
         finally:
             child.stdin.close()
             try:
-                child.wait(20)
+                child.wait(60)
             finally:
                 child.kill()
 
@@ -58,13 +57,6 @@ def producer_env(server: RedisServer, port: int, ring: Path) -> dict[str, str]:
         "QMT_RING": str(ring),
         "QMT_LOG_LEVEL": "error",
     }
-
-
-def wait_for(condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.1)
 
 
 def events(streams: redis.Redis) -> list[dict[str, Any]]:

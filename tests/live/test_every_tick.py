@@ -90,7 +90,7 @@ def assert_equal(code: str, logged: npt.NDArray[Any], rows: list[list[Any]]) -> 
     assert {row[23] for row in rows} == {0}, f"{code}: flags"
 
 
-@pytest.mark.timeout(RUN_S * 2 + 180)
+@pytest.mark.timeout(RUN_S * 2 + 600)
 def test_every_pushed_tick_is_stored_once_in_order_and_equal(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pytest
 import redis
-from live_processes import events, process, producer_env, producer_status, wait_for
+from live_processes import events, process, producer_env, producer_status
+from waiting import wait_for
 
 from qmt_simulator.control import Control
 from qmt_standalone.redis_server import RedisServer
@@ -72,7 +72,6 @@ def refused(streams: redis.Redis) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(120)
 def test_wants_are_served_closed_by_the_clock_and_given_back(
     tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
 ) -> None:
@@ -102,12 +101,12 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             assert len(bars(streams, "1d")) >= 1
             assert not any(row[11] for row in bars(streams, "1d")), "the day is not over"
 
-            wait_for(lambda: f"5m|{CODE}" not in refused(streams), "the 1d want ran out", 30)
+            wait_for(lambda: f"5m|{CODE}" not in refused(streams), "the 1d want ran out")
             wait_for(lambda: len(bars(streams, "5m")) > 0, "its place is taken by 5m")
             assert singles() == 3
             assert set(producer_status(streams)["markets"]) == {"SH", "SZ"}
 
-            wait_for(lambda: len(final(bars(streams))) >= 2, "two minutes are closed", 30)
+            wait_for(lambda: len(final(bars(streams))) >= 2, "two minutes are closed")
             control.set_fault("drop_connection")
             wait_for(
                 lambda: len([e for e in events(streams) if e["kind"] == "connected"]) == 2,
@@ -115,7 +114,7 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             )
             wait_for(lambda: singles() == 3, "everything is subscribed again")
             known = len(final(bars(streams)))
-            wait_for(lambda: len(final(bars(streams))) >= known + 2, "bars go on", 30)
+            wait_for(lambda: len(final(bars(streams))) >= known + 2, "bars go on")
             time.sleep(1.5)  # a last correction may be on its way
             rows = bars(streams)
             assert_closed_equal_truth(control, final(rows))
@@ -125,7 +124,7 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
                 assert label_closed == sorted(label_closed), "no forming bar behind a closed one"
 
             streams.delete("qmt:wanted")
-            wait_for(lambda: singles() == 0, "all is given back", 15)
+            wait_for(lambda: singles() == 0, "all is given back")
             wait_for(lambda: refused(streams) == {}, "nothing is refused that nobody wants")
     told = [event["want"] for event in events(streams) if event["kind"] == "want refused"]
     assert sorted(told) == sorted(["1m|999999.SH", "tick|000404.SZ", "nonsense", f"5m|{CODE}"]), (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import redis
 from archive_maker import ArchiveMaker
-from live_processes import process, wait_for
+from live_processes import process
+from waiting import wait_for
 
 from qmt_client import NOW_LIVE, QMTClient
 from qmt_protocol.keys import Keys
@@ -57,7 +58,7 @@ def test_a_gateway_serves_a_replayed_day(
                 if not left:
                     break
             assert client.latest(CODES[0])[CODES[0]]["volume"] == ROUNDS - 1
-        assert replay.wait(30) == 0
+        assert replay.wait(60) == 0
     prices = [10.0 + number for number in range(ROUNDS)]
     assert all(of_code == prices for of_code in seen.values())
     assert left_live > 0

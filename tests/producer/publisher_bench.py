@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import redis
+from waiting import wait_for
 
 from qmt_producer.publisher import Publisher
 from qmt_producer.ring import Entry, Kind, Ring
@@ -71,13 +71,6 @@ class Bench:
 def now_ms() -> int:
     """When a batch is received: a taker of a lease that ran out under load begins by it."""
     return time.time_ns() // 1_000_000
-
-
-def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def stored(streams: redis.Redis, code: str = CODE) -> list[tuple[str, list[Any]]]:

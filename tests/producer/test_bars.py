@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import redis
-from publisher_bench import KEYS, Bench, wait_for
+from publisher_bench import KEYS, Bench
+from waiting import wait_for
 
 from qmt_producer.bar_maker import BarMaker, MadeBar, bar_end_ms
 from qmt_producer.ring import Entry

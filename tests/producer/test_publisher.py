@@ -22,8 +22,8 @@ from publisher_bench import (
     latest,
     now_ms,
     stored,
-    wait_for,
 )
+from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
 
@@ -164,7 +164,7 @@ def test_redis_killed_and_back_loses_and_repeats_nothing(
                 server.kill()
             if number == 20:
                 server.start()
-        wait_for(lambda: bench.ring.acked("SH") == 30, within_s=20)
+        wait_for(lambda: bench.ring.acked("SH") == 30)
         with redis.Redis.from_url(server.url) as streams:
             assert [row[0] for _, row in stored(streams)] == [NOON_MS + n for n in range(30)]
             assert [row[2][0] for row in fed(streams)] == [NOON_MS + n for n in range(30)]
@@ -254,7 +254,7 @@ def test_out_of_memory_in_the_middle_of_several(tmp_path: Path, server_binary: P
             assert 1 < len(held) < len(times)
             assert held == [NOON_MS - 1, *times][: len(held)]
             streams.config_set("maxmemory", "0")
-            wait_for(lambda: bench.done, within_s=20)
+            wait_for(lambda: bench.done)
             assert times_of(streams) == [NOON_MS - 1, *times]
             assert [row[2][0] for row in fed(streams)] == [NOON_MS - 1, *times]
     finally:
@@ -290,7 +290,7 @@ def test_what_may_be_in_redis_is_not_given_up_while_it_is_away(
         time.sleep(0.2)  # sent
         times += many(bench, 40, size=100, start=6)
         os.kill(server.process.pid, signal.SIGCONT)
-        wait_for(lambda: bench.done, within_s=20)
+        wait_for(lambda: bench.done)
         gap = bench.ring.take_lost(lambda _: True, hold=False)
         assert gap is not None
         with redis.Redis.from_url(server.url) as streams:

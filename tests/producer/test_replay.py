@@ -17,7 +17,8 @@ import msgpack
 import pytest
 import redis
 from archive_maker import ArchiveMaker
-from publisher_bench import CLAMPED, KEYS, LATE, Bench, entry, wait_for
+from publisher_bench import CLAMPED, KEYS, LATE, Bench, entry
+from waiting import wait_for
 
 from qmt_client import NOW_LIVE, AsyncQMTClient
 from qmt_producer.__main__ import main
@@ -101,7 +102,7 @@ def command(server: RedisServer, maker: ArchiveMaker, *flags: str) -> subprocess
 
 def run(server: RedisServer, maker: ArchiveMaker, *flags: str) -> str:
     with command(server, maker, *flags) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
 
@@ -267,10 +268,10 @@ def test_it_keeps_the_pace_and_ends_when_told(
         streams_server, maker, "--day", "20261120", "--speed", "5", "--codes", ",".join(SH)
     ) as process:
         keys = Keys("replay-20261120")
-        wait_for(lambda: bool(streams.exists(keys.latest("SH"))), 30)
+        wait_for(lambda: bool(streams.exists(keys.latest("SH"))))
         assert "being published" in says("--day", "20261120")
         assert "being published" in says("--clean")
-        wait_for(lambda: len(streams.xrange(keys.feed("SH"))) > 5, 30)
+        wait_for(lambda: len(streams.xrange(keys.feed("SH"))) > 5)
         feed = streams.xrange(keys.feed("SH"))
         wall = [int(entry_id.partition(b"-")[0]) for entry_id, _ in feed]
         market = [
@@ -279,7 +280,7 @@ def test_it_keeps_the_pace_and_ends_when_told(
         ]
         assert (market[-1] - market[0]) / (wall[-1] - wall[0]) < 8, "5 times, not at once"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "stopped" in out
     assert "Traceback" not in err
@@ -297,7 +298,7 @@ async def test_the_client_reads_it_as_a_live_day(
     with command(
         streams_server, maker, *the_day("--codes", ",".join(SH), "--speed", "10")
     ) as process:
-        wait_for(lambda: bool(streams.exists(TO.latest("SH"))), 30)
+        wait_for(lambda: bool(streams.exists(TO.latest("SH"))))
         async with AsyncQMTClient(streams_server.url, prefix="again") as client:
             assert (await client.status()).processes[0].beat.role == "producer"
             seen: dict[str, list[str]] = {code: [] for code in SH}
@@ -311,7 +312,7 @@ async def test_the_client_reads_it_as_a_live_day(
                 left -= 1
                 if not left:
                     break
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         process.communicate()
     assert seen == truth
     assert live > 50, "a good part came live"

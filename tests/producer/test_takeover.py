@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from publisher_bench import CODE, KEYS, NOON_MS, Bench, entry, fed, stored, wait_for
+from publisher_bench import CODE, KEYS, NOON_MS, Bench, entry, fed, stored
+from waiting import wait_for
 
 from qmt_producer.ring import Ring
 from qmt_standalone.redis_server import RedisServer
@@ -59,7 +60,7 @@ def test_standby_goes_on_from_its_own_ring(
         holder.publisher.thread.join()
         push(holder, 20, 21)
         push(standby, *range(20, 30))
-        wait_for(lambda: numbers(streams) == list(range(30)), within_s=5)
+        wait_for(lambda: numbers(streams) == list(range(30)))
         wait_for(lambda: fed_numbers(streams) == list(range(30)))
         gaps = [event for event in standby.events if event["kind"] == "gap"]
         assert gaps == []
@@ -271,7 +272,7 @@ def test_redis_restored_from_an_older_copy_is_filled_in_a_new_epoch(
         push(bench, 20)
         server.start()
         with redis.Redis.from_url(server.url) as streams:
-            wait_for(lambda: numbers(streams) == list(range(21)), within_s=20)
+            wait_for(lambda: numbers(streams) == list(range(21)))
             wait_for(lambda: fed_numbers(streams) == list(range(21)))
             assert epoch(streams) != before, "readers must see that positions are void"
         assert [event["kind"] for event in bench.events].count("epoch") == 1

@@ -211,7 +211,7 @@ def test_another_process_tells_the_same_and_another_seed_does_not() -> None:
     )
     here = __file__.rpartition("test_market_series")[0]
     result = subprocess.run(
-        [sys.executable, "-c", code, here], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, here], capture_output=True, text=True, timeout=120, check=True
     )
     assert result.stdout.strip() == repr(mine)
     assert fingerprint(Market(seed=7)) != mine

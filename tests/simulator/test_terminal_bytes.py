@@ -48,7 +48,7 @@ def test_push_is_what_xtbson_reads() -> None:
         input=encoded(ticks, [0, 0, 0, 0]),
         capture_output=True,
         check=True,
-        timeout=30,
+        timeout=120,
     )
     document = json.loads(done.stdout)
     kinds = {"<i8": "Int64", "<i4": "int", "<f8": "float"}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from waiting import wait_for
 from xtdata_scripts import ScriptedTerminal
 
 from qmt_simulator import bson, native
@@ -58,7 +59,7 @@ def test_without_a_quote_server_nothing_comes_and_downloads_fail(
     assert line_of(script) == "DOWN"
     up_ms = time.time_ns() // 1_000_000
     terminal.control.clear_fault("quote_server_down")
-    output, errors = script.communicate(timeout=30)
+    output, errors = script.communicate(timeout=120)
     assert "RESULT" in output, errors
     servers, full, silent, failures, connected = json.loads(output.split("RESULT ")[1])
     assert set(servers[0]) >= {"0_SH_L1", "0_SZ_L1"}
@@ -79,13 +80,6 @@ def client_of(terminal: ScriptedTerminal) -> native.IPythonApiClient:
     return client
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_second_process_goes_on_with_the_day(
     start_terminal: StartTerminal, tmp_path: Path
 ) -> None:
@@ -103,7 +97,7 @@ def test_a_second_process_goes_on_with_the_day(
     client = client_of(second)
     status = second.control.status()
     assert status["logged_in"] is (status["now_ms"] >= NINE + 4 * 60_000)
-    wait_until(lambda: client.connect()[0] == 0)
+    wait_for(lambda: client.connect()[0] == 0)
     assert second.control.now() >= NINE + 4 * 60_000
     tag = bson.decode(client.get_server_tag())
     assert (tag["broker"], client.get_app_dir()) == ("国金", "D:\\国金QMT\\bin.x64")
@@ -116,14 +110,14 @@ def test_a_second_process_goes_on_with_the_day(
     client.subscribe_whole_quote(["SH"], param, lambda raw: pushed.append(second.control.now()))
     status = second.control.status()
     assert status["quotes_up"] is (status["now_ms"] >= NINE + 20 * 60_000)
-    wait_until(lambda: bool(pushed))
+    wait_for(lambda: bool(pushed))
     assert states == ["connected"] or status["quotes_up"]
     assert pushed[0] >= NINE + 20 * 60_000
     began_ms = int(first.ready["wall_start_ms"])
     logged_at = NINE + (read_push_log(log)["wall_ms"] - began_ms) * 240
     assert logged_at.min() >= NINE + 20 * 60_000 - 240
     second.control.set_fault("not_logged_in")
-    wait_until(lambda: not client.is_connected())
+    wait_for(lambda: not client.is_connected())
     code, text = client.connect()
     assert code < 0
     assert text

@@ -28,7 +28,7 @@ def test_closed_stdin_ends_it_in_good_order(
     terminal = start_terminal()
     assert terminal.process.stdin is not None
     terminal.process.stdin.close()
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(60) == 0
     with pytest.raises(ControlError, match="no terminal at"):
         Control(terminal.port)
 
@@ -55,7 +55,7 @@ def test_a_taken_port_is_explained(terminal: ScriptedTerminal) -> None:
         [sys.executable, "-m", "qmt_simulator", "--port", str(terminal.port)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("qmt-simulator: ")
@@ -73,6 +73,6 @@ def test_the_native_stub_needs_neither_numpy_nor_the_market() -> None:
         "print(sorted({'numpy', 'pandas', 'qmt_simulator.market'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout == "[]\n"

@@ -134,7 +134,7 @@ def test_burst_is_the_whole_market_in_one_push(terminal: ScriptedTerminal) -> No
     assert script.stdout.readline() == "READY\n"
     with Control(terminal.port) as control:
         result = control.burst()
-    output, errors = script.communicate(timeout=30)
+    output, errors = script.communicate(timeout=120)
     assert result["last_seq"] - result["first_seq"] + 1 >= 4000, errors
     assert json.loads(output.split("RESULT ")[1]) > 4000
 

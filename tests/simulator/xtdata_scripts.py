@@ -27,7 +27,7 @@ from xtquant import xtdata
 xtdata.enable_hello = False
 PORT = int(os.environ["TERMINAL_PORT"])
 xtdata.connect(port=PORT)
-def wait_for(condition, timeout_s=30.0):
+def wait_for(condition, timeout_s=120.0):
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -49,14 +49,14 @@ MIDSESSION = (
 class ScriptedTerminal(TerminalProcess):
     """A terminal that can run scripts against itself."""
 
-    def run(self, script: str, *, timeout_s: float = 60.0) -> Any:
+    def run(self, script: str, *, timeout_s: float = 180.0) -> Any:
         """Run `script` after the prelude; returns what it passed to `tell`."""
         output, errors = self.output(script, timeout_s=timeout_s)
         results = [line[7:] for line in output.splitlines() if line.startswith("RESULT ")]
         assert results, f"no result\n{output}\n{errors}"
         return json.loads(results[-1])
 
-    def output(self, script: str, *, timeout_s: float = 60.0) -> tuple[str, str]:
+    def output(self, script: str, *, timeout_s: float = 180.0) -> tuple[str, str]:
         """Run `script` after the prelude; returns its standard output and error."""
         return self.start(script).communicate(timeout=timeout_s)
 

@@ -7,30 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
+from waiting import WITHIN_S, wait_for
 
 from qmt_standalone.redis_server import free_port
 
 MARK = "STANDALONE_TEST_MARK"
-T = TypeVar("T")
-
-
-def wait_for(look: Callable[[], T | None], timeout_s: float, what: str) -> T:
-    """Return the first answer of `look` that is not false."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        answer = look()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"{what} not within {timeout_s} s"
-        time.sleep(0.1)
 
 
 def gone(pid: int) -> bool:
@@ -72,13 +60,13 @@ class Demo:
     def text(self) -> str:
         return self.output.read_text("utf-8") if self.output.exists() else ""
 
-    def wait_until_ready(self, timeout_s: float = 100) -> Demo:
+    def wait_until_ready(self) -> Demo:
         def ready() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, self.text()
             return "试一试" in self.text()
 
-        wait_for(ready, timeout_s, "ready")
+        wait_for(ready, "it is ready")
         return self
 
     @property
@@ -102,15 +90,15 @@ class Demo:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout_s)
+        return self.process.wait(WITHIN_S)
 
     def clean_up(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(30)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         for process in self.processes():

@@ -29,7 +29,7 @@ def run_venv(path: Path, **environment: str) -> subprocess.CompletedProcess[str]
         cwd=path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

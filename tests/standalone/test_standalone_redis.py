@@ -12,7 +12,8 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from standalone_runs import gone, wait_for
+from standalone_runs import gone
+from waiting import wait_for
 
 from qmt_protocol.errors import ConfigurationError, RedisUnavailable
 from qmt_standalone.redis_server import RedisServer, find_server, free_port
@@ -107,6 +108,6 @@ def test_it_does_not_outlive_whoever_started_it(tmp_path: Path) -> None:
     assert owner.stdout is not None
     pid = int(owner.stdout.readline())
     owner.kill()
-    owner.wait(10)
+    owner.wait(60)
     owner.stdout.close()
-    wait_for(lambda: gone(pid), 10, "the server's end")
+    wait_for(lambda: gone(pid), "the server's end")

@@ -221,7 +221,7 @@ except TerminalNotConnected as error:
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
         env={**os.environ, "TZ": "CST-8", "PYTHONUTF8": "1", "QMT_TERMINAL_PATH": str(tmp_path)},
     )

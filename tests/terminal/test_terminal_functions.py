@@ -91,7 +91,7 @@ def test_an_older_copy_serves_what_it_has_and_names_what_it_lacks(
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=120,
         check=False,
         env={
             **os.environ,

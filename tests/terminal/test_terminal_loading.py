@@ -39,7 +39,7 @@ def run(script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=120,
         check=False,
         env={**os.environ, "TZ": "Asia/Shanghai", "PYTHONUTF8": "1", **environment},
     )

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from terminal_rig import open_terminal
+from waiting import wait_for
 
 from qmt_protocol.errors import (
     QMTError,
@@ -76,10 +76,7 @@ def running(*command: str, cwd: Path | None = None) -> Iterator[subprocess.Popen
 
 
 def wait_until_found(wanted: TerminalPrograms, found: tuple[str, ...]) -> None:
-    end = time.monotonic() + 10
-    while wanted.running(fresh=True) != found:
-        assert time.monotonic() < end, wanted.running()
-        time.sleep(0.05)
+    wait_for(lambda: wanted.running(fresh=True) == found, f"these are found: {found}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a program of Linux stands in for a terminal's")
@@ -124,10 +121,7 @@ def test_the_terminal_tells_of_its_quote_server(
             simulated.control.set_fault("quote_server_down")
         else:
             simulated.control.clear_fault("quote_server_down")
-        end = time.monotonic() + 3
-        while terminal.quote_server_up() is not up:  # told at once, long before it is asked again
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_for(lambda: terminal.quote_server_up() is up, "it is told")  # noqa: B023
 
 
 class Asked:
@@ -208,10 +202,7 @@ def test_a_refused_login_leaves_nothing_behind(
     terminal: Terminal, simulated: TerminalProcess
 ) -> None:
     simulated.control.set_fault("not_logged_in")
-    end = time.monotonic() + 5
-    while terminal.connected:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(lambda: not terminal.connected, "the connection is seen to be dead")
 
     def native() -> set[Any]:
         return {one for one in threading.enumerate() if one.name.startswith("native-")}
@@ -219,8 +210,6 @@ def test_a_refused_login_leaves_nothing_behind(
     for _ in range(30):
         with pytest.raises(TerminalNotConnected):
             terminal.connect()
-    while native():
-        assert time.monotonic() < end, native()
-        time.sleep(0.02)
+    wait_for(lambda: not native(), "the native threads have ended")
     simulated.control.clear_fault()
     assert terminal.connect().simulated

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from still_running import still_running
 
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
@@ -54,7 +55,7 @@ def run(
         capture_output=True,
         text=True,
         encoding=encoding,
-        timeout=90,
+        timeout=120,
         check=False,
     )
 
@@ -133,7 +134,7 @@ def test_ctrl_c_leaves_a_valid_report_that_names_what_differs(
             break
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=30)
+    rest, errors = process.communicate(timeout=120)
     simulated.control.clear_fault()
     assert process.returncode == 1, errors
     document = json.loads(file.read_text("utf-8"))
@@ -146,7 +147,7 @@ def test_ctrl_c_leaves_a_valid_report_that_names_what_differs(
     text = rest[rest.index(wanted) :]
     assert text.index('"unsupported"') < text.index('"yes"')
     assert children
-    assert not any(child.is_running() for child in children)
+    assert still_running(children) == []
 
 
 def test_a_probe_without_time_writes_what_it_has(

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -21,7 +20,7 @@ class Frozen:
         self.written: list[str] = []
 
     def write(self, text: str) -> int:
-        self.thawed.wait(10)
+        self.thawed.wait(60)
         self.written.append(text)
         return len(text)
 
@@ -33,14 +32,12 @@ def test_a_frozen_console_freezes_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
     frozen = Frozen()
     monkeypatch.setattr("sys.stdout", frozen)
     console = Console()
-    began = time.monotonic()
     for number in range(5000):
         console.say(f"line {number}")
     console.close(0.1)
-    assert time.monotonic() - began < 5
     assert frozen.written == []
     frozen.thawed.set()
-    console.close(5)
+    console.close(60)
     assert frozen.written[0] == "line 0\n"
     assert 1000 <= len(frozen.written) <= 1002
 
@@ -66,7 +63,7 @@ def test_help_on_a_legacy_code_page(encoding: str) -> None:
     told = subprocess.run(
         [sys.executable, "-m", "qmt_windows", "status"],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("QMT_")},
@@ -96,7 +93,7 @@ def test_signals_ask_for_the_end() -> None:
         "    os.kill(os.getpid(), getattr(signal, name))\n"
         "    asked.wait(5) or sys.exit(1)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_elsewhere_there_is_nothing_to_do() -> None:

@@ -150,7 +150,6 @@ def wall_of(tick: Any) -> int:
 
 
 @pytest.mark.long  # three minutes of wall time
-@pytest.mark.timeout(420)
 def test_the_day(
     tmp_path: Path,
     servers: tuple[RedisServer, RedisServer],

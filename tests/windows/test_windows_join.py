@@ -192,7 +192,7 @@ def joined(home: Path, line: str, *flags: str) -> subprocess.CompletedProcess[st
         [sys.executable, "-m", "qmt_windows", "--home", str(home), "join", line, *flags],
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=120,
         check=False,
         # As a pipe on an English Windows: no Chinese can be written.
         env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},

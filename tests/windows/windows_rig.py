@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -100,7 +99,7 @@ class Box:
         """Kill it as the task manager does."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(5)
+        self.process.wait(60)
         assert self.process.stdin is not None
         self.process.stdin.close()
 
@@ -116,10 +115,10 @@ class Box:
         except BrokenPipeError:
             pass
         try:
-            process.wait(15)
+            process.wait(60)
         finally:
             process.kill()
-            process.wait(5)
+            process.wait(60)
         return time.monotonic() - began
 
     def told(self) -> str:
@@ -147,11 +146,3 @@ def children(streams: redis.Redis) -> dict[str, Any]:
     """Return what the supervisor tells of its children."""
     beats = heartbeats(streams, "windows")
     return dict(beats[0]["figures"]["children"]) if beats else {}
-
-
-def wait_for(condition: Callable[[], Any], what: str, within_s: float = 30.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
-        time.sleep(0.05)
-    return found

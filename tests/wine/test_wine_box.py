@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_for
 from wine_environment import WinePython, windows_path
-from wine_rig import Bridge, WineProcess, kill_process, wait_for
+from wine_rig import Bridge, WineProcess, kill_process
 
 from qmt_client import QMTClient
 
@@ -123,7 +124,7 @@ def test_every_tick_came_once(box: Bridge) -> None:
 
 def test_everything_ends_with_its_input(box: Bridge) -> None:
     assert box.roles.pop("windows").stop(20) == 0
-    wait_for(lambda: not box.python.running(), "all processes are gone", 10)
+    wait_for(lambda: not box.python.running(), "all processes are gone")
     logs = {path.name: path.read_text("utf-8") for path in (home(box) / "logs").iterdir()}
     assert {"producer.log"} <= set(logs)
     assert not [name for name, text in logs.items() if box.servers["streams"].password in text]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
-from wine_rig import Bridge, WineProcess, kill_process, wait_for
+from waiting import wait_for
+from wine_rig import Bridge, WineProcess, kill_process
 
 from qmt_client import QMTClient
 from qmt_simulator.oracle import read_push_log
@@ -109,6 +110,6 @@ def test_every_tick_arrives_once_though_the_producer_is_killed(bridge: Bridge) -
 def test_they_end_when_their_input_closes(bridge: Bridge) -> None:
     for name in ("producer", "worker"):
         assert bridge.roles.pop(name).stop() == 0, name
-    wait_for(lambda: not bridge.python.running(), "all processes are gone", 10)
+    wait_for(lambda: not bridge.python.running(), "all processes are gone")
     # A ring that was closed in order has no log left beside it.
     assert not bridge.ring.with_name("ring.sqlite-wal").exists()

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 HERE: Final = Path(__file__).resolve().parent
-sys.path += [str(HERE), str(HERE.parent / "crash")]
+sys.path += [str(HERE), str(HERE.parent), str(HERE.parent / "crash")]
 
+from waiting import wait_for  # noqa: E402
 from wine_environment import VERSIONS, WinePython, find_wine  # noqa: E402
-from wine_rig import Bridge, wait_for  # noqa: E402
+from wine_rig import Bridge  # noqa: E402
 
 from qmt_simulator.oracle import read_push_log  # noqa: E402
 
@@ -109,7 +110,7 @@ def listening_s(wall_ms: npt.NDArray[np.int64]) -> float:
 def await_push(bridge: Bridge) -> None:
     """Return right after the terminal has logged a push: it is on its way now."""
     size = bridge.log_path.stat().st_size
-    wait_for(lambda: bridge.log_path.stat().st_size > size, "a push", 10)
+    wait_for(lambda: bridge.log_path.stat().st_size > size, "a push")
 
 
 def note(text: str) -> None:

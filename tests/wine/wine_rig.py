@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any
 import redis
 from crash_accounting import Verdict, account
 from crash_evidence import gaps_of, pushed_by_code, read_events, stored_by_code
+from waiting import wait_for
 from wine_environment import HERE, WinePython, windows_path
 
 from qmt_simulator.process import TerminalProcess
@@ -26,15 +26,6 @@ from qmt_standalone.redis_server import RedisServer
 
 MARKETS = ("SH", "SZ", "BJ")
 NOW = "2026-11-20 10:30:00"
-
-
-def wait_for(condition: Callable[[], bool], what: str, within_s: float = 180.0) -> None:
-    """Wait for a condition; `TimeoutError` names what did not happen."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.05)
 
 
 class WineProcess:
@@ -223,13 +214,12 @@ class Bridge:
             ids.append(tuple(map(int, tail[0][0].decode().split("-"))) if tail else (0, 0))
         return ids
 
-    def wait_flowing(self, within_s: float = 120.0) -> None:
+    def wait_flowing(self) -> None:
         """Wait until newer ticks of every market are published."""
         before = self._feed_ids()
         wait_for(
             lambda: all(now > was for now, was in zip(self._feed_ids(), before, strict=True)),
             "ticks of all markets flow",
-            within_s,
         )
 
     def quiet(self) -> None:
@@ -247,7 +237,7 @@ class Bridge:
                 and not figures[0]["waiting_batches"]
             )
 
-        wait_for(is_drained, "the producer is drained", 90)
+        wait_for(is_drained, "the producer is drained")
         time.sleep(1.2)  # events of the last moment
 
     def run_inside(self) -> int:

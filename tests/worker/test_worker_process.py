@@ -12,6 +12,7 @@ import pytest
 from rq import Callback, Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from waiting import wait_for
 from worker_rig import Caller, wait_for_running
 
 from qmt_protocol.jobs import QUERY_QUEUE
@@ -66,15 +67,14 @@ def test_the_forming_bar_is_marked(midsession: TerminalProcess, caller: Caller) 
 # -- the guard ----------------------------------------------------------------------------------
 
 
-def rq_end(caller: Caller, job_id: str, timeout_s: float = 15.0) -> dict[bytes, Any]:
+def rq_end(caller: Caller, job_id: str) -> dict[bytes, Any]:
     """Wait until RQ has dealt with a job and return its record."""
-    end = time.monotonic() + timeout_s
-    while True:
-        record = caller.jobs.hgetall(f"rq:job:{job_id}")
-        if record.get(b"status") in (b"failed", b"finished", b"stopped"):
-            return record
-        assert time.monotonic() < end, record
-        time.sleep(0.02)
+
+    def ended() -> dict[bytes, Any]:
+        record: dict[bytes, Any] = caller.jobs.hgetall(f"rq:job:{job_id}")
+        return record if record.get(b"status") in (b"failed", b"finished", b"stopped") else {}
+
+    return wait_for(ended, f"RQ has dealt with job {job_id}")
 
 
 class _Touch:
@@ -136,7 +136,7 @@ def test_callbacks_and_webhooks_do_not_run(
             kwargs={"params": {"sector": sector}},
             on_success=Callback("pathlib.Path.touch"),
             on_failure=Callback("breakpoint"),
-            timeout=30,
+            timeout=120,
         )
         caller.jobs.hset(
             job.key,
@@ -171,7 +171,7 @@ def test_a_native_abort_fails_the_job_at_once_and_the_next_one_works(
     time.sleep(0.3)
     began = time.monotonic()
     assert midsession.control.set_fault("abort_client", role="worker") == 1
-    error = caller.wait(job_id, 10).error
+    error = caller.wait(job_id).error
     assert time.monotonic() - began < 5
     assert error["error"] == "job-failed"
     assert error["data"]["reason"] == "child died"
@@ -187,7 +187,7 @@ def test_a_killed_child_is_replaced(midsession: TerminalProcess, caller: Caller)
     wait_for_running(caller, job_id)
     time.sleep(0.3)
     os.kill(clients[0]["pid"], signal.SIGKILL)
-    assert caller.wait(job_id, 10).error["data"]["reason"] == "child died"
+    assert caller.wait(job_id).error["data"]["reason"] == "child died"
     midsession.control.clear_fault()
     assert caller.ask("full_tick", codes=[CODE]).state == "done"
 
@@ -200,7 +200,7 @@ def test_a_cancelled_job_ends_and_frees_the_worker(
     wait_for_running(caller, job_id)
     time.sleep(0.5)
     caller.jobs.set(caller.keys.cancel(job_id), b"1", ex=60)
-    error = caller.wait(job_id, 5).error
+    error = caller.wait(job_id).error
     assert error["data"]["reason"] == "cancelled"
     midsession.control.clear_fault()
     assert caller.ask("history", codes=["600004.SH"], period="1d", count=100).state == "done"

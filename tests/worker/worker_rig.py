@@ -18,6 +18,7 @@ import pyarrow as pa
 import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
+from waiting import wait_for
 
 from qmt_protocol.codes import asset_class
 from qmt_protocol.jobs import CATALOGUE, RESULT_TTL_S, parse_params
@@ -61,10 +62,10 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(10)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(60)
         if self.process.stdin is not None:
             self.process.stdin.close()
         return time.monotonic() - began
@@ -123,14 +124,12 @@ class Caller:
             json.loads(fields[b"p"]) for _id, fields in self.jobs.xrange(self.keys.progress(job_id))
         ]
 
-    def wait(self, job_id: str, timeout_s: float = 60.0) -> Answer:
-        end = time.monotonic() + timeout_s
-        while True:
+    def wait(self, job_id: str) -> Answer:
+        def ended() -> list[dict[str, Any]]:
             entries = self.entries(job_id)
-            if entries and entries[-1]["state"] in END_STATES:
-                break
-            assert time.monotonic() < end, f"no end after {timeout_s} s: {entries}"
-            time.sleep(0.02)
+            return entries if entries and entries[-1]["state"] in END_STATES else []
+
+        entries = wait_for(ended, f"job {job_id} ends")
         raw = self.jobs.get(self.keys.manifest(job_id))
         manifest = None if raw is None else json.loads(raw)
         table = None
@@ -144,8 +143,8 @@ class Caller:
             )
         return Answer(entries, manifest, table)
 
-    def ask(self, name: str, timeout_s: float = 60.0, **params: Any) -> Answer:
-        return self.wait(self.enqueue(name, **params), timeout_s)
+    def ask(self, name: str, **params: Any) -> Answer:
+        return self.wait(self.enqueue(name, **params))
 
     def heartbeats(self) -> list[dict[str, Any]]:
         """Return the workers' heartbeats with their ages by Redis time."""
@@ -157,15 +156,14 @@ class Caller:
             for member, raw in told.items()
         ]
 
-    def wait_for_terminal(self, state: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    def wait_for_terminal(self, state: str) -> dict[str, Any]:
         """Wait until all live workers tell this state of the terminal."""
-        end = time.monotonic() + timeout_s
-        while True:
+
+        def told() -> list[dict[str, Any]]:
             beats = [beat for beat in self.heartbeats() if beat["age_s"] < 3]
-            if beats and all(beat["terminal"]["state"] == state for beat in beats):
-                return beats[0]
-            assert time.monotonic() < end, f"terminal is not {state}: {beats}"
-            time.sleep(0.05)
+            return beats if all(beat["terminal"]["state"] == state for beat in beats) else []
+
+        return wait_for(told, f"the workers say that the terminal is {state}")[0]
 
 
 TODAY_MS = parse_start("20261120")
@@ -176,10 +174,7 @@ FROZEN = (
 
 
 def wait_for_running(caller: Caller, job_id: str) -> None:
-    end = time.monotonic() + 20
-    while not caller.entries(job_id):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(lambda: caller.entries(job_id), f"job {job_id} runs")
 
 
 class Rig:

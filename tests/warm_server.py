@@ -5,17 +5,22 @@ tests' time that was a third. This server imports a program when it is first ask
 child for each start. The child is the program's own `__main__` with its own arguments, environment,
 folder and standard streams; nothing of it was run before the fork but imports. `warm_start` is the
 other side.
+
+A program that starts others of the project gets a server of its own, forked before anything of it
+has run: what it starts must be its child.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
 import os
 import random
 import runpy
+import signal
 import socket
 import struct
 import sys
@@ -25,16 +30,10 @@ import warnings
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
-    "-c": ("numpy", "pandas", "qmt_simulator.native"),
-    "qmt_archive": (),
-    "qmt_client": ("qmt_client.cli", "pandas", "pyarrow.parquet", "rq", "httpx"),
-    "qmt_gateway": ("uvicorn.protocols.http.auto", "uvicorn.loops.auto", "uvicorn.lifespan.on"),
-    "qmt_producer": ("qmt_producer.producer", "pandas", "rich.traceback"),
-    "qmt_simulator": ("qmt_simulator.market.calendar", "qmt_simulator.terminal"),
-    "qmt_worker": ("qmt_worker.service", "qmt_worker.supervisor", "qmt_worker.child"),
-}
-"""Programs and what they import only when they run. Never xtquant: what it loads is a setting."""
+from warm_start import PROGRAMS, SPAWN, STARTERS, start_from
+
+_IGNORED: Final = (signal.SIGINT, signal.SIGTERM)
+_MOST_STREAMS: Final = 16
 
 _loaded: Final[set[str]] = set()
 _USUAL_WARNINGS: Final = tuple(warnings.filters)
@@ -60,7 +59,7 @@ def load(program: str) -> None:
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Read one request and its standard streams; the process ends when the tests have."""
-    head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    head, streams, _, _ = socket.recv_fds(connection, 4, _MOST_STREAMS)
     if len(head) < 4:
         sys.exit(0)
     (size,) = struct.unpack("!I", head)
@@ -82,10 +81,16 @@ def fork() -> int:
 
 def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     """Run the program in this process, as `python -m` would."""
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
+    numbers = [0, 1, 2, *request["fds"]]
+    aside = [fcntl.fcntl(stream, fcntl.F_DUPFD, max(*numbers, *streams) + 1) for stream in streams]
     for stream in streams:
         os.close(stream)
+    for number, stream in zip(numbers, aside, strict=True):
+        os.dup2(stream, number)
+        os.close(stream)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["session"]:
         os.setsid()
     os.chdir(request["cwd"])
@@ -95,6 +100,13 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
     random.seed()
     as_variables_say(request["cwd"])
     program, *arguments = request["words"]
+    if program in STARTERS:
+        start_from(server_of_its_own())
+    if program == SPAWN:
+        show([sys.executable, "-c", *arguments, "--multiprocessing-fork"])
+        sys.argv = ["-c", "--multiprocessing-fork"]
+        exec(compile(arguments[0], "<string>", "exec"), {})
+        sys.exit(0)
     show([sys.executable, *(["-m"] if program != "-c" else []), program, *arguments])
     sys.argv = [program, *arguments]
     if program == "-c":
@@ -104,6 +116,21 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
         sys.exit(0)
     runpy.run_module(program, run_name="__main__", alter_sys=True)
     sys.exit(0)
+
+
+def server_of_its_own() -> socket.socket:
+    """Fork a server for this process; return the line to it. It ends with this process."""
+    mine, theirs = socket.socketpair()
+    if fork():
+        theirs.close()
+        return mine
+    mine.close()
+    for number in _IGNORED:  # of the group's; it ends with the line
+        signal.signal(number, signal.SIG_IGN)
+    with open(os.devnull, "r+b") as nothing:
+        for number in range(3):
+            os.dup2(nothing.fileno(), number)
+    become(*serve(theirs))
 
 
 def show(words: list[str]) -> None:
@@ -120,6 +147,8 @@ def as_variables_say(folder: str) -> None:
     text: Any = {"encoding": coding or None, "closefd": False}
     sys.stdin = open(0, errors=on_error or None, **text)  # noqa: SIM115  # as long as it runs
     sys.stdout = open(1, "w", errors=on_error or None, **text)  # noqa: SIM115
+    if os.environ.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)
     sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, **text)  # noqa: SIM115
     given = os.environ.get("PYTHONPATH", "")
     sys.path[:1] = [folder, *(part for part in given.split(os.pathsep) if part)]
@@ -135,7 +164,10 @@ def serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Answer requests; returns never but in children, each with what it is to become."""
     while True:
         request, streams = receive(connection)
-        load(request["words"][0])
+        program = request["words"][0]
+        for one in (program, *STARTERS.get(program, ())):
+            if one in PROGRAMS:
+                load(one)
         connection.sendall(b".")  # now the asker is ready to adopt
         if not connection.recv(1):
             sys.exit(0)

@@ -5,9 +5,12 @@ and `[sys.executable, "-c", code]` where the code begins with `WARM_SCRIPT`. Any
 one with options that a fork cannot honour, starts as ever. What is started is a child of the tests'
 process like any other: it is waited for, killed and listed by its pid.
 
+A worker and `qmt-windows` start others in turn: those are forked too, by a server of their own, and
+so are a worker's children of `multiprocessing`.
+
 QMT_TEST_COLD=1 turns it off; so does a system other than Linux. Starts from nothing are proven by
-test_programs.py, by the standalone demo, whose supervisor starts its children itself, and by every
-worker's own children.
+test_programs.py, by the standalone demo, whose supervisor starts its children itself and with them
+a worker and a worker's children, and by everything under Wine.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from __future__ import annotations
 import atexit
 import ctypes
 import json
+import locale
+import multiprocessing.util
 import os
 import socket
 import struct
@@ -25,21 +30,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from warm_server import PROGRAMS
-
 HERE: Final = Path(__file__).resolve().parent
+PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
+    "-c": ("numpy", "pandas", "qmt_simulator.native"),
+    "qmt_archive": (),
+    "qmt_client": ("qmt_client.cli", "pandas", "pyarrow.parquet", "rq", "httpx"),
+    "qmt_gateway": ("uvicorn.protocols.http.auto", "uvicorn.loops.auto", "uvicorn.lifespan.on"),
+    "qmt_producer": ("qmt_producer.producer", "pandas", "rich.traceback"),
+    "qmt_simulator": ("qmt_simulator.market.calendar", "qmt_simulator.terminal"),
+    "qmt_terminal.probe": ("pandas",),
+    "qmt_windows": ("qmt_windows.supervisor", "qmt_windows.doctor", "pandas"),
+    "qmt_worker": ("qmt_worker.service", "qmt_worker.supervisor", "qmt_worker.child"),
+}
+"""Programs and what they import only when they run. Never xtquant: what it loads is a setting."""
+
+STARTERS: Final[dict[str, tuple[str, ...]]] = {
+    "qmt_windows": ("qmt_producer", "qmt_worker"),
+    "qmt_worker": (),
+}
+"""Programs that start others, and which beside themselves."""
+SPAWN: Final = "multiprocessing.spawn"
 WARM_SCRIPT: Final = "# With numpy and pandas imported.\n"
 _SET_CHILD_SUBREAPER: Final = 36
-_OBEYED: Final = {"PYTHONIOENCODING", "PYTHONPATH", "PYTHONWARNINGS"}
+_OBEYED: Final = {"PYTHONIOENCODING", "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS"}
 _real_popen: Final = subprocess.Popen
+_real_spawn: Final = multiprocessing.util.spawnv_passfds
 
 
 class _Server:
-    """The server of this process, started when it is first needed."""
+    """The server of this process, started when it is first needed unless it has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: socket.socket | None = None) -> None:
         self._lock = threading.Lock()
-        self._connection: socket.socket | None = None
+        self._connection = connection
         self._process: subprocess.Popen[bytes] | None = None
 
     def _connected(self) -> socket.socket:
@@ -63,7 +86,7 @@ class _Server:
         """End the server; what it forked is not its child and goes on."""
         if self._connection is not None and self._process is not None:
             self._connection.close()
-            self._process.wait(10)
+            self._process.wait(60)
 
     def fork(self, request: Mapping[str, Any], streams: Sequence[int]) -> int:
         """Start a program; return the pid of what is now a child of this process."""
@@ -99,7 +122,7 @@ def _adopt(on: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-_server: Final = _Server()
+_server = _Server()
 
 
 def _is_warm(
@@ -115,7 +138,9 @@ def _is_warm(
         words = words[1:]
     else:
         return None
-    given = os.environ if env is None else env
+    given = dict(os.environ if env is None else env)
+    if given.get("PYTHONUTF8") == "1" and locale.getpreferredencoding(False) == "UTF-8":
+        given.pop("PYTHONUTF8")  # what is so already
     names = {name for name in (*given, *os.environ) if name.startswith(("PYTHON", "LC_", "LANG"))}
     same = all(given.get(name) == os.environ.get(name) for name in names - _OBEYED)
     same = same and given.get("PYTHONWARNINGS", "error") == "error"
@@ -145,6 +170,7 @@ class WarmPopen(_real_popen):  # type: ignore[type-arg]
                 "cwd": os.path.abspath(cwd or os.getcwd()),
                 "env": dict(os.environ if env is None else env),
                 "session": bool(session),
+                "fds": [],
             },
             [
                 0 if p2cread == -1 else p2cread,
@@ -156,6 +182,28 @@ class WarmPopen(_real_popen):  # type: ignore[type-arg]
         self._close_pipe_fds(  # type: ignore[attr-defined]
             p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite
         )
+
+
+def _warm_spawn(path: bytes, args: Sequence[str], passfds: Sequence[int]) -> int:
+    """Start a child of `multiprocessing` by a fork; its tracker of resources as ever."""
+    if args[-1] != "--multiprocessing-fork":
+        return int(_real_spawn(path, args, passfds))
+    request = {
+        "words": [SPAWN, args[-2]],
+        "cwd": os.getcwd(),
+        "env": dict(os.environ),
+        "session": False,
+        "fds": list(passfds),
+    }
+    return _server.fork(request, [0, 1, 2, *passfds])
+
+
+def start_from(connection: socket.socket) -> None:
+    """From now on start the project's programs by forks of the server at the line's other end."""
+    global _server
+    _server = _Server(connection)
+    subprocess.Popen = WarmPopen  # type: ignore[misc]
+    multiprocessing.util.spawnv_passfds = _warm_spawn  # type: ignore[assignment]
 
 
 def warm_starts() -> None:

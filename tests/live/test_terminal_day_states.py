@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from live_processes import events, process, producer_env, producer_status, wait_for
+from live_processes import events, process, producer_env, producer_status
+from waiting import wait_for
 
 from qmt_simulator.control import Control
 from qmt_standalone.redis_server import RedisServer
@@ -37,11 +38,7 @@ def test_each_trouble_has_its_state_and_needs_no_restart(
         wait_for(lambda: streams.xlen(INDEX) >= held + 1, "ticks flow")
 
     with (
-        # It is found by its command line, which a warm start does not have: hence the variable.
-        process("qmt_simulator", "--port", "0", "--app-dir", str(app_dir), PYTHONUTF8="1") as (
-            simulator,
-            ready,
-        ),
+        process("qmt_simulator", "--port", "0", "--app-dir", str(app_dir)) as (simulator, ready),
         closing(Control(port := int(json.loads(ready.readline())["port"]))) as control,
     ):
         control.set_fault("not_logged_in")
@@ -65,7 +62,7 @@ def test_each_trouble_has_its_state_and_needs_no_restart(
             wait_for_ticks()
             wait_for_state("ok")
             simulator.kill()
-            simulator.wait(10)
+            simulator.wait(60)
             wait_for_state("not_running")
             assert producer.poll() is None
     told = events(streams)

@@ -1,37 +1,30 @@
-"""The tests of this folder run against every Redis and Valkey that this machine has.
+"""The tests of this folder run against the usual server and those of QMT_TEST_REDIS_SERVERS.
 
-The usual server always; others when they stand on PATH or are named by QMT_TEST_REDIS_SERVERS,
-paths separated as PATH is.
+Names of the matrix (tests/redis_servers.py) separated by spaces, or ``all``.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis_servers import HERE, default_server
 
-from qmt_standalone.redis_server import RedisServer, find_server
-
-
-def _binaries() -> list[Path]:
-    found = [find_server()]
-    on_path = [shutil.which(name) for name in ("redis-server", "valkey-server")]
-    named = os.environ.get("QMT_TEST_REDIS_SERVERS", "").split(os.pathsep)
-    found += [Path(path) for path in [*on_path, *named] if path]
-    return list({binary.resolve(): binary for binary in found}.values())
+from qmt_standalone.redis_server import RedisServer
 
 
-def _version(binary: Path) -> str:
-    shown = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
-    words = shown.stdout.split()  # Valkey server v=9.1.2 sha=...
-    return f"{words[0]}-{words[2].removeprefix('v=')}".lower()
+def _servers() -> dict[str, Path]:
+    named = os.environ.get("QMT_TEST_REDIS_SERVERS", "").split()
+    found = {one.name: one.path for one in HERE if one.name in named or named == ["all"]}
+    return found or {"usual": default_server()}
 
 
-@pytest.fixture(scope="session", params=_binaries(), ids=_version)
+SERVERS = _servers()
+
+
+@pytest.fixture(scope="session", params=SERVERS.values(), ids=SERVERS)
 def server_binary(request: pytest.FixtureRequest) -> Path:
     """Each server in turn."""
     binary: Path = request.param

@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import psutil
 
 from qmt_standalone.redis_server import RedisServer, free_port
 
@@ -120,7 +120,6 @@ class Servers:
 class Run:
     """One start of a program."""
 
-    name: str
     program: Program
     number: signal.Signals
     process: subprocess.Popen[bytes]
@@ -131,6 +130,12 @@ class Run:
         return (self.folder / "output").read_text("utf-8", "replace")
 
     @property
+    def first_line(self) -> dict[str, Any]:
+        """The JSON that it began with."""
+        line = next(line for line in self.told.splitlines() if line.startswith('{"ready"'))
+        return dict(json.loads(line))
+
+    @property
     def ended(self) -> bool:
         return self.process.poll() is not None
 
@@ -138,12 +143,16 @@ class Run:
         """Whether it has come as far as it will with such servers."""
         if self.ended:
             return True
-        if self.program.code is not None and not self._hears():
+        if self.program.code is None:
+            return self._is_connected(servers)
+        if not self.hears():
             return False
-        if state == "absent":
-            return not self.program.needs
-        if state != "hung" and self.program.works:
-            return self.program.works in self.told
+        if state in ("absent", "hung"):
+            return True
+        works = self.program.works
+        return works in self.told if works else self._is_connected(servers)
+
+    def _is_connected(self, servers: Servers) -> bool:
         try:
             held = psutil.Process(self.process.pid).net_connections("tcp")
         except psutil.Error:
@@ -151,7 +160,7 @@ class Run:
         ports = {server.port for server in servers.of("both")}
         return any(one.raddr and one.raddr.port in ports for one in held)
 
-    def _hears(self) -> bool:
+    def hears(self) -> bool:
         """Whether it has a handler for its signal."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -181,26 +190,27 @@ class Run:
 
 
 def start(
-    name: str,
     program: Program,
     number: signal.Signals,
     folder: Path,
-    servers: Servers,
-    archive: Path,
+    urls: Mapping[str, str],
+    archive: Path | None = None,
 ) -> Run:
+    """Start a program in a folder of its own; its archive's is not needed by all."""
     folder.mkdir(parents=True)
     env = {one: value for one, value in os.environ.items() if not one.startswith("QMT_")}
     env |= {
         "TZ": "CST-8",
-        "QMT_STREAMS_URL": servers.streams.url,
-        "QMT_JOBS_URL": servers.jobs.url,
+        "QMT_STREAMS_URL": urls["streams"],
+        "QMT_JOBS_URL": urls["jobs"],
         "QMT_NATIVE_MODULE": "qmt_simulator.native",
         "QMT_TERMINAL_PORT": "1",
         "QMT_TO_PREFIX": f"replay-{number.name}",
         "QMT_HOME": str(folder / "home"),
-        "QMT_ARCHIVE_URL": str(archive),
     }
-    if "copy" in program.words:
+    if archive is not None:
+        env["QMT_ARCHIVE_URL"] = str(archive)
+    if "copy" in program.words and archive is not None:
         shutil.copytree(archive, folder / "copy")
     with open(folder / "output", "wb") as output:
         process = subprocess.Popen(
@@ -211,22 +221,4 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    return Run(name, program, number, process, folder)
-
-
-@contextmanager
-def running_gateway(servers: Servers, folder: Path) -> Iterator[str]:
-    """Run a gateway; gives its address."""
-    program = PROGRAMS["gateway"]
-    run = start("gateway", program, signal.SIGTERM, folder / "gateway", servers, folder / "none")
-    try:
-        deadline = time.monotonic() + 60
-        while program.works not in run.told:
-            assert run.process.poll() is None, run.told
-            assert time.monotonic() < deadline, run.told
-            time.sleep(0.05)
-        yield str(json.loads(run.told.partition("\n")[0])["url"])
-    finally:
-        run.process.terminate()
-        run.process.wait(30)
-        assert "Traceback" not in run.told
+    return Run(program, number, process, folder)

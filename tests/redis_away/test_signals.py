@@ -53,7 +53,7 @@ def wait_until(done: Callable[[Run], bool], runs: list[Run], within_s: float) ->
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    return [f"{run.name} {run.number.name}: {run.told[-500:]}" for run in left]
+    return [f"{run.folder.name}: {run.told[-500:]}" for run in left]
 
 
 def end_all(
@@ -68,14 +68,11 @@ def end_all(
         for name, program in programs.items():
             for number in (signal.SIGTERM, signal.SIGINT):
                 own = folder / f"{name} {number.name}"
-                runs.append(start(name, program, number, own, servers, archive))
+                urls = {"streams": servers.streams.url, "jobs": servers.jobs.url}
+                runs.append(start(program, number, own, urls, archive))
                 stack.callback(runs[-1].process.wait)
                 stack.callback(runs[-1].process.kill)
-        ready: State = state if which == "both" else "hung" if state == "hung" else "gone"
-        if which == "both" or state != "absent":
-            assert not wait_until(lambda run: run.is_at(ready, servers), runs, 60.0)
-        else:  # one of two: who needs it ends, who does not goes on
-            assert not wait_until(lambda run: run.is_at("hung", servers), runs, 60.0)
+        assert not wait_until(lambda run: run.is_at(state, servers), runs, 60.0)
         servers.spoil(state, which)
         time.sleep(_NOTICED_S)
         ended = {id(run) for run in runs if run.ended}
@@ -83,9 +80,7 @@ def end_all(
             run.tell()
         assert not wait_until(lambda run: run.ended, runs, ENDS_WITHIN_S)
         wrong = {
-            f"{run.name} {run.number.name}": why
-            for run in runs
-            if (why := run.wrong(id(run) not in ended))
+            f"{run.folder.name}": why for run in runs if (why := run.wrong(id(run) not in ended))
         }
         assert not wrong
 

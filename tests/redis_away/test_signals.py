@@ -72,7 +72,7 @@ def end_all(
                 runs.append(start(program, number, own, urls, archive))
                 stack.callback(runs[-1].process.wait)
                 stack.callback(runs[-1].process.kill)
-        assert not wait_until(lambda run: run.is_at(state, servers), runs, 60.0)
+        assert not wait_until(lambda run: run.is_at(state, servers), runs, 150.0)
         servers.spoil(state, which)
         time.sleep(_NOTICED_S)
         ended = {id(run) for run in runs if run.ended}

@@ -20,8 +20,8 @@ from qmt_standalone.redis_server import RedisServer, free_port
 State = Literal["absent", "hung", "gone", "hung later"]
 """Not there at the start; there but stopped; killed or stopped once the program works."""
 Which = Literal["streams", "jobs", "both"]
-ENDS_WITHIN_S: Final = 15.0
-"""A few seconds where the machine is not busy; a program that does not hear never ends."""
+ENDS_WITHIN_S: Final = 60.0
+"""Some five seconds where the machine is not busy; a program that does not hear never ends."""
 
 _STREAMS, _BOTH = ("streams",), ("streams", "jobs")
 

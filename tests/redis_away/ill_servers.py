@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from typing import Final, Literal
 
 import redis
+from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
 
@@ -137,10 +136,3 @@ class IllServer:
 
 def _is_rewritten(told: dict[str, int]) -> bool:
     return not told["aof_rewrite_in_progress"] and not told["aof_rewrite_scheduled"]
-
-
-def wait_for(condition: Callable[[], object], what: str = "it", within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.05)

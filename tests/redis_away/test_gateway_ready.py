@@ -12,7 +12,8 @@ from typing import Any, Final
 import httpx
 import pytest
 from away_rig import PROGRAMS, Servers, start
-from ill_servers import IllServer, Refusal, wait_for
+from ill_servers import IllServer, Refusal
+from waiting import wait_for
 
 REASONS: Final[dict[Refusal, str]] = {
     "absent": "it cannot be reached",

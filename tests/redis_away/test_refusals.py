@@ -12,7 +12,8 @@ from typing import Final
 import httpx
 import pytest
 from away_rig import ENDS_WITHIN_S, PROGRAMS, Program, Run, Servers, start
-from ill_servers import IllServer, Refusal, wait_for
+from ill_servers import IllServer, Refusal
+from waiting import wait_for
 
 from qmt_protocol.keys import Keys
 
@@ -80,7 +81,7 @@ class Stack:
                     waiting.discard("gateway")
                 return waiting
 
-            wait_for(lambda: not still(), f"at work: {waiting}", 90.0)
+            wait_for(lambda: not still(), f"at work: {waiting}")
 
     def _is_ready(self) -> bool:
         run = self.runs["gateway"]

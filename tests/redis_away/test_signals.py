@@ -22,6 +22,7 @@ from away_rig import (
     Which,
     start,
 )
+from waiting import WITHIN_S
 
 from qmt_protocol.keys import Keys
 from qmt_protocol.ticks import encode_tick
@@ -72,7 +73,7 @@ def end_all(
                 runs.append(start(program, number, own, urls, archive))
                 stack.callback(runs[-1].process.wait)
                 stack.callback(runs[-1].process.kill)
-        assert not wait_until(lambda run: run.is_at(state, servers), runs, 150.0)
+        assert not wait_until(lambda run: run.is_at(state, servers), runs, WITHIN_S)
         servers.spoil(state, which)
         time.sleep(_NOTICED_S)
         ended = {id(run) for run in runs if run.ended}

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 import redis
 from away_rig import PROGRAMS, Program, Run, start
-from ill_servers import wait_for
+from waiting import wait_for
 
 from qmt_client import QMTClient
 from qmt_standalone.redis_server import RedisServer
@@ -44,7 +44,7 @@ def test_every_program_names_the_setting(tmp_path: Path) -> None:
             run = runs[case] = start(program_of(name), signal.SIGTERM, folder, urls, tmp_path)
             stack.callback(run.process.wait)
             stack.callback(run.process.kill)
-        wait_for(lambda: all(run.ended for run in runs.values()), "all ended", 150.0)
+        wait_for(lambda: all(run.ended for run in runs.values()), "all ended")
     for case, run in runs.items():
         assert run.process.returncode == 2, (case, run.told)
         assert CASES[case][0] in run.told, (case, run.told)

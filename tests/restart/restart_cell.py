@@ -16,8 +16,9 @@ from redis_servers import HERE
 from restart_box import Box, wait_for
 from restart_faults import FAULTS, Struck
 from restart_judge import Ledger, Ticks, account_ticks, compare_ticks, read_push_log
-from restart_stack import KINDS, Stack, can_mount
+from restart_stack import KINDS, Stack
 from restart_writers import Writers
+from small_disk import can_mount
 
 from qmt_protocol.errors import QMTError
 
@@ -183,7 +184,7 @@ def run_cell(server: str, fault: str, windows: str, seed: int, rounds: int, work
                 cell.figures["writes cut"] = cell.ledger.cut
                 outcome.figures = dict(cell.figures)
                 outcome.variants = dict(variants)
-            if wrong and stack.on_small_disks:
+            if wrong and stack.disks:
                 shutil.copytree(folder, folder.with_name(f"{folder.name}-kept"))
     except (OSError, RuntimeError, TimeoutError, redis.RedisError, QMTError):
         outcome.problems += [f"round {outcome.rounds}:", traceback.format_exc(limit=-6)]

@@ -119,10 +119,10 @@ def memory(cell: Cell) -> Struck:
 def disk(cell: Cell) -> Struck:
     """The disk is full: room comes back, or the end comes first, or the start finds it full."""
     variant = cell.random.choice(["room", "killed", "killed, started"])
-    if variant == "killed, started" and not cell.stack.on_small_disks:
+    if variant == "killed, started" and not cell.stack.disks:
         variant = "killed"
     safe, seen = Ticks.read(cell.stack.streams), len(cell.writers.done)
-    fillers = [_fill(server, on_disk=cell.stack.on_small_disks) for server in cell.stack.servers]
+    fillers = [_fill(cell, server) for server in cell.stack.servers]
 
     def free() -> None:
         for empty in fillers:
@@ -136,7 +136,7 @@ def disk(cell: Cell) -> Struck:
     struck = Struck(variant, _end(cell))
     _note_unwritten(cell, struck, safe, seen)
     if variant == "killed":
-        if cell.stack.on_small_disks:
+        if cell.stack.disks:
             free()
     else:
         struck.start = lambda: _start_full(cell, free)
@@ -144,21 +144,13 @@ def disk(cell: Cell) -> Struck:
     return struck
 
 
-def _fill(server: Server, *, on_disk: bool) -> Callable[[], None]:
+def _fill(cell: Cell, server: Server) -> Callable[[], None]:
     """Leave no room where a server writes; returns what gives it back."""
-    if not on_disk:
-        server.limit_files(server.aof()[-1].stat().st_size + 4096)
-        return lambda: server.limit_files(None)
-    filler = server.data / "filler"
-    with filler.open("wb") as file:
-        size, step = 0, os.statvfs(server.data).f_bavail
-        while step:
-            try:
-                os.posix_fallocate(file.fileno(), size, step * 4096)
-                size += step * 4096
-            except OSError:  # the server writes as well, and what cannot be had whole is not had
-                step //= 2
-    return lambda: filler.unlink(missing_ok=True)
+    if server.kind in cell.stack.disks:
+        cell.stack.disks[server.kind].fill()
+        return cell.stack.disks[server.kind].free
+    server.limit_files(server.aof()[-1].stat().st_size + 4096)
+    return lambda: server.limit_files(None)
 
 
 def _start_full(cell: Cell, free: Callable[[], None]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,25 +20,17 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis_servers import HERE, MatrixServer
+from small_disk import SmallDisk
 
 from qmt_standalone.reaper import Reaper
 from qmt_standalone.redis_server import free_port
 
-__all__ = [
-    "KINDS",
-    "ROLES",
-    "SMALL_DISK_BYTES",
-    "Server",
-    "Stack",
-    "can_mount",
-    "fast_disk",
-    "small_disk",
-]
+__all__ = ["KINDS", "Server", "Stack", "fast_disk"]
 
 KINDS: Final = ("streams", "jobs")
 ROLES: Final = ("producer", "worker", "gateway", "archive", "client", "reader", "admin")
 START: Final = Path(__file__).resolve().parents[2] / "docker" / "redis" / "start.sh"
-SMALL_DISK_BYTES: Final = 64 * 2**20
+_DISK_BYTES: Final = 64 * 2**20
 # One for all: they speak the same protocol.
 _CLI: Final = next((path for one in HERE if (path := one.tool("cli"))), None)
 _MEMORY: Final = "256mb"
@@ -57,21 +48,6 @@ def fast_disk() -> str | None:
     what a kill leaves would depend on what else the disk has to do.
     """
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def can_mount() -> bool:
-    """Whether a disk of its own can be had here."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        return False
-    probe = Path("/proc/mounts").read_text("utf-8") if Path("/proc/mounts").exists() else ""
-    return "tmpfs" in probe
-
-
-def small_disk(folder: Path, size_bytes: int) -> None:
-    """Mount a disk of a size of its own on a folder; `umount` is the caller's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "qmt-small-disk", str(folder)]
-    subprocess.run(command, check=True, timeout=30)
 
 
 class Server:
@@ -99,7 +75,7 @@ class Server:
             port=self.port,
             username=role,
             password=f"secret-of-{role}",
-            socket_timeout=5,
+            socket_timeout=30,
             retry=Retry(NoBackoff(), 0),
         )
 
@@ -132,7 +108,7 @@ class Server:
             )
         self._reaper.register(self.process.pid)
 
-    def answers(self, within_s: float = 30.0) -> bool:
+    def answers(self, within_s: float = 120.0) -> bool:
         """Wait until it has loaded its data; false where it ended instead."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
@@ -162,13 +138,13 @@ class Server:
         if self.process is None:
             raise RuntimeError("it is not running")
         self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         self._bury()
         return code
 
     def _bury(self) -> None:
         if self.process is not None:
-            self.process.wait(10)
+            self.process.wait(120)
             self._reaper.forget(self.process.pid)
             self.process = None
         self.judge.connection_pool.disconnect()
@@ -203,11 +179,12 @@ class Stack:
         self.program = program
         self.folder = folder
         self._reaper = Reaper()
-        self._mounted: list[Path] = []
+        self.disks: dict[str, SmallDisk] = {}
+        """By the server's kind, where their data lie on disks of their own."""
         if on_small_disks:
             for kind in KINDS:
-                small_disk(folder / f"{kind}-data", SMALL_DISK_BYTES)
-                self._mounted.append(folder / f"{kind}-data")
+                self.disks[kind] = SmallDisk(folder / f"{kind}-data", _DISK_BYTES)
+                self.disks[kind].__enter__()
         self.streams = Server("streams", program, folder, self._reaper)
         self.jobs = Server("jobs", program, folder, self._reaper)
         self.servers = (self.streams, self.jobs)
@@ -236,13 +213,8 @@ class Stack:
         for server in self.servers:
             server.kill()
         self._reaper.close()
-        for folder in self._mounted:
-            subprocess.run(["umount", str(folder)], check=False, timeout=30)
-
-    @property
-    def on_small_disks(self) -> bool:
-        """Whether its data lie on disks of their own."""
-        return bool(self._mounted)
+        for disk in self.disks.values():
+            disk.__exit__(None, None, None)
 
     def start(self) -> None:
         """Start both and wait until they have loaded.

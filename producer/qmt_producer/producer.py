@@ -21,7 +21,7 @@ from .intake import Intake
 from .listener import Listener
 from .publisher import Publisher
 from .reporter import Reporter
-from .ring import Ring
+from .ring import Ring, RingUnwritable
 from .settings import ProducerSettings
 from .sweeper import Sweeper
 from .wants import Wants
@@ -149,20 +149,24 @@ class Producer:
                     return EXIT_BROKEN
                 idle = self._intake.idle
                 looked_ms = time.time_ns() // 1_000_000
-                if self._listener.look():
-                    failures = 0
-                    self._note_quiet(looked_ms, idle=idle)
+                try:
+                    if self._listener.look():
+                        failures = 0
+                        self._note_quiet(looked_ms, idle=idle)
+                        self._stopping.wait(_LOOK_S)
+                    else:
+                        self._stopping.wait(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
+                        failures += 1
+                    self._hours.look(self._listener.pulse)
+                    self._tell_losses()
+                    if time.monotonic() >= next_tidy:
+                        next_tidy = time.monotonic() + _TIDY_S
+                        keep_ms = self._settings.ring_keep_s * 1000
+                        before_ms = time.time_ns() // 1_000_000 - keep_ms
+                        self._ring.tidy(self._publisher.cursors, before_ms)
+                except RingUnwritable as error:  # nothing of it is done; it comes again
+                    log.error("the disk of the ring is full or broken", error=error.message)
                     self._stopping.wait(_LOOK_S)
-                else:
-                    self._stopping.wait(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
-                    failures += 1
-                self._hours.look(self._listener.pulse)
-                self._tell_losses()
-                if time.monotonic() >= next_tidy:
-                    next_tidy = time.monotonic() + _TIDY_S
-                    keep_ms = self._settings.ring_keep_s * 1000
-                    before_ms = time.time_ns() // 1_000_000 - keep_ms
-                    self._ring.tidy(self._publisher.cursors, before_ms)
         finally:
             self._wants.stop()
             self._sweeper.stop()
@@ -198,6 +202,8 @@ class Producer:
         if full:
             self._lost_ticks += full["ticks"]
             log.error("ticks were lost", reason=full["reason"], ticks=full["ticks"])
+        if not self._ring.writable:
+            return  # they gather, by reason and code, until there is room to write them down
         for gap in self._intake.losses.take():
             log.error("ticks were lost", reason=gap["reason"], ticks=gap["ticks"])
             self._reporter.event(gap)

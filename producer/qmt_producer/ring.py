@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
+import structlog
 
 from qmt_protocol.errors import ConfigurationError, QMTError
 from qmt_protocol.times import DAY_MS
@@ -31,6 +32,9 @@ from qmt_protocol.times import DAY_MS
 from .losses import Codes, gap_of, merge, spans
 
 __all__ = ["Batch", "Entry", "Kind", "NewBatch", "Ring", "RingUnwritable", "Silence"]
+
+
+log: Final = structlog.get_logger(__name__)
 
 
 class RingUnwritable(QMTError):
@@ -80,7 +84,9 @@ _GONE: Final = """
 INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT (market) DO UPDATE SET
     number = max(number, excluded.number), received_ms = max(received_ms, excluded.received_ms)
 """
+_EVENT: Final = "INSERT INTO event (body) VALUES (?)"
 _SILENCE_KEPT_MS: Final = DAY_MS
+_MOST_DEFERRED: Final = 1000
 _LOST_ROWS: Final = 64
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -146,9 +152,12 @@ class Ring:
         except (sqlite3.Error, OSError) as error:
             if opened is not None:
                 opened.close()  # on Windows nobody could delete or move the file otherwise
+            full = "full" in str(error)
             raise ConfigurationError(
                 f"The ring {path} cannot be used: {error}.",
-                hint="Is another producer running with it? Give each its own --ring.",
+                hint="Make room on the disk."
+                if full
+                else "Is another producer running with it? Give each its own --ring.",
             ) from error
         self.id: str = self._one("SELECT value FROM meta WHERE name='ring'")
         self._bytes: int = self._one("SELECT coalesce(sum(length(body)), 0) FROM ring")
@@ -156,6 +165,8 @@ class Ring:
         self._sent: dict[str, int] = dict(self._all("SELECT market, number FROM sent"))
         self._cursor: dict[str, int] = {}
         self._heard_ms = self._last_heard_ms()
+        self._deferred: list[tuple[str, tuple[Any, ...]]] = []
+        self._told = 0
         # Begins of the silences, for a look at each batch; the first is the oldest.
         self._silent: dict[int, int] = dict(self._all("SELECT number, from_ms FROM silent"))
 
@@ -179,12 +190,33 @@ class Ring:
         with self._lock:
             self._db.execute("BEGIN")
             try:
+                for statement, values in self._deferred:
+                    self._db.execute(statement, values)
                 yield
                 self._db.execute("COMMIT")
+                self._deferred.clear()
             except BaseException:
                 if self._db.in_transaction:  # a full disk may have ended it by itself
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _soon(self, statement: str, *values: Any) -> None:
+        """Write now or, where the disk refuses, in the next transaction that it takes.
+
+        So what is told of a time without a disk is there as soon as anything of later is.
+        """
+        with self._lock:
+            if len(self._deferred) >= _MOST_DEFERRED:
+                log.error("the disk of the ring is full for too long; an event is not kept")
+                return
+            self._deferred.append((statement, values))
+        with contextlib.suppress(sqlite3.Error), self._transaction():
+            pass
+
+    @property
+    def writable(self) -> bool:
+        """Whether the disk took the last of what was to be told."""
+        return not self._deferred
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -201,7 +233,7 @@ class Ring:
         """
         before, heard_ms = self._bytes, self._heard_ms
         try:
-            with self._transaction():
+            with _unwritable(), self._transaction():
                 for market, kind, received_ms, entries in batches:
                     body = _encode(entries)
                     self._db.execute(
@@ -213,9 +245,9 @@ class Ring:
                         heard_ms = received_ms
                 self._write_cursors()
                 self._shrink()
-        except sqlite3.Error as error:
+        except RingUnwritable:
             self._bytes = before
-            raise RingUnwritable(f"The ring cannot be written: {error}.") from error
+            raise
         self._heard_ms = heard_ms
 
     def _write_cursors(self) -> None:
@@ -270,9 +302,14 @@ class Ring:
         -------
         dict or None
             The event, already among `events`.
+
+        Raises
+        ------
+        RingUnwritable
+            When the disk refuses; what was given up is told later.
         """
         rows = self._all("SELECT number, market, received_ms, codes FROM lost ORDER BY number")
-        if not rows or (hold and len(rows) <= _LOST_ROWS):
+        if not rows or (hold and len(rows) <= _LOST_ROWS) or not self.writable:
             return None
         lost: dict[str, tuple[int, int, Codes]] = {}
         for number, market, received_ms, body in rows:
@@ -280,7 +317,7 @@ class Ring:
             merge(codes, _decode_codes(body))
             lost[market] = (number, received_ms, codes)
         event = None
-        with self._transaction():
+        with _unwritable(), self._transaction():
             self._db.execute("DELETE FROM lost WHERE number <= ?", (rows[-1][0],))
             named: Codes = {}
             for market, (number, received_ms, codes) in lost.items():
@@ -422,28 +459,42 @@ class Ring:
             Market to the cursor below which nothing will be asked for again.
         before_ms
             Batches received later stay, so that history lost by Redis can be published again.
+
+        Raises
+        ------
+        RingUnwritable
+            When the disk refuses; nothing is dropped.
         """
-        with self._transaction():
-            self._write_cursors()
-            self._db.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('heard_ms', ?)", (str(self._heard_ms),)
-            )
-            for market, number in keep_from.items():
-                where = "WHERE market = ? AND number <= ? AND received_ms < ?"
-                values = (market, number, before_ms)
-                gone, last, received_ms = self._db.execute(
-                    "SELECT coalesce(sum(length(body)), 0), max(number), max(received_ms)"  # noqa: S608
-                    f" FROM ring {where}",
-                    values,
-                ).fetchone()
-                if last is not None:
-                    self._db.execute(f"DELETE FROM ring {where}", values)  # noqa: S608
-                    self._db.execute(_GONE, (market, last, received_ms))
-                    self._bytes -= gone
-            old_ms = before_ms - _SILENCE_KEPT_MS
-            self._db.execute("DELETE FROM silent WHERE to_ms < ?", (old_ms,))
-            left = self._db.execute("SELECT number, from_ms FROM silent")
-            self._silent = dict(left.fetchall())
+        size_bytes = self._bytes
+        try:
+            with _unwritable(), self._transaction():
+                self._tidy(keep_from, before_ms)
+                left = self._db.execute("SELECT number, from_ms FROM silent")
+                silent = dict(left.fetchall())
+        except RingUnwritable:
+            self._bytes = size_bytes
+            raise
+        self._silent = silent
+
+    def _tidy(self, keep_from: dict[str, int], before_ms: int) -> None:
+        self._write_cursors()
+        self._db.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('heard_ms', ?)", (str(self._heard_ms),)
+        )
+        for market, number in keep_from.items():
+            where = "WHERE market = ? AND number <= ? AND received_ms < ?"
+            values = (market, number, before_ms)
+            gone, last, received_ms = self._db.execute(
+                "SELECT coalesce(sum(length(body)), 0), max(number), max(received_ms)"  # noqa: S608
+                f" FROM ring {where}",
+                values,
+            ).fetchone()
+            if last is not None:
+                self._db.execute(f"DELETE FROM ring {where}", values)  # noqa: S608
+                self._db.execute(_GONE, (market, last, received_ms))
+                self._bytes -= gone
+        old_ms = before_ms - _SILENCE_KEPT_MS
+        self._db.execute("DELETE FROM silent WHERE to_ms < ?", (old_ms,))
 
     # -- silences -----------------------------------------------------------------------------
 
@@ -463,18 +514,24 @@ class Ring:
         """Note that nothing can be heard from the terminal; one silence is open at a time.
 
         To be called before the subscription that ends it: what that brings is behind a hole.
+
+        Raises
+        ------
+        RingUnwritable
+            When the disk refuses.
         """
-        if self.open_silence is None:
-            with self._lock:
-                number = self._db.execute(
-                    "INSERT INTO silent (from_ms, reason) VALUES (?, ?)", (from_ms, reason)
-                ).lastrowid
-                self._silent = {**self._silent, int(number or 0): from_ms}
+        with _unwritable(), self._transaction():
+            number = self._db.execute(
+                "INSERT INTO silent (from_ms, reason) SELECT ?, ?"
+                " WHERE NOT EXISTS (SELECT 1 FROM silent WHERE to_ms IS NULL) RETURNING number",
+                (from_ms, reason),
+            ).fetchone()
+        if number is not None:
+            self._silent = {**self._silent, number[0]: from_ms}
 
     def end_silence(self, to_ms: int) -> None:
         """Close the open silence."""
-        with self._lock:
-            self._db.execute("UPDATE silent SET to_ms = ? WHERE to_ms IS NULL", (to_ms,))
+        self._soon("UPDATE silent SET to_ms = ? WHERE to_ms IS NULL", to_ms)
 
     @property
     def open_silence(self) -> int | None:
@@ -507,27 +564,40 @@ class Ring:
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Keep an event until it is told."""
-        with self._lock:
-            self._write_event(event)
+        self._soon(_EVENT, _shown(event))
 
     def _write_event(self, event: dict[str, Any]) -> None:
-        body = json.dumps(event, ensure_ascii=False)
-        self._db.execute("INSERT INTO event (body) VALUES (?)", (body,))
+        self._db.execute(_EVENT, (_shown(event),))
 
     def events(self, limit: int = 100) -> list[tuple[int, str]]:
         """Return the oldest untold events as (number, JSON)."""
-        return self._all("SELECT number, body FROM event ORDER BY number LIMIT ?", limit)
+        query = "SELECT number, body FROM event WHERE number > ? ORDER BY number LIMIT ?"
+        return self._all(query, self._told, limit)
 
     def told(self, number: int) -> None:
         """Forget events up to the given number."""
-        with self._lock:
-            self._db.execute("DELETE FROM event WHERE number <= ?", (number,))
+        self._told = max(self._told, number)
+        with contextlib.suppress(sqlite3.Error), self._transaction():
+            self._db.execute("DELETE FROM event WHERE number <= ?", (self._told,))
 
     def close(self) -> None:
-        """Write down the cursors and release the file."""
-        self.tidy({}, 0)
+        """Write down the cursors, if the disk takes them, and release the file."""
+        with contextlib.suppress(RingUnwritable):
+            self.tidy({}, 0)
         with self._lock:
             self._db.close()
+
+
+@contextmanager
+def _unwritable() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RingUnwritable(f"The ring cannot be written: {error}.") from error
+
+
+def _shown(event: dict[str, Any]) -> str:
+    return json.dumps(event, ensure_ascii=False)
 
 
 def _batch(row: tuple[int, str, Kind, int, bytes]) -> Batch:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.machine import describe
+from redis_servers import MATRIX
 from restart_cell import Outcome
 
 __all__ = ["write"]
@@ -18,10 +18,11 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "restarts.json"
 PAGE: Final = ROOT / "docs" / "restart-tests.md"
 HEADING: Final = "## Last runs"
+FAULTS: Final = ("term", "kill", "rewrite", "memory", "disk", "tail")
 
 
-def write(outcomes: Iterable[Outcome]) -> None:
-    """Put cells in place of earlier ones of the same name, and write all anew."""
+def write(outcome: Outcome) -> None:
+    """Put a cell in place of an earlier one of the same name, and write all anew."""
     machine = describe()
     stamp = {
         "at": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
@@ -30,14 +31,19 @@ def write(outcomes: Iterable[Outcome]) -> None:
     }
     cells: list[dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
     known = {_name(one): one for one in cells}
-    known |= {_name(one): one for one in ({**asdict(new), **stamp} for new in outcomes)}
-    RESULTS.write_text(json.dumps(list(known.values()), indent=1) + "\n", "utf-8")
+    new = {**asdict(outcome), **stamp}
+    cells = sorted(({**known, _name(new): new}).values(), key=_place)
+    RESULTS.write_text(json.dumps(cells, indent=1) + "\n", "utf-8")
     head = PAGE.read_text("utf-8").partition(HEADING)[0]
-    PAGE.write_text(head + HEADING + "\n\n" + _table(list(known.values())), "utf-8")
+    PAGE.write_text(head + HEADING + "\n\n" + _table(cells), "utf-8")
 
 
 def _name(cell: dict[str, Any]) -> tuple[str, str, str]:
     return cell["fault"], cell["server"], cell["windows"]
+
+
+def _place(cell: dict[str, Any]) -> tuple[int, int, str]:
+    return FAULTS.index(cell["fault"]), MATRIX.index(cell["server"]), cell["windows"]
 
 
 def _table(cells: list[dict[str, Any]]) -> str:

@@ -62,10 +62,8 @@ def main() -> int:
         for future in as_completed(running):
             outcomes.append(future.result())
             print(_line(outcomes[-1]), flush=True)
-    order = {cell: number for number, cell in enumerate(cells)}
-    outcomes.sort(key=lambda one: order[one.server, one.fault, one.windows])
-    if not options.quick:
-        restart_report.write(outcomes)
+            if not options.quick:
+                restart_report.write(outcomes[-1])
     bad = [one for one in outcomes if one.problems]
     for one in bad:
         print("", *one.problems, f"again: {one.again}", sep="\n", flush=True)

@@ -31,6 +31,7 @@ from archive_rig import (
     wait_archived,
 )
 from moto.server import ThreadedMotoServer
+from small_disk import SmallDisk, can_mount
 from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
@@ -60,6 +61,27 @@ def test_a_full_disk_delays_and_loses_nothing(
     assert "cannot be written" in told["reason"]
     assert str(folder) in told["reason"]
     assert_same(archived_rows(folder), publisher.expected())
+
+
+def test_a_disk_without_a_byte_delays_and_loses_nothing(
+    streams: redis.Redis, streams_server: RedisServer, folder: Path
+) -> None:
+    if not can_mount():
+        pytest.skip("mounting a small disk needs root")
+    publisher = Publisher(streams)
+    now = publisher.steps(3)
+    with SmallDisk(folder, 8 * 2**20) as disk:
+        place = folder / "archive"
+        with archive_process(place, streams_server.url):
+            wait_archived(place, 120)
+            disk.fill()
+            now = publisher.steps(3, now)
+            wait_for(lambda: events(streams, "archive unwritable"), "it is told")
+            assert archived_count(place) == 120
+            disk.free()
+            wait_archived(place, 240)
+        assert_same(archived_rows(place), publisher.expected())
+        assert run_archive(place, "verify").returncode == 0
 
 
 def test_a_folder_that_cannot_be_used_is_said_at_the_start(

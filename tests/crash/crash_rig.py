@@ -146,15 +146,15 @@ class Rig:
                 env={**clean, "TZ": "CST-8", "QMT_LOG_LEVEL": "warning", **env},
             )
 
-    def start_producer(self, name: str, **env: str) -> None:
-        """Start a producer with a ring of its own; the name is the ring's."""
+    def start_producer(self, name: str, *, ring: Path | None = None, **env: str) -> None:
+        """Start a producer with a ring of its own; without a path the name is the ring's."""
         self._start(
             name,
             *("-m", "qmt_producer", "--exit-with-stdin"),
             QMT_STREAMS_URL=self.server.url,
             QMT_TERMINAL_PORT=str(self.terminal.port),
             QMT_NATIVE_MODULE="qmt_simulator.native",
-            QMT_RING=str(self.directory / f"{name}.sqlite"),
+            QMT_RING=str(ring or self.directory / f"{name}.sqlite"),
             QMT_LEASE_S=str(self.lease_s),
             **env,
         )

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disk import SmallDisk, can_mount
 
 from qmt_producer.bar_maker import BarMaker
 from qmt_producer.intake import Intake
 from qmt_producer.losses import Losses
-from qmt_producer.ring import Entry, Ring, Silence
+from qmt_producer.ring import Entry, Ring, RingUnwritable, Silence
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.ticks import TickFlag, decode_tick
 from qmt_simulator import bson
@@ -327,3 +328,36 @@ def test_events_wait_until_told(tmp_path: Path) -> None:
     ring.told(first)
     assert [json.loads(body)["kind"] for _, body in ring.events()] == ["late"]
     ring.close()
+
+
+def test_a_full_disk_keeps_what_it_took_and_tells_the_rest_later(tmp_path: Path) -> None:
+    if not can_mount():
+        pytest.skip("mounting a small disk needs root")
+    with SmallDisk(tmp_path / "disk", 4 * 2**20) as disk:
+        ring, kept = Ring(disk.folder / "ring.sqlite", 100_000_000), 0
+        ring.begin_silence(1, "before")
+        disk.fill()
+        with pytest.raises(RingUnwritable):  # noqa: PT012
+            while True:
+                ring.append([("SH", "tick", kept, entries(100, AT_MS + kept))])
+                kept += 1
+        ring.add_event({"kind": "gap"})
+        ring.end_silence(5)
+        assert (ring.writable, ring.events(), ring.silences(0)) == (False, [], [])
+        with pytest.raises(RingUnwritable):
+            ring.begin_silence(6, "while it is full")
+        with pytest.raises(RingUnwritable):
+            ring.tidy({"SH": kept}, before_ms=10**15)
+        disk.free()
+        ring.append([("SH", "tick", kept, entries(100, AT_MS + kept))])
+        ring.begin_silence(7, "behind")
+        for _ in range(2):
+            assert [batch.entries for batch in ring.after("SH", 0, kept + 9)] == [
+                entries(100, AT_MS + number) for number in range(kept + 1)
+            ]
+            assert [json.loads(body) for _, body in ring.events()] == [{"kind": "gap"}]
+            assert [(one.from_ms, one.to_ms) for one in ring.silences(0)] == [(1, 5)]
+            assert ring.open_silence == 7
+            ring.close()
+            ring = Ring(disk.folder / "ring.sqlite", 100_000_000)
+        ring.close()

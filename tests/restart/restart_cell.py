@@ -14,6 +14,7 @@ from typing import Any
 import redis
 from redis_servers import HERE
 from restart_box import Box, wait_for
+from restart_disks import DISKS
 from restart_faults import FAULTS, Struck
 from restart_judge import Ledger, Ticks, account_ticks, compare_ticks, read_push_log
 from restart_stack import KINDS, Stack
@@ -24,7 +25,7 @@ from qmt_protocol.errors import QMTError
 
 __all__ = ["Cell", "Outcome", "run_cell"]
 
-_FLOW = 30
+_FLOW = 20
 
 
 @dataclass
@@ -165,30 +166,46 @@ def run_cell(server: str, fault: str, windows: str, seed: int, rounds: int, work
     folder = work / f"{server}-{fault}-{windows}"
     shutil.rmtree(folder, ignore_errors=True)
     begun = time.monotonic()
-    variants: Counter[str] = Counter()
-    on_small_disks = fault == "disk" and can_mount()
+    seed_of_cell = f"{seed}/{server}/{fault}/{windows}"
     try:
-        with Stack(program, folder, on_small_disks=on_small_disks) as stack:
-            cell = Cell(stack, fault, windows, f"{seed}/{server}/{fault}/{windows}")
-            try:
-                for _ in range(rounds):
-                    outcome.rounds += 1
-                    variant, wrong = cell.round()
-                    variants[variant] += 1
-                    if wrong:
-                        outcome.problems += [f"round {outcome.rounds}, {variant}:", *wrong]
-                        break
-            finally:
-                cell.close()
-                cell.figures["writes there"] = cell.ledger.count
-                cell.figures["writes cut"] = cell.ledger.cut
-                outcome.figures = dict(cell.figures)
-                outcome.variants = dict(variants)
-            if wrong and stack.disks:
-                shutil.copytree(folder, folder.with_name(f"{folder.name}-kept"))
+        if fault in DISKS:
+            _run_disk(outcome, folder, seed_of_cell, rounds)
+        else:
+            on_small_disks = fault == "disk" and can_mount()
+            with Stack(program, folder, on_small_disks=on_small_disks) as stack:
+                _run_rounds(outcome, Cell(stack, fault, windows, seed_of_cell), rounds)
+                if outcome.problems and stack.disks:
+                    shutil.copytree(folder, folder.with_name(f"{folder.name}-kept"))
     except (OSError, RuntimeError, TimeoutError, redis.RedisError, QMTError):
         outcome.problems += [f"round {outcome.rounds}:", traceback.format_exc(limit=-6)]
     if not outcome.problems:
         shutil.rmtree(folder, ignore_errors=True)
     outcome.took_s = time.monotonic() - begun
     return outcome
+
+
+def _run_rounds(outcome: Outcome, cell: Cell, rounds: int) -> None:
+    variants: Counter[str] = Counter()
+    try:
+        for _ in range(rounds):
+            outcome.rounds += 1
+            variant, wrong = cell.round()
+            variants[variant] += 1
+            if wrong:
+                outcome.problems += [f"round {outcome.rounds}, {variant}:", *wrong]
+                return
+    finally:
+        cell.close()
+        cell.figures["writes there"] = cell.ledger.count
+        cell.figures["writes cut"] = cell.ledger.cut
+        outcome.figures = dict(cell.figures)
+        outcome.variants = dict(variants)
+
+
+def _run_disk(outcome: Outcome, folder: Path, seed: str, rounds: int) -> None:
+    if not can_mount():
+        outcome.problems.append("mounting a small disk needs root")
+        return
+    folder.mkdir(parents=True)
+    outcome.figures, outcome.variants, outcome.problems = DISKS[outcome.fault](folder, seed, rounds)
+    outcome.rounds = sum(outcome.variants.values())

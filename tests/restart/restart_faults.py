@@ -204,7 +204,7 @@ def tail(cell: Cell) -> Struck:
         path = server.aof()[-1]
         data = path.read_bytes()
         known = min(cell.stack.size_at(server, moment), len(data))
-        later = min(cell.stack.size_at(server, moment + 0.05), len(data))
+        later = min(cell.stack.size_at(server, moment + 0.06), len(data))
         cut = cell.random.randint(known, max(known, later))
         gone, boundary = entries_cut(data, cut)
         os.truncate(path, cut)

@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "restarts.json"
 PAGE: Final = ROOT / "docs" / "restart-tests.md"
 HEADING: Final = "## Last runs"
-FAULTS: Final = ("term", "kill", "rewrite", "memory", "disk", "tail")
+FAULTS: Final = ("term", "kill", "rewrite", "memory", "disk", "tail", "ring", "archive")
 
 
 def write(outcome: Outcome) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "crash"), str(ROOT)]
+TESTS: Final = HERE.parent
+sys.path[:0] = list(map(str, (HERE, TESTS, TESTS / "crash", TESTS / "archive", ROOT)))
 
 if TYPE_CHECKING:
     from restart_cell import Outcome
@@ -30,6 +31,7 @@ def main() -> int:
     import redis_servers
     import restart_report
     from restart_cell import run_cell
+    from restart_disks import DISKS
     from restart_faults import FAULTS
     from restart_stack import fast_disk
 
@@ -38,7 +40,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
     parser.add_argument("--servers", nargs="*", default=there, choices=there)
-    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
+    faults = [*FAULTS, *DISKS]
+    parser.add_argument("--faults", nargs="*", default=faults, choices=faults)
     parser.add_argument("--windows", nargs="*", default=list(WINDOWS), choices=WINDOWS)
     parser.add_argument("--quick", action="store_true", help="a round of some; nothing is written")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1)
@@ -49,7 +52,8 @@ def main() -> int:
         for fault in options.faults
         for server in options.servers
         for windows in options.windows
-        if not options.quick or server == there[0] or (fault in QUICK and windows == "away")
+        if (fault not in DISKS or (server, windows) == (options.servers[0], "there"))
+        and (not options.quick or server == there[0] or (fault in QUICK and windows == "away"))
     ]
     rounds = 1 if options.quick else options.rounds
     for name in redis_servers.MISSING:

@@ -249,7 +249,7 @@ class Stack:
         self._watcher.start()
 
     def _watch(self) -> None:
-        while not self._watching.wait(0.01):
+        while not self._watching.wait(0.025):
             for server in self.servers:
                 try:
                     last = server.aof()[-1]

@@ -31,7 +31,7 @@ WAYS: Final = {
 MULTI_KEYS: Final = ("{qmt:XX}:tick:000001.XX", "{qmt:XX}:tick:000002.XX")
 """Two streams that one transaction writes to."""
 QUEUE: Final = "qmt-query"
-_EVERY_S: Final = 0.005
+_EVERY_S: Final = 0.03
 _REASON: Final = re.compile(r"\b(maxmemory|MISCONF|NOPERM|LOADING|EXECABORT)\b")
 
 

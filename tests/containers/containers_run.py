@@ -535,7 +535,7 @@ def main() -> int:
         except CannotRun as error:
             print(f"test-containers cannot run here: {error}", file=sys.stderr)
             return CANNOT_RUN
-        except Exception:
+        except Exception:  # noqa: BLE001  # whatever it is, the counts so far are printed
             problem = traceback.format_exc(limit=-6)
     if problem:
         print(f"{problem}The logs are in {work}", file=sys.stderr)

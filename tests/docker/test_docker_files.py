@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -316,3 +317,13 @@ def test_a_missing_password_stops_the_start(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "QMT_PRODUCER_PASSWORD is not set" in done.stderr
+
+
+def test_both_pages_on_running_it_give_the_same_commands() -> None:
+    pages = [
+        (DOCKER.parent / "docs" / f"operations{language}.md").read_text("utf-8")
+        for language in ("", ".zh-CN")
+    ]
+    english, chinese = (re.findall(r"```sh\n(.*?)```", page, re.S) for page in pages)
+    assert english == chinese
+    assert len(english) >= 4

@@ -35,7 +35,8 @@ _IN_PYTHON: Final = ("ca-certificates", "python3", "python3-pip", "python-is-pyt
 _BASES: Final = ("debian:trixie-slim", "python:3.11-slim-bookworm")
 _LINK: Final = "qmt-box"
 _DAEMON: Final = """{
-  "data-root": "/var/lib/docker",
+  "data-root": "/var/lib/docker-%(store)s",
+  "features": {"containerd-snapshotter": %(containerd)s},
   "exec-root": "/run/docker",
   "pidfile": "/run/docker.pid",
   "hosts": ["unix:///run/docker.sock"],
@@ -86,6 +87,8 @@ class Box:
         Where its disk and what was downloaded stay.
     log
         Takes what its programs say.
+    store
+        Docker's image store: ``classic``, or ``containerd``, as later versions have it.
 
     Raises
     ------
@@ -93,10 +96,11 @@ class Box:
         Where this machine has no root, no apt or no network namespaces.
     """
 
-    def __init__(self, cache: Path, log: IO[bytes]) -> None:
+    def __init__(self, cache: Path, log: IO[bytes], store: str = "classic") -> None:
         self.root = cache / "box"
         self._cache = cache
         self._log = log
+        self._store = store
         self._machine: subprocess.Popen[bytes] | None = None
         self._network: subprocess.Popen[bytes] | None = None
 
@@ -136,7 +140,11 @@ class Box:
             _pip_as_here(self._cache / "python")
             stamp.touch()
         (self.root / "etc/docker").mkdir(exist_ok=True)
-        (self.root / "etc/docker/daemon.json").write_text(_DAEMON, "utf-8")
+        (self.root / "etc/docker/daemon.json").write_text(
+            _DAEMON
+            % {"store": self._store, "containerd": str(self._store == "containerd").lower()},
+            "utf-8",
+        )
         (self.root / "etc/resolv.conf").write_text("nameserver 10.0.2.3\n", "utf-8")
         for left in (self.root / "etc/sysctl.d").glob("*qmt*"):
             left.unlink()

@@ -324,10 +324,13 @@ class Run:
         self.rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
 
-    def all(self) -> None:
-        """Run them."""
+    def start(self) -> None:
+        """Build, start, and start again."""
         self.step("build and up", self._up)
         self.step("up again changes nothing", self._unchanged)
+
+    def breaks(self) -> None:
+        """Join, and break what runs."""
         self.step("keys", self._keys)
         settings = self.stack.settings
         line = self.box.run(f"{PLACE}/docker/join {LAN}").strip()
@@ -515,6 +518,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the breaks")
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument("--cache", type=Path, default=default / "qmt-bridge-containers")
+    parser.add_argument("--store", choices=("classic", "containerd"), default="classic")
+    parser.add_argument("--up-only", action="store_true", help="build, start, start again")
     options = parser.parse_args()
     began = time.monotonic()
     work = Path(tempfile.mkdtemp(prefix="qmt-containers-"))
@@ -522,7 +527,7 @@ def main() -> int:
     problem = ""
     with (work / "box.log").open("wb", buffering=0) as log:
         try:
-            with Box(options.cache, log) as box:
+            with Box(options.cache, log, options.store) as box:
                 box.switch_on()
                 stack = Stack(box)
                 stack.install()
@@ -530,7 +535,9 @@ def main() -> int:
                 prepared_s = time.monotonic() - began
                 run = Run(stack, work, options.seed)
                 rows = run.rows
-                run.all()
+                run.start()
+                if not options.up_only:
+                    run.breaks()
         except CannotRun as error:
             print(f"test-containers cannot run here: {error}", file=sys.stderr)
             return CANNOT_RUN

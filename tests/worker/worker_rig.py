@@ -167,6 +167,7 @@ class Caller:
 
 
 TODAY_MS = parse_start("20261120")
+DAY_MS = 86_400_000
 FROZEN = (
     *("--start", "2026-11-20 10:30:00", "--speed", "0", "--real-hours"),
     *("--cache-delay-s", "0.1,0.4"),
@@ -193,8 +194,10 @@ class Rig:
         self.worker.stop()
         self.simulated.stop()
 
-    def truth(self, code: str, period: str, adjust: str = "none") -> pd.DataFrame:
-        return pd.DataFrame(dict(self.oracle.bars(code, period, adjust=adjust)))
+    def truth(
+        self, code: str, period: str, adjust: str = "none", start_ms: int = 0
+    ) -> pd.DataFrame:
+        return pd.DataFrame(dict(self.oracle.bars(code, period, start_ms, adjust=adjust)))
 
 
 def ten_codes(rig: Rig, period: str, seed: int) -> list[str]:
@@ -203,7 +206,7 @@ def ten_codes(rig: Rig, period: str, seed: int) -> list[str]:
     random.Random(seed).shuffle(codes)
     chosen: list[str] = []
     for code in codes:
-        times = rig.oracle.bars(code, period)["time"]
+        times = rig.oracle.bars(code, period, TODAY_MS - 120 * DAY_MS)["time"]
         if len(times) >= 60 and times[-1] >= TODAY_MS:
             chosen.append(code)
             if len(chosen) == 10:

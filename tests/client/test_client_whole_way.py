@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,12 +20,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from client_gateway import Gateway, running_gateway
+from waiting import wait_for
 
 from qmt_client import QMTClient, QMTWarning
 from qmt_protocol.codes import asset_class
 from qmt_protocol.errors import HistoryMissing, InstrumentNotFound, NotFound, SectorNotFound
 from qmt_protocol.periods import ADJUSTMENTS
 from qmt_protocol.tables import table_of
+from qmt_protocol.times import parse_start
 from qmt_simulator.control import Control
 from qmt_simulator.oracle import Oracle, read_push_log
 from qmt_simulator.process import TerminalProcess
@@ -34,6 +35,8 @@ from qmt_standalone.redis_server import RedisServer
 
 NOW = "2026-11-20 10:30:00"
 TODAY = "2026-11-20"
+BACK_DAYS = {"1m": 30, "1d": 400}
+"""How far back the truth is asked for: the oracle makes every bar anew."""
 
 
 @contextmanager
@@ -67,7 +70,8 @@ class Bridge:
     push_log: Path
 
     def truth(self, code: str, period: str, adjust: str = "none") -> pd.DataFrame:
-        columns = dict(self.oracle.bars(code, period, adjust=adjust))
+        since_ms = (parse_start(TODAY) or 0) - BACK_DAYS[period] * 86_400_000
+        columns = dict(self.oracle.bars(code, period, since_ms, adjust=adjust))
         times = columns.pop("time").astype("datetime64[ms]").astype("datetime64[ns]")
         index = pd.DatetimeIndex(times, name="time").tz_localize("UTC")
         return pd.DataFrame(columns, index=index.tz_convert("Asia/Shanghai"))
@@ -107,18 +111,19 @@ def running_bridge(folder: Path, *clock: str) -> Iterator[Bridge]:
 
 
 def _wait_for_all(client: QMTClient) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    def are_ready() -> bool:
         ready = [
             one.beat.role
             for one in client.status().processes
             if one.alive and one.beat.terminal.get("state") == "ok"
         ]
-        if ready.count("worker") == 2 and "producer" in ready and client.latest(markets=["BJ"]):
-            return
-        if time.monotonic() > deadline:
-            pytest.fail(f"not ready after a minute, but {ready}")
-        time.sleep(0.1)
+        return (
+            ready.count("worker") == 2
+            and "producer" in ready
+            and bool(client.latest(markets=["BJ"]))
+        )
+
+    wait_for(are_ready, "producer and worker are ready, and ticks flow")
 
 
 @pytest.fixture(scope="module")

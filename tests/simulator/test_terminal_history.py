@@ -10,6 +10,7 @@ from xtdata_scripts import MIDSESSION, ScriptedTerminal
 from qmt_simulator.history import BAR_COLUMNS, BoundError, parse_bound, well_formed
 from qmt_simulator.oracle import Oracle
 
+TODAY_MS = parse_bound("20261120", end=False) or 0
 CODES = ["600519.SH", "000001.SZ", "300750.SZ", "510300.SH", "000001.SH"]
 
 TABLE = """
@@ -298,9 +299,9 @@ def test_full_kline_and_wide_frames(midsession: ScriptedTerminal, oracle: Oracle
         tell([[list(frame.index), list(frame.columns), frame.values.tolist()],
               [list(other.index), list(other.columns), other.values.tolist()]])
     """)
-    truth = oracle.bars("600519.SH", "1m")["close"][-3:].tolist()
+    truth = oracle.bars("600519.SH", "1m", TODAY_MS)["close"][-3:].tolist()
     assert kline == [["600519.SH"], [f"2026112010{m}00" for m in (29, 30, 31)], [truth]]
-    truth = oracle.bars("600000.SH", "5m")["close"][-2:].tolist()
+    truth = oracle.bars("600000.SH", "5m", TODAY_MS)["close"][-2:].tolist()
     assert wide == [["600000.SH"], ["20261120103000", "20261120103500"], [truth]]
 
 

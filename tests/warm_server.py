@@ -45,7 +45,7 @@ def load(program: str) -> None:
         return
     for name in PROGRAMS[program]:
         importlib.import_module(name)
-    if program != "-c":
+    if program.startswith("qmt_"):
         importlib.import_module(f"{program}.__main__")
         del sys.modules[f"{program}.__main__"]  # it is run once more, as a program
     if program == "qmt_simulator":
@@ -107,12 +107,16 @@ def become(request: dict[str, Any], streams: list[int]) -> NoReturn:
         sys.argv = ["-c", "--multiprocessing-fork"]
         exec(compile(arguments[0], "<string>", "exec"), {})
         sys.exit(0)
-    show([sys.executable, *(["-m"] if program != "-c" else []), program, *arguments])
+    show([sys.executable, *(["-m"] if program.startswith("qmt_") else []), program, *arguments])
     sys.argv = [program, *arguments]
     if program == "-c":
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         sys.argv.remove(code := arguments[0])
         exec(compile(code, "<string>", "exec"), main.__dict__)
+        sys.exit(0)
+    if program.endswith(".py"):
+        sys.path[0] = str(Path(program).parent)
+        runpy.run_path(program, run_name="__main__")
         sys.exit(0)
     runpy.run_module(program, run_name="__main__", alter_sys=True)
     sys.exit(0)

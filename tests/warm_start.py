@@ -31,8 +31,10 @@ from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
+CRASH_READER: Final = HERE / "crash" / "crash_reader.py"
 PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
     "-c": ("numpy", "pandas", "qmt_simulator.native"),
+    str(CRASH_READER): ("qmt_client", "redis.asyncio", "websockets.asyncio.client", "httpx"),
     "qmt_archive": (),
     "qmt_client": ("qmt_client.cli", "pandas", "pyarrow.parquet", "rq", "httpx"),
     "qmt_gateway": ("uvicorn.protocols.http.auto", "uvicorn.loops.auto", "uvicorn.lifespan.on"),
@@ -134,7 +136,9 @@ def _is_warm(
     words = [os.fspath(word) for word in args]
     if words[:2] == [sys.executable, "-m"] and words[2] in PROGRAMS:
         words = words[2:]
-    elif words[:2] == [sys.executable, "-c"] and words[2].startswith(WARM_SCRIPT):
+    elif words[:2] == [sys.executable, str(CRASH_READER)] or (
+        words[:2] == [sys.executable, "-c"] and words[2].startswith(WARM_SCRIPT)
+    ):
         words = words[1:]
     else:
         return None

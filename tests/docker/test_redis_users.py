@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from docker_servers import DOCKER, Connect, start_server
-from redis_servers import HERE, MatrixServer
+from redis_servers import MatrixServer, chosen_servers
 
 from qmt_protocol.redis_users import FILES, FUNCTIONS, LIBRARY, acl_file
 
@@ -153,7 +153,7 @@ def commands_of(admin: redis.Redis) -> list[Command]:
     return [Command(one[0].lower(), one[1], access_of(one)) for one in plain]
 
 
-@pytest.fixture(scope="module", params=HERE, ids=lambda one: one.name)
+@pytest.fixture(scope="module", params=chosen_servers(), ids=lambda one: one.name)
 def matrix_server(request: pytest.FixtureRequest) -> MatrixServer:
     server: MatrixServer = request.param
     return server

@@ -1,7 +1,4 @@
-"""The tests of this folder run against the usual server and those of QMT_TEST_REDIS_SERVERS.
-
-Names of the matrix (tests/redis_servers.py) separated by spaces, or ``all``.
-"""
+"""The tests of this folder run against the usual server, or each of QMT_TEST_REDIS_SERVERS."""
 
 from __future__ import annotations
 
@@ -10,18 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis_servers import HERE, default_server
+from redis_servers import chosen_servers, default_server
 
 from qmt_standalone.redis_server import RedisServer
 
-
-def _servers() -> dict[str, Path]:
-    named = os.environ.get("QMT_TEST_REDIS_SERVERS", "").split()
-    found = {one.name: one.path for one in HERE if one.name in named or named == ["all"]}
-    return found or {"usual": default_server()}
-
-
-SERVERS = _servers()
+SERVERS = (
+    {one.name: one.path for one in chosen_servers()}
+    if os.environ.get("QMT_TEST_REDIS_SERVERS")
+    else {"usual": default_server()}
+)
 
 
 @pytest.fixture(scope="session", params=SERVERS.values(), ids=SERVERS)

@@ -36,12 +36,14 @@ def program_of(name: str) -> Program:
 
 def test_every_program_names_the_setting(tmp_path: Path) -> None:
     runs: dict[str, Run] = {}
+    archive = tmp_path / "archive"
+    archive.mkdir()
     with ExitStack() as stack:
         for case, (setting, name) in CASES.items():
             wrong = "streams" if setting == "QMT_STREAMS_URL" else "jobs"
             urls = {"streams": RIGHT, "jobs": RIGHT, wrong: WRONG}
             folder = tmp_path / case
-            run = runs[case] = start(program_of(name), signal.SIGTERM, folder, urls, tmp_path)
+            run = runs[case] = start(program_of(name), signal.SIGTERM, folder, urls, archive)
             stack.callback(run.process.wait)
             stack.callback(run.process.kill)
         wait_for(lambda: all(run.ended for run in runs.values()), "all ended")

@@ -12,11 +12,19 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis_servers import HERE, MATRIX
 from standalone_runs import gone
 from waiting import wait_for
 
+from qmt_producer.functions import COMPLETE, LIBRARY, Functions
 from qmt_protocol.errors import ConfigurationError, RedisUnavailable
 from qmt_standalone.redis_server import RedisServer, find_server, free_port
+
+
+@pytest.fixture(autouse=True)
+def without_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own choice of a server stands aside."""
+    monkeypatch.delenv("QMT_REDIS_SERVER")
 
 
 def fake(folder: Path, name: str, shown: str) -> Path:
@@ -51,6 +59,48 @@ def test_a_setting_is_taken_or_refused_never_replaced(tmp_path: Path) -> None:
     for wrong in (old, tmp_path / "absent"):
         with pytest.raises(ConfigurationError, match="version 7 or newer"):
             find_server(str(wrong))
+
+
+def test_the_environment_sets_what_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = fake(tmp_path, "mine", "Redis server v=8.0.0 sha=00000000:0")
+    other = fake(tmp_path, "other", "Redis server v=8.0.0 sha=00000000:0")
+    monkeypatch.setenv("QMT_REDIS_SERVER", str(good))
+    assert find_server() == good
+    assert find_server(str(other)) == other
+    monkeypatch.setenv("QMT_REDIS_SERVER", str(tmp_path / "absent"))
+    with pytest.raises(ConfigurationError, match="version 7 or newer"):
+        find_server()
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_each_server_on_path_takes_the_functions_and_keeps_what_they_write(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does the demo, which starts whatever stands on PATH."""
+    found = {one.name: one for one in HERE}
+    if name not in found:
+        pytest.skip(f"{name} is not here: see scripts/servers")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / f"{found[name].version.split()[0]}-server").symlink_to(found[name].path)
+    monkeypatch.setenv("PATH", str(bin_folder))
+    assert find_server().parent == bin_folder
+    server = RedisServer(tmp_path / "data")
+    server.start()
+    try:
+        with redis.Redis.from_url(server.url) as one:
+            Functions(one).ensure()
+            keys = ["{qmt:SH}:lease", "{qmt:SH}:epoch", "{qmt:SH}:acked", "{qmt:SH}:feed"]
+            Functions(one).call("lease", keys, ["me", 60_000, "e1", "ring", COMPLETE])
+        server.kill()
+        server.start()
+        with redis.Redis.from_url(server.url) as one:
+            assert one.get("{qmt:SH}:epoch") == b"e1"
+            assert one.function_list(library=LIBRARY)
+    finally:
+        server.stop()
 
 
 def test_a_taken_port_is_not_given(tmp_path: Path) -> None:

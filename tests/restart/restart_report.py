@@ -33,6 +33,7 @@ def write(outcome: Outcome) -> None:
     known = {_name(one): one for one in cells}
     new = {**asdict(outcome), **stamp}
     cells = sorted(({**known, _name(new): new}).values(), key=_place)
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(cells, indent=1) + "\n", "utf-8")
     head = PAGE.read_text("utf-8").partition(HEADING)[0]
     PAGE.write_text(head + HEADING + "\n\n" + _table(cells), "utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from fake_worker import beat, make_tick, publish
+from waiting import wait_for
 
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
 from qmt_client.connections import connect_async
@@ -128,16 +129,28 @@ def test_status_tells_ages_and_that_it_is_simulated(
 # Live
 
 
+def wait_for_reader(streams: redis.Redis) -> None:
+    """Wait until somebody waits for entries."""
+    wait_for(lambda: streams.info("clients")["blocked_clients"], "a reader waits for entries")
+
+
+def publish_to_a_reader(streams: redis.Redis, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """Publish when somebody waits for entries."""
+    wait_for_reader(streams)
+    publish(streams, "SH", rows)
+
+
 async def collect(ticks: Any, count: int, ready: Callable[[], None] | None = None) -> list[Tick]:
-    """Take the next ticks; ``ready`` is called once reading has begun."""
+    """Take the next ticks; ``ready`` is called beside, on a thread of its own."""
     found: list[Tick] = []
-    if ready is not None:
-        asyncio.get_running_loop().call_later(0.5, ready)
+    beside = None if ready is None else asyncio.create_task(asyncio.to_thread(ready))
     async with aclosing(ticks) as source:
         async for tick in source:
             found.append(tick)
             if len(found) == count:
                 break
+    if beside is not None:
+        await beside
     return found
 
 
@@ -147,6 +160,7 @@ async def test_ticks_come_from_now_on_each_once_in_order(
     publish(streams, "SH", seeds(3))
 
     def go() -> None:
+        wait_for_reader(streams)
         for at in range(3, 13, 2):
             publish(streams, "SH", [*seeds(2, at), *seeds(1, at, "600000.SH")])
 
@@ -162,6 +176,7 @@ async def test_whole_markets(
     make_async: MakeAsync, streams: redis.Redis, producer: Producer
 ) -> None:
     def go() -> None:
+        wait_for_reader(streams)
         publish(streams, "SH", seeds(2))
         publish(streams, "SZ", seeds(2, code="000001.SZ"))
 
@@ -221,9 +236,11 @@ async def test_a_code_without_ticks_is_named(
         with pytest.warns(QMTWarning, match=r"600519\.SZ"):
             await asyncio.wait_for(
                 collect(
-                    client.ticks("600519.SZ,600519.SH"), 1, lambda: publish(streams, "SH", seeds(1))
+                    client.ticks("600519.SZ,600519.SH"),
+                    1,
+                    lambda: publish_to_a_reader(streams, seeds(1)),
                 ),
-                20,
+                120,
             )
 
 
@@ -236,12 +253,17 @@ async def test_a_producer_that_goes_away_is_told(
         async for _ in client.ticks(CODE):
             pass
 
+    async def listen_until(told: pytest.WarningsRecorder, client: AsyncQMTClient) -> None:
+        task = asyncio.create_task(listen(client))
+        while not len(told):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
     async with make_async() as client:
-        with (
-            pytest.warns(QMTWarning, match="No ticks come until it returns"),
-            pytest.raises(asyncio.TimeoutError),
-        ):
-            await asyncio.wait_for(listen(client), 9)
+        with pytest.warns(QMTWarning, match="No ticks come until it returns") as told:
+            await listen_until(told, client)
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -261,7 +283,8 @@ async def test_a_slow_loop_goes_on_from_the_streams_or_is_told_what_it_missed(
         time.sleep(0.2)
 
     async with make_async() as client:
-        asyncio.get_running_loop().call_later(0.5, lambda: publish(streams, "SH", seeds(1, 1)))
+        first = asyncio.to_thread(publish_to_a_reader, streams, seeds(1, 1))
+        publishing = asyncio.create_task(first)
         async with aclosing(client.ticks(CODE, on_gap=gaps.append)) as source:
             async for tick in source:
                 found.append(tick["volume"])
@@ -269,6 +292,7 @@ async def test_a_slow_loop_goes_on_from_the_streams_or_is_told_what_it_missed(
                     await asyncio.to_thread(flood)
                 if tick["volume"] == 59:
                     break
+        await publishing
     if stored:
         assert found == list(range(1, 60))
         assert gaps == []
@@ -291,9 +315,9 @@ def follow_sh(server: RedisServer, gaps: list[Gap], **options: Any) -> Follower:
     return Follower(connection, Keys(), scope, on_gap=gaps.append, **options)
 
 
-async def volumes(reader: Follower, last: int) -> list[int]:
-    """Return the volumes read until a certain one."""
-    found: list[int] = []
+async def volumes(reader: Follower, last: int, found: list[int] | None = None) -> list[int]:
+    """Return the volumes read until a certain one; they are told as they come."""
+    found = [] if found is None else found
     async with aclosing(ticks_of(reader)) as ticks:
         async for tick in ticks:
             found.append(tick["volume"])
@@ -326,10 +350,9 @@ async def test_a_restart_of_redis_loses_and_repeats_nothing(server: RedisServer)
         taking = asyncio.create_task(volumes(reader, 29))
         for at in range(10):
             publish(writer, "SH", seeds(1, at))
-        await asyncio.sleep(1.2)  # AOF: everysec
         await asyncio.to_thread(server.kill)
-        await asyncio.sleep(0.5)
-        assert not reader.connected
+        while reader.connected:  # noqa: ASYNC110 - it tells of nothing
+            await asyncio.sleep(0.02)
         await asyncio.to_thread(server.start)
     with redis.Redis.from_url(server.url) as writer:
         for at in range(10, 30):
@@ -345,10 +368,12 @@ async def test_a_lost_history_is_a_gap_and_nothing_is_told_twice(
     gaps: list[Gap] = []
     reader = follow_sh(streams_server, gaps)
     await reader.begin()
-    taking = asyncio.create_task(volumes(reader, 7))
+    found: list[int] = []
+    taking = asyncio.create_task(volumes(reader, 7, found))
     for at in range(5):
         publish(streams, "SH", seeds(1, at))
-    await asyncio.sleep(0.5)
+    while len(found) < 5:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
     # Redis comes back empty; the publisher tells the last ones again from its ring.
     with streams.pipeline(transaction=True) as pipe:
         pipe.flushall()
@@ -368,7 +393,7 @@ async def test_a_new_epoch_is_told_also_when_its_first_entry_ends_a_wait(
     gaps: list[Gap] = []
     reader = follow_sh(streams_server, gaps)
     taking = asyncio.create_task(volumes(reader, 1))
-    await asyncio.sleep(0.4)
+    await asyncio.to_thread(wait_for_reader, streams)
     streams.set(Keys().epoch("SH"), "two")
     publish(streams, "SH", seeds(1, 1))
     assert await asyncio.wait_for(taking, 120) == [1]
@@ -417,8 +442,9 @@ async def test_subscribe_realtime_begins_with_the_latest_and_repeats_nothing(
 
     async with make_async() as client:
         task = asyncio.create_task(client.subscribe_realtime([CODE], on_tick))
-        await asyncio.sleep(0.5)
-        publish(streams, "SH", [*seeds(4, 2), *seeds(1, 2, "600000.SH")])
+        await asyncio.to_thread(
+            publish_to_a_reader, streams, [*seeds(4, 2), *seeds(1, 2, "600000.SH")]
+        )
         await asyncio.wait_for(done.wait(), 120)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -439,7 +465,7 @@ def test_the_seeds_example(client: QMTClient, streams: redis.Redis, producer: Pr
         if len(rows) == 3:
             raise Enough
 
-    timer = threading.Timer(0.5, lambda: publish(streams, "SH", seeds(2, 1)))
+    timer = threading.Thread(target=publish_to_a_reader, args=(streams, seeds(2, 1)))
     timer.start()
     with pytest.raises(Enough):
         asyncio.run(client.subscribe_realtime(stocks=[CODE], callback=on_tick))
@@ -452,7 +478,7 @@ def test_memory_is_bounded_by_the_reader_not_by_the_feed(
 ) -> None:
     publish(streams, "SH", seeds(1))
     ticks = client.ticks(CODE)
-    timer = threading.Timer(0.5, lambda: publish(streams, "SH", seeds(1, 1)))
+    timer = threading.Thread(target=publish_to_a_reader, args=(streams, seeds(1, 1)))
     timer.start()
     next(ticks)
     for at in range(2, 300):

@@ -19,15 +19,31 @@ def gateway_process(
     jobs_server: RedisServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[GatewayProcess]:
-    """One gateway on loopback without keys, whose waits are short."""
+    """One gateway on loopback without keys, that gives up on nobody."""
     with gateway(
         streams_server.url,
         jobs_server.url,
         tmp_path_factory.mktemp("gateway"),
-        query_timeout_s="1.5",
-        download_timeout_s="5",
         ws_queue_bytes="20000",
-        ws_stall_s="5",
+        ws_stall_s="180",
+    ) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def hasty_gateway(
+    streams_server: RedisServer,
+    jobs_server: RedisServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[GatewayProcess]:
+    """One that gives up soon: on a job, and on a reader that reads nothing."""
+    with gateway(
+        streams_server.url,
+        jobs_server.url,
+        tmp_path_factory.mktemp("hasty"),
+        query_timeout_s="3",
+        ws_queue_bytes="20000",
+        ws_stall_s="2",
     ) as process:
         yield process
 

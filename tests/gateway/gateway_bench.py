@@ -25,6 +25,7 @@ from heartbeats import write_heartbeat
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from waiting import WITHIN_S
 
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.errors import QMTError
@@ -179,7 +180,7 @@ class Worker:
         self._tell(job_id, state="done", finished=2, total=2)
 
     def _never_ends(self, job_id: str) -> None:
-        until = time.monotonic() + 15
+        until = time.monotonic() + WITHIN_S
         while not self._end.is_set() and time.monotonic() < until:
             if self.jobs.exists(self.job_keys.cancel(job_id)):
                 self.cancelled.append(job_id)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import redis
 from gateway_bench import OPEN_MS, Producer, Worker, a_tick, bars
 from test_gateway_market import problem_of
+from waiting import wait_for
 
 ARROW = "application/vnd.apache.arrow.stream"
 
@@ -65,17 +66,13 @@ def test_an_unfinished_job_tells_its_state_and_can_be_cancelled(
 
     worker.answers["download"] = never
     job_id = http.post("/api/v1/jobs/download", json={"codes": ["000001.SZ"]}).json()["id"]
-    first = http.get(f"/api/v1/jobs/{job_id}?wait_s=5").json()
+    first = http.get(f"/api/v1/jobs/{job_id}?wait_s=30").json()
     assert (first["state"], first["total"]) == ("running", 2)
     again = http.get(f"/api/v1/jobs/{job_id}?wait_s=0.2&after={first['entry']}").json()
     assert again == first
     problem_of(http.get(f"/api/v1/jobs/{job_id}/result"), 404, "job-not-found")
     assert http.delete(f"/api/v1/jobs/{job_id}").status_code == 204
-    for _ in range(60):
-        if worker.cancelled:
-            break
-        worker._thread.join(0.05)
-    assert worker.cancelled == [job_id]
+    wait_for(lambda: worker.cancelled == [job_id], "the worker is told")
 
 
 def test_a_job_nobody_has_taken_is_queued_and_leaves_its_queue_when_cancelled(

@@ -15,6 +15,7 @@ import msgpack
 import pytest
 import redis
 from gateway_bench import OPEN_MS, GatewayProcess, Producer, a_tick
+from waiting import wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -267,9 +268,10 @@ def test_a_slow_reader_is_conflated_to_the_latest_and_told(
 
 
 def test_a_stalled_reader_is_closed_and_others_are_not(
-    gateway_process: GatewayProcess, producer: Producer, crowd: list[str]
+    hasty_gateway: GatewayProcess, producer: Producer, crowd: list[str]
 ) -> None:
     end = threading.Event()
+    before = hasty_gateway.log().count("client stalled")
 
     def run() -> None:
         part = 0
@@ -279,13 +281,13 @@ def test_a_stalled_reader_is_closed_and_others_are_not(
             time.sleep(0.1 if part < 20 else 0.5)  # by then nothing more goes into its socket
 
     with (
-        subscribed(gateway_process, crowd[0]) as quick,
-        slow_reader(gateway_process, crowd) as client,
+        subscribed(hasty_gateway, crowd[0]) as quick,
+        slow_reader(hasty_gateway, crowd) as client,
     ):
         runner = threading.Thread(target=run)
         runner.start()
         try:
-            time.sleep(7)
+            wait_for(lambda: hasty_gateway.log().count("client stalled") > before, "it is told")
             for _ in client:
                 pass
         except ConnectionClosed as error:

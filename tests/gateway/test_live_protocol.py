@@ -392,7 +392,7 @@ def test_who_reads_on_is_told_what_was_left_out(
     asked = msgpack.packb({"op": "subscribe", "codes": market.codes, "snapshot": False})
     urls = (streams_server.url, jobs_server.url)
     with (
-        gateway(*urls, tmp_path, ws_queue_bytes="100000") as process,
+        gateway(*urls, tmp_path, ws_queue_bytes="100000", ws_stall_s="180") as process,
         small_window(process.url, asked) as slow,
     ):
         while msgpack.unpackb(slow.recv(timeout=120))["type"] != "subscribed":

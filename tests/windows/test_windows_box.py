@@ -60,7 +60,7 @@ class Scene:
 
     def pid(self, name: str) -> int:
         """Return a child's pid, 0 while it does not run."""
-        return int(children(self.redis)[name]["pid"] or 0)
+        return int(children(self.redis).get(name, {}).get("pid") or 0)
 
     def states(self) -> dict[str, str]:
         """Return each child's state, with that of its terminal while it runs."""
@@ -231,10 +231,12 @@ def test_whatever_is_killed_comes_back_and_one_alert_is_sent(scene: Scene) -> No
 def test_a_killed_supervisor_leaves_nothing_and_the_next_one_has_the_ring(scene: Scene) -> None:
     below = scene.box.below()
     assert len(below) >= 5
+    before = scene.pid("producer")
     scene.box.kill()
     # At once, as a task scheduler would: the ring may still be held.
     scene.box.start()
     assert still_running(below) == []
+    wait_for(lambda: scene.pid("producer") not in (0, before), "the next one's producer")
     wait_for(scene.all_well, "all three")
 
 

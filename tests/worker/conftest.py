@@ -72,6 +72,8 @@ def midsession(
     worker = WorkerProcess(
         simulated_midsession.port, worker_streams.url, worker_jobs.url, "--queue", "qmt-query"
     )
-    caller.wait_for_terminal("ok")
-    yield simulated_midsession
-    worker.stop()
+    try:
+        caller.wait_for_terminal("ok")
+        yield simulated_midsession
+    finally:
+        worker.stop()

@@ -20,9 +20,11 @@ def research(
     caller.jobs.flushall()
     caller.streams.flushall()
     running = Rig("research", worker_streams, worker_jobs)
-    caller.wait_for_terminal("ok")
-    yield running
-    running.stop()
+    try:
+        caller.wait_for_terminal("ok")
+        yield running
+    finally:
+        running.stop()
 
 
 def test_ticks_equal_the_oracle(research: Rig, caller: Caller) -> None:

@@ -28,9 +28,11 @@ def rig(
     caller.jobs.flushall()
     caller.streams.flushall()
     running = Rig(request.param, worker_streams, worker_jobs)
-    caller.wait_for_terminal("ok")
-    yield running
-    running.stop()
+    try:
+        caller.wait_for_terminal("ok")
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.mark.parametrize("adjust", ADJUSTMENTS)

@@ -600,9 +600,11 @@ class Recorder:
         beat = self._heartbeat()
         try:
             async with redis_call(self._address):
-                await self._redis.hset(self._keys.status, beat.member, encode_heartbeat(beat))
                 self._now_ms = redis_ms(await self._redis.time())
-                await self._redis.zadd(self._keys.seen, {beat.member: self._now_ms})
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+                    pipe.zadd(self._keys.seen, {beat.member: self._now_ms})
+                    await pipe.execute()
                 while self._told:
                     body = msgspec.json.encode(self._told[0])
                     await self._redis.xadd(

@@ -82,8 +82,11 @@ class Reporter:
         if self._measure is not None:
             self._measure(self._redis)
         beat = self._heartbeat()
-        self._redis.hset(self._keys.status, beat.member, encode_heartbeat(beat))
-        self._redis.zadd(self._keys.seen, {beat.member: redis_ms(self._redis.time())})
+        now_ms = redis_ms(self._redis.time())
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+            pipe.zadd(self._keys.seen, {beat.member: now_ms})
+            pipe.execute()
         while events := self._ring.events():
             for _, body in events:
                 self._redis.xadd(

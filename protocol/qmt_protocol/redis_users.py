@@ -143,7 +143,7 @@ USERS: Final = (
     User(
         "worker",
         "streams",
-        _CONNECT,
+        (*_CONNECT, *_TRANSACTION),
         _LIVES,
         "On this server a worker only says that it lives.",
     ),

@@ -63,7 +63,7 @@ def new_heartbeat(role: str, started_ms: int, **facts: Any) -> Heartbeat:
 def encode_heartbeat(beat: Heartbeat) -> bytes:
     """Return a heartbeat as it lies in ``status`` under its member: plain JSON.
 
-    Its writer sets ``seen`` after it, to Redis time in ms: by that ages are told.
+    Its writer sets ``seen`` to Redis time in ms in the same step: by that ages are told.
     """
     return msgspec.json.encode(beat)
 

@@ -137,8 +137,11 @@ class Watch:
         before = self._heard
         try:
             beat = self._beat()
-            self._redis.hset(self._keys.status, beat.member, encode_heartbeat(beat))
-            self._redis.zadd(self._keys.seen, {beat.member: redis_ms(self._redis.time())})
+            now_ms = redis_ms(self._redis.time())
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+                pipe.zadd(self._keys.seen, {beat.member: now_ms})
+                pipe.execute()
             self._heard = Heard(read_beats(self._redis, self._keys))
         except redis.RedisError as error:
             since_s = before.away_since_s

@@ -66,8 +66,11 @@ class Beat:
         while not self._stop.is_set():
             beat = status.new_heartbeat("worker", self._started_ms, **self._facts())
             try:
-                self._redis.hset(self._keys.status, beat.member, status.encode_heartbeat(beat))
-                self._redis.zadd(self._keys.seen, {beat.member: redis_ms(self._redis.time())})
+                now_ms = redis_ms(self._redis.time())
+                with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.hset(self._keys.status, beat.member, status.encode_heartbeat(beat))
+                    pipe.zadd(self._keys.seen, {beat.member: now_ms})
+                    pipe.execute()
                 failing = False
             except redis.RedisError as error:
                 if not failing:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -15,23 +13,15 @@ from typing import Final
 import redis
 import restart_windows
 from restart_stack import Server
+from waiting import WITHIN_S, wait_for
 
-__all__ = ["Box", "wait_for"]
+__all__ = ["Box"]
 
 # Its imports once, not in each of hundreds of starts. The fork server looks for them where every
 # Python does, and says nothing where it does not find them.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 FORKS: Final = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["restart_windows"])
-
-
-def wait_for(condition: Callable[[], bool], what: str, within_s: float = 240.0) -> None:
-    """Wait for a condition; `TimeoutError` names what did not happen."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.01)
 
 
 class Box:
@@ -60,7 +50,7 @@ class Box:
 
     def _await(self, word: str) -> None:
         assert self._orders is not None
-        if not self._orders.poll(240) or self._orders.recv() != word:
+        if not self._orders.poll(WITHIN_S) or self._orders.recv() != word:
             raise RuntimeError(f"the Windows box did not say {word!r}; see box.log")
 
     @property

@@ -13,13 +13,14 @@ from typing import Any
 
 import redis
 from redis_servers import HERE
-from restart_box import Box, wait_for
+from restart_box import Box
 from restart_disks import DISKS
 from restart_faults import FAULTS, Struck
 from restart_judge import Ledger, Ticks, account_ticks, compare_ticks, read_push_log
 from restart_stack import KINDS, Stack
 from restart_writers import Writers
 from small_disk import can_mount
+from waiting import wait_for
 
 from qmt_protocol.errors import QMTError
 

@@ -15,8 +15,9 @@ from typing import Final
 
 import archive_rig
 import redis
-from crash_rig import Rig, wait_for
+from crash_rig import Rig
 from small_disk import SmallDisk
+from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
 
@@ -71,7 +72,7 @@ def _wait_refused(rig: Rig) -> None:
     def told() -> bool:
         return b"ticks could not be kept" in log.read_bytes()[begun:]
 
-    wait_for(told, "the ring refuses ticks", 120)
+    wait_for(told, "the ring refuses ticks")
 
 
 def archive(folder: Path, seed: str, rounds: int) -> Disks:
@@ -96,9 +97,7 @@ def archive(folder: Path, seed: str, rounds: int) -> Disks:
                     told = len(archive_rig.events(streams, "archive unwritable"))
                     disk.fill()
                     now = publisher.steps(_STEPS, now)
-                    archive_rig.wait_for(
-                        _more(streams, "archive unwritable", told), "it is told", 120
-                    )
+                    wait_for(_more(streams, "archive unwritable", told), "it is told")
                     if variant == "killed":
                         archive_rig.kill_archive(child)
                         disk.free()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from restart_aof import entries_of, units
-from restart_box import wait_for
 from restart_judge import Ticks, entries_cut
 from restart_stack import KINDS, Server
+from waiting import wait_for
 
 if TYPE_CHECKING:
     from restart_cell import Cell

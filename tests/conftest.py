@@ -35,7 +35,6 @@ TOOLS: Final[dict[str, int]] = {
     "examples/consumers/shell needs bash, redis-tools, jq": 9,
     **{f"{name} is not here: see scripts/servers": 99 for name in MATRIX},
     "mounting a small disk needs root": 9,
-    "the wheel has no tool that checks its files": 9,
 }
 """Reasons that depend on the machine: tools of other languages. At most so many are skipped."""
 

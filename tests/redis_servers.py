@@ -20,6 +20,7 @@ __all__ = [
     "MATRIX",
     "MISSING",
     "SHIPPED",
+    "WHEEL",
     "MatrixServer",
     "chosen_servers",
     "default_server",

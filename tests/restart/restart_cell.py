@@ -103,12 +103,12 @@ class Cell:
     def _judge_as_it_lies(self, struck: Struck, writes: list[Any]) -> list[str]:
         for one in writes:
             self.figures[f"writes {one.state}"] += 1
-        wrong = self.ledger.settle(self.stack, writes, struck.may_lack_texts)
+        wrong = self.ledger.settle(self.stack, writes, struck.may_lack_texts, struck.held_texts)
         self.figures["entries before"] += struck.before.count
         if self.away:
             after = Ticks.read(self.stack.streams)
             pushed = read_push_log(self.box.log, after)
-            found, gone = compare_ticks(struck.before, after, pushed, struck.may_lack)
+            found, gone = compare_ticks(struck.before, after, pushed, struck.may_lack, struck.held)
             self.figures["entries after"] += after.count
             self.figures["entries cut"] += gone
             wrong += found

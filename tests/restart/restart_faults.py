@@ -20,6 +20,7 @@ __all__ = ["FAULTS", "Struck"]
 
 _TAIL_S: Final = (1.0, 2.0)
 _REWRITE_S: Final = 3.0
+_HELD_S: Final = 2.5
 
 
 @dataclass
@@ -34,22 +35,42 @@ class Struck:
     may_lack_texts: dict[str, set[str]] = field(
         default_factory=lambda: {kind: set() for kind in KINDS}
     )
+    held: set[tuple[str, str]] = field(default_factory=set)
+    """Entries of the last moment that were acknowledged and not yet written: Redis holds writes
+    back for up to 2 s while an fsync goes on, which on a busy machine may be at any kill."""
+    held_texts: dict[str, set[str]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
     start: Callable[[], None] | None = None
     """How the servers come back, where that is not the plain way."""
     relieve: Callable[[], None] = lambda: None
     """Ends what goes on behind the restart."""
 
 
-def _end(cell: Cell) -> Ticks:
+def _end(cell: Cell, variant: str) -> Struck:
     """Look a last time, then kill servers and, where it goes, the Windows box, in either order."""
     box_first = cell.random.random() < 0.5
     if cell.away and box_first:
         cell.box.kill()
-    before = Ticks.read(cell.stack.streams)
+    struck = Struck(variant, Ticks.read(cell.stack.streams))
     cell.stack.kill()
+    since = time.monotonic() - _HELD_S
+    since_ms = int((time.time() - _HELD_S) * 1000)
     if cell.away:
         cell.box.kill()
-    return before
+    for server in cell.stack.servers:
+        data = b"".join(path.read_bytes() for path in server.aof())
+        struck.held_texts[server.kind] = {
+            one.text
+            for one in list(cell.writers.done)
+            if one.at > since and one.text.encode() not in data
+        }
+        if server.kind == "streams":
+            struck.held = {
+                (f"{{qmt:{code.rpartition('.')[2]}}}:tick:{code}", entry_id)
+                for code, rows in struck.before.streams.items()
+                for entry_id, t1 in rows
+                if int(entry_id.partition("-")[0]) > since_ms and t1 not in data
+            }
+    return struck
 
 
 def term(cell: Cell) -> Struck:
@@ -65,7 +86,7 @@ def term(cell: Cell) -> Struck:
 
 def kill(cell: Cell) -> Struck:
     """Killed at any moment."""
-    return Struck("kill", _end(cell))
+    return _end(cell, "kill")
 
 
 def rewrite(cell: Cell) -> Struck:
@@ -80,7 +101,7 @@ def rewrite(cell: Cell) -> Struck:
         for server in cell.stack.servers:
             wait_for(lambda one=server: _rewriting(one), "a rewrite runs")  # type: ignore[misc]
         time.sleep(cell.random.uniform(0, 0.3))
-        struck = Struck(variant, _end(cell))
+        struck = _end(cell, variant)
     else:
         for server in cell.stack.servers:
             wait_for(
@@ -89,7 +110,7 @@ def rewrite(cell: Cell) -> Struck:
             )
         if variant == "finished":
             time.sleep(cell.random.uniform(0, 0.2))
-        struck = Struck(variant, _end(cell))
+        struck = _end(cell, variant)
     return struck
 
 
@@ -105,7 +126,7 @@ def memory(cell: Cell) -> Struck:
         server.memory = str(used // 2)
         server.judge.config_set("maxmemory", server.memory)
     cell.wait_refused("maxmemory")
-    struck = Struck("full", _end(cell))
+    struck = _end(cell, "full")
 
     def relieve() -> None:
         for server in cell.stack.servers:
@@ -132,8 +153,8 @@ def disk(cell: Cell) -> Struck:
     if variant == "room":
         free()
         cell.wait_acknowledged()
-        return Struck(variant, _end(cell))
-    struck = Struck(variant, _end(cell))
+        return _end(cell, variant)
+    struck = _end(cell, variant)
     _note_unwritten(cell, struck, safe, seen)
     if variant == "killed":
         if cell.stack.disks:
@@ -198,7 +219,7 @@ def tail(cell: Cell) -> Struck:
             server.judge.config_set("rdb-key-save-delay", 0)
             server.judge.bgrewriteaof()
         cell.wait_written_for(_TAIL_S[1] + 0.3 + cell.random.uniform(0.2, 1.5))
-    struck = Struck(variant, _end(cell))
+    struck = _end(cell, variant)
     moment = time.monotonic() - seconds
     for server in cell.stack.servers:
         path = server.aof()[-1]

@@ -109,14 +109,20 @@ def _latest(body: bytes) -> tuple[str, bytes]:
 
 
 def compare_ticks(
-    before: Ticks, after: Ticks, pushed: dict[str, list[Pushed]], may_lack: set[tuple[str, str]]
+    before: Ticks,
+    after: Ticks,
+    pushed: dict[str, list[Pushed]],
+    may_lack: set[tuple[str, str]],
+    held: set[tuple[str, str]],
 ) -> tuple[list[str], int]:
     """Hold what is there after a restart, with nobody to refill it, against what was before.
 
     Parameters
     ----------
     may_lack
-        Stream keys and ids that were never on disk, or were cut off.
+        Stream keys and ids that were never on disk, or were cut off: they are gone.
+    held
+        Those that were not yet on disk at the kill: they may be.
 
     Returns
     -------
@@ -128,7 +134,7 @@ def compare_ticks(
         key = f"{{qmt:{code.rpartition('.')[2]}}}:tick:{code}"
         held = set(after.streams.get(code, ()))
         missing = [row for row in rows if row not in held]
-        lost = [row for row in missing if (key, row[0]) not in may_lack]
+        lost = [row for row in missing if (key, row[0]) not in may_lack | held]
         gone += len(missing) - len(lost)
         if lost:
             wrong.append(f"{code}: {len(lost)} of {len(rows)} entries lost, first {lost[0][0]}")
@@ -198,14 +204,20 @@ class Ledger:
     """Acknowledged writes that went with a cut tail, or were never on disk."""
 
     def settle(
-        self, stack: Stack, writes: Iterable[Write], may_lack: dict[str, set[str]]
+        self,
+        stack: Stack,
+        writes: Iterable[Write],
+        may_lack: dict[str, set[str]],
+        held: dict[str, set[str]],
     ) -> list[str]:
         """Compare a round's writes with what is there now; what is there is expected from now on.
 
         Parameters
         ----------
         may_lack
-            Server's kind to the texts that were cut off, or never on disk.
+            Server's kind to the texts that were cut off, or never on disk: they are gone.
+        held
+            Those that were not yet on disk at the kill: they may be.
         """
         present, wrong = _present(stack)
         tried: dict[str, set[str]] = {way: set() for way in WAYS}
@@ -218,7 +230,7 @@ class Ledger:
                 wrong.append(f"{one.text} was refused and is there")
         for way, server in WAYS.items():
             missing = self.expected[way] - present[way]
-            gone = missing & may_lack[server]
+            gone = missing & (may_lack[server] | held[server])
             lost, back = sorted(missing - gone), sorted(present[way] & may_lack[server])
             invented = sorted(present[way] - self.expected[way] - tried[way])
             self.cut += len(gone)

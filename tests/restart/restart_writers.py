@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import redis
@@ -42,6 +42,7 @@ class Write:
     way: str
     text: str
     state: State
+    at: float = field(default_factory=time.monotonic)
 
 
 class Writers:

@@ -54,7 +54,7 @@ def test_what_was_written_in_any_way_is_there_after_a_kill(stack: Stack) -> None
     assert {one.state for one in writers.done} == {"acknowledged"}, writers.errors
     stack.kill()
     stack.start()
-    assert ledger.settle(stack, writers.done, NOTHING) == []
+    assert ledger.settle(stack, writers.done, NOTHING, NOTHING) == []
     assert ledger.count == 3 * len(WAYS)
     assert stack.streams.judge.xlen("first") == stack.streams.judge.xlen("second") == 1
     writers.close()

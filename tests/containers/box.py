@@ -69,7 +69,7 @@ class CannotRun(Exception):
     """This machine has not what the box needs."""
 
 
-def wait_for(condition: Callable[[], object], what: str, within_s: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, within_s: float = 300.0) -> None:
     """Wait for a condition; `TimeoutError` names what did not happen."""
     deadline = time.monotonic() + within_s
     while not condition():
@@ -289,7 +289,7 @@ class Box:
             [
                 *("nsenter", "--target", str(self._pid), "--all"),
                 *("env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"),
-                *("HOME=/root", "sh", "-c", f"cd {folder} && {command}"),
+                *("HOME=/tmp", "sh", "-c", f"cd {folder} && {command}"),
             ],
             stdin=stdin or subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -114,7 +114,7 @@ class Stack:
         rows = [line.split() for line in shown.splitlines()]
         return {name: Container(i, int(p), at, well, how) for name, i, p, at, well, how in rows}
 
-    def wait_well(self, within_s: float = 180) -> None:
+    def wait_well(self, within_s: float = 600) -> None:
         """Wait until every container is healthy."""
 
         def all_well() -> bool:
@@ -237,7 +237,7 @@ class Windows:
         if child.stdin is not None:
             child.stdin.close()
 
-    def wait_flowing(self, within_s: float = 120) -> None:
+    def wait_flowing(self, within_s: float = 300) -> None:
         """Wait until ticks of every market are published, behind those that are there."""
         before: list[Any] = []
 

@@ -31,6 +31,7 @@ from archive_rig import (
     run_archive,
     wait_archived,
 )
+from waiting import WITHIN_S
 
 from qmt_archive.exporting import export_rows
 from qmt_archive.importing import Imported, import_files
@@ -274,7 +275,7 @@ def test_a_killed_import_leaves_nothing(folder: Path, tmp_path: Path, parts: int
         stderr=subprocess.DEVNULL,
     )
     # Files are written and the manifest does not name them yet.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WITHIN_S
     while len(list(folder.rglob("*.parquet"))) < parts:
         assert child.poll() is None
         assert time.monotonic() < deadline

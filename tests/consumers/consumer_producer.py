@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import redis
+from waiting import wait_for
 
 from qmt_simulator.oracle import read_push_log
 from qmt_simulator.process import TerminalProcess
@@ -43,10 +44,7 @@ class Recorded:
         self.terminal.control.set_fault("deaf")
         time.sleep(0.5)
         self.log = read_push_log(self.log_path)
-        deadline = time.monotonic() + 30
-        while (stored := self.published()) < len(self.log):
-            assert time.monotonic() < deadline, f"{len(self.log)} pushed, {stored} published"
-            time.sleep(0.1)
+        wait_for(lambda: self.published() >= len(self.log), f"{len(self.log)} are published")
         codes = sorted({code.decode() for code in self.log["code"].tolist()})
         self.copied_codes = tuple(codes[:: len(codes) // 12])
         for code in self.copied_codes:
@@ -58,10 +56,7 @@ class Recorded:
         ends = {}
         for feed in (f"{{qmt:{market}}}:feed" for market in markets):
             ends[feed] = self.streams.xinfo_stream(feed)["last-generated-id"].decode()
-        deadline = time.monotonic() + 30
-        while (stood := consumer.last_ids()) != ends:
-            assert time.monotonic() < deadline, f"{consumer.command} stands at {stood}: {ends}"
-            time.sleep(0.05)
+        wait_for(lambda: consumer.last_ids() == ends, f"{consumer.command} stands at {ends}")
 
     def published(self) -> int:
         told = (json.loads(one) for one in self.streams.hvals("qmt:status"))

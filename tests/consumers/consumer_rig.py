@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
+from waiting import WITHIN_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "consumers"
@@ -165,11 +165,11 @@ class Consumer:
             stderr=subprocess.PIPE,
         )
 
-    def wait(self, *returncodes: int, within_s: float = 60) -> list[dict[str, Any]]:
+    def wait(self, *returncodes: int) -> list[dict[str, Any]]:
         """Wait until it ends; return what this run printed."""
         assert self.process is not None
         assert self._out is not None
-        out, errors = self.process.communicate(timeout=within_s)
+        out, errors = self.process.communicate(timeout=WITHIN_S)
         if out:
             self._out.write(out)
         self._out.close()
@@ -177,12 +177,9 @@ class Consumer:
         assert self.process.returncode in (returncodes or (0,)), errors.decode()
         return self.printed(self.runs)
 
-    def wait_to_move(self, within_s: float = 30) -> None:
+    def wait_to_move(self) -> None:
         """Wait until this run has stored a position of its own."""
-        deadline = time.monotonic() + within_s
-        while self.last_ids() == self._began_at:
-            assert time.monotonic() < deadline, f"{self.command} reads nothing"
-            time.sleep(0.05)
+        wait_for(lambda: self.last_ids() != self._began_at, f"{self.command} reads")
 
     def stop(self) -> None:
         """Tell it to stop after its batch."""

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,8 +49,7 @@ def running(name: str, folder: Path, *arguments: str, **settings: str) -> Iterat
 
 
 def eventually_well(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    def are_well() -> bool:
         try:
             status = httpx.get(f"{url}/api/v1/status", timeout=120, trust_env=False).json()
             well = {
@@ -61,12 +59,11 @@ def eventually_well(url: str) -> None:
                 for queue in (*one.get("queues", ()), one["role"])
             }
             well |= {one["role"] for one in status["processes"] if one["role"] == "archive"}
-            if {"producer", "archive", "qmt-query", "qmt-download"} <= well:
-                return
+            return {"producer", "archive", "qmt-query", "qmt-download"} <= well
         except httpx.HTTPError:
-            pass
-        assert time.monotonic() < deadline, "the parts are not well"
-        time.sleep(0.2)
+            return False
+
+    wait_for(are_well, "the parts are well")
 
 
 def test_each_part_works_with_its_own_user(tmp_path: Path) -> None:

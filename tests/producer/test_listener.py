@@ -23,6 +23,23 @@ SATURDAY_10 = MONDAY_10 + 5 * 86_400_000
 DEAF_AFTER_S = 0.5
 
 
+class Clock:
+    """The listener's clock, which only the tests move."""
+
+    now_ms = time.time_ns() // 1_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qmt_producer.listener._now_ms", CLOCK)
+
+
 class StandIn:
     """A terminal that does what it is told."""
 
@@ -131,14 +148,14 @@ class Rig:
             self.silences.append((from_ms, to_ms, reason))
 
     def push(self) -> None:
-        self.last_push_ms = time.time_ns() // 1_000_000
+        self.last_push_ms = CLOCK.now_ms
 
     def wait(self, share: float = 1.1) -> None:
         """Look often, for so many times the silence that is suspicious."""
-        end = time.monotonic() + share * DEAF_AFTER_S
-        while time.monotonic() < end:
+        end_ms = CLOCK.now_ms + share * DEAF_AFTER_S * 1000
+        while CLOCK.now_ms < end_ms:
             self.listener.look()
-            time.sleep(0.02)
+            CLOCK.now_ms += 20
 
     def told(self, *kinds: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["kind"] in kinds]
@@ -220,7 +237,7 @@ def test_a_connection_that_came_back_by_itself_is_subscribed_again(rig: Rig) -> 
     rig.listener.look()
     rig.push()
     rig.listener.look()
-    before = time.time_ns() // 1_000_000
+    before = CLOCK.now_ms
     rig.terminal.generation = (1, 1)  # as its status callback told
     rig.listener.look()
     assert rig.told("connected", "resubscribed") == rig.events[:1] + rig.events[-1:]
@@ -332,11 +349,11 @@ def test_pushes_refute_what_the_terminal_says_of_its_quote_server(rig: Rig) -> N
     rig.push()  # the snapshot
     rig.listener.look()
     assert rig.listener.state == "quote_server_down"
-    time.sleep(0.6 * DEAF_AFTER_S)
+    CLOCK.now_ms += int(600 * DEAF_AFTER_S)
     rig.push()
     rig.listener.look()
     assert rig.listener.state == "ok"
-    time.sleep(0.01)
+    CLOCK.now_ms += 10
     rig.push()
     rig.wait()
     assert rig.steps == ["resubscribed"], "so its word no longer excuses a silence"
@@ -358,7 +375,7 @@ def test_a_day_that_may_be_a_holiday_is_no_reason_to_restart() -> None:
     assert not rig.listener.must_restart
     rig.push()
     rig.listener.look()
-    time.sleep(0.6 * DEAF_AFTER_S)
+    CLOCK.now_ms += int(600 * DEAF_AFTER_S)
     rig.push()
     rig.listener.look()
     assert rig.steps == ["resubscribed", "pushes came again"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ FAULTS: Final = ("term", "kill", "rewrite", "memory", "disk", "tail", "ring", "a
 
 def write(outcome: Outcome) -> None:
     """Put a cell in place of an earlier one of the same name, and write all anew."""
-    machine = describe()
+    machine = _machine()
     stamp = {
         "at": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "commit": machine["commit"],
@@ -37,6 +38,12 @@ def write(outcome: Outcome) -> None:
     RESULTS.write_text(json.dumps(cells, indent=1) + "\n", "utf-8")
     head = PAGE.read_text("utf-8").partition(HEADING)[0]
     PAGE.write_text(head + HEADING + "\n\n" + _table(cells), "utf-8")
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    """Return the machine and the commit as they were before the page was first written."""
+    return describe()
 
 
 def _name(cell: dict[str, Any]) -> tuple[str, str, str]:

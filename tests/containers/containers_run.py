@@ -293,12 +293,22 @@ class Windows:
     def account_reader(self) -> Verdict:
         """Compare what was pushed with what the reader wrote down."""
         self.quiet()
-        file = self.folder / "reader.txt"
-        wait_for(lambda: time.time() - file.stat().st_mtime > 2, "the reader has read everything")
-        got, gaps = read_notes(file)
+        pushed = pushed_view(self.log, MARKETS)
+        newest = {}
+        for code, contents in pushed.items():
+            market = code.rpartition(".")[2]
+            newest[market] = max(newest.get(market, (0, "", "")), _last(code, contents))
+
+        def has_read() -> bool:
+            told, _ = read_notes(self.folder / "reader.txt")
+            return all(content in told.get(code, ()) for _, code, content in newest.values())
+
+        # A connection that a power cut broke looks whole until a ping is not answered.
+        wait_for(has_read, "the reader has what is newest")
+        got, gaps = read_notes(self.folder / "reader.txt")
         if gaps:
             raise RuntimeError(f"the reader was told {len(gaps)} gaps: {gaps[0]}")
-        verdict = account_reader(pushed_view(self.log, MARKETS), got)
+        verdict = account_reader(pushed, got)
         self.terminal.control.clear_fault("deaf")
         return verdict
 
@@ -503,6 +513,10 @@ class Run:
 def _check(holds: bool, what: str) -> None:
     if not holds:
         raise RuntimeError(f"it does not hold that {what}")
+
+
+def _last(code: str, contents: list[str]) -> tuple[int, str, str]:
+    return int(contents[-1].partition(" ")[0]), code, contents[-1]
 
 
 def _counted(verdict: Verdict) -> dict[str, Any]:

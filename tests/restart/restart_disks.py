@@ -23,7 +23,8 @@ from qmt_standalone.redis_server import RedisServer
 
 __all__ = ["DISKS"]
 
-_RING_BYTES: Final = 32 * 2**20
+_RING_BYTES: Final = 256 * 2**20
+"""More than all rounds push: what fills it is the filler, and with that gone there is room."""
 _ARCHIVE_BYTES: Final = 24 * 2**20
 _STEPS: Final = 3
 

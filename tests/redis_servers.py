@@ -24,6 +24,7 @@ __all__ = [
     "MatrixServer",
     "chosen_servers",
     "default_server",
+    "redis_cli",
 ]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -75,6 +76,12 @@ def _there() -> list[MatrixServer]:
 
 HERE: Final = _there()
 MISSING: Final = tuple(name for name in MATRIX if name not in {one.name for one in HERE})
+
+
+def redis_cli() -> Path:
+    """Return a `redis-cli` for the image's scripts; a slow one of ours where none was got."""
+    found = (path for one in HERE if (path := one.tool("cli")))
+    return next(found, ROOT / "tests" / "docker" / "docker_cli")
 
 
 def chosen_servers() -> list[MatrixServer]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import redis
+from redis_servers import redis_cli
 
 from qmt_standalone.redis_server import find_server, free_port
 
@@ -25,8 +26,7 @@ def settings(folder: Path) -> dict[str, str]:
         **os.environ,
         **{f"QMT_{role.upper()}_PASSWORD": f"secret-of-{role}" for role in ROLES},
         "QMT_REDIS_BINARY": str(find_server()),
-        # What the image has from Debian need not be here.
-        "QMT_REDIS_CLI": str(Path(__file__).with_name("docker_cli")),
+        "QMT_REDIS_CLI": str(redis_cli()),
         "QMT_TEST_PYTHON": sys.executable,
         "QMT_RUN_DIR": str(folder / "run"),
         "QMT_REDIS_DIR": str(folder),

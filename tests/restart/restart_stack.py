@@ -19,7 +19,7 @@ from typing import Final
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis_servers import HERE, MatrixServer
+from redis_servers import MatrixServer, redis_cli
 from small_disk import SmallDisk
 
 from qmt_standalone.reaper import Reaper
@@ -32,7 +32,6 @@ ROLES: Final = ("producer", "worker", "gateway", "archive", "client", "reader", 
 START: Final = Path(__file__).resolve().parents[2] / "docker" / "redis" / "start.sh"
 _DISK_BYTES: Final = 64 * 2**20
 # One for all: they speak the same protocol.
-_CLI: Final = next((path for one in HERE if (path := one.tool("cli"))), None)
 _MEMORY: Final = "256mb"
 _WRAPPER: Final = """#!/bin/sh
 # A file-size limit must be an error to the server, not its end.
@@ -95,7 +94,7 @@ class Server:
                     **passwords,
                     "QMT_REDIS_BINARY": str(self._wrapper),
                     "QMT_RUN_DIR": str(self._folder / f"{self.kind}-run"),
-                    "QMT_REDIS_CLI": str(_CLI or START.parents[2] / "tests/docker/docker_cli"),
+                    "QMT_REDIS_CLI": str(redis_cli()),
                     "QMT_TEST_PYTHON": sys.executable,
                     "QMT_REDIS_CHECK_AOF": str(self.program.tool("check-aof") or ""),
                     "QMT_REDIS_DIR": str(self.data),

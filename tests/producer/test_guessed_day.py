@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from test_listener import Rig
+from test_listener import CLOCK, Rig
 
 from qmt_protocol.errors import TerminalUnsupported
 from qmt_protocol.times import day_start_ms
@@ -23,6 +23,7 @@ def unsupported(*_: object) -> None:
 def silent(market_ms: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], Rig]:
     """Return what makes a listener on a silent feed, whose terminal knows some holidays."""
     monkeypatch.setattr(calendar._LIBRARY, "look", lambda: (True, None))
+    monkeypatch.setattr("qmt_producer.listener._now_ms", CLOCK)
 
     def make(holidays: list[int]) -> Rig:
         rig = Rig()

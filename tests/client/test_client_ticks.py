@@ -10,6 +10,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 from fake_worker import beat, make_tick, publish
@@ -130,12 +131,20 @@ def test_status_tells_ages_and_that_it_is_simulated(
 
 
 def wait_for_reader(streams: redis.Redis) -> None:
-    """Wait until somebody waits for entries."""
-    wait_for(lambda: streams.info("clients")["blocked_clients"], "a reader waits for entries")
+    """Wait until a reader of this process waits for entries; a gateway beside it always does."""
+
+    def is_blocked() -> bool:
+        ours = {one.laddr.port for one in psutil.Process().net_connections("tcp")}
+        return any(
+            "b" in told["flags"] and int(told["addr"].rpartition(":")[2]) in ours
+            for told in streams.client_list()
+        )
+
+    wait_for(is_blocked, "a reader waits for entries")
 
 
 def publish_to_a_reader(streams: redis.Redis, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """Publish when somebody waits for entries."""
+    """Publish when a reader waits for entries."""
     wait_for_reader(streams)
     publish(streams, "SH", rows)
 

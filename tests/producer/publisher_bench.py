@@ -32,8 +32,11 @@ def entry(at_ms: int, price: float, code: str = CODE, **more: Any) -> Entry:
 class Bench:
     """A ring and the publishers made on it."""
 
-    def __init__(self, path: Path, url: str, ring_bytes: int = 50_000_000) -> None:
+    def __init__(
+        self, path: Path, url: str, ring_bytes: int = 50_000_000, lease_ms: int = 1000
+    ) -> None:
         self.path, self.url = path, url
+        self.lease_ms = lease_ms
         self.ring = Ring(path, ring_bytes)
         self.events: list[dict[str, Any]] = []
         self.publisher = self._publisher()
@@ -44,7 +47,7 @@ class Bench:
             ["SH", "SZ"],
             keys=KEYS,
             url=self.url,
-            lease_ms=1000,
+            lease_ms=self.lease_ms,
             feed_keep_ms=60_000,
             future_ms=10_000,
             ring_keep_ms=60_000,

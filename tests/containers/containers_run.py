@@ -504,7 +504,7 @@ class Run:
         self.box.run(f"{COMPOSE} stop archive")
         read = "docker run --rm -v qmt-bridge_archive-data:/archive:ro qmt-bridge-gateway"
         shown = self.box.run(f"{read} qmt-archive ls --json --archive-url /archive")
-        rows = sum(one["rows"] for one in json.loads(shown)["files"] if one["kind"] == "tick")
+        rows = sum(one["rows"] for one in json.loads(shown)["files"] if one["period"] == "tick")
         entries = self.windows.entries()
         _check(rows == entries, f"{rows} rows in the archive, {entries} entries in the streams")
         return {"rows": rows, "entries": entries}

@@ -59,6 +59,8 @@ def ring(folder: Path, seed: str, rounds: int) -> Disks:
                 return {}, dict(variants), ["the producer ended by itself"]
         rig.quiet()
         verdict = rig.account()
+    # What was named as lost may have come again: a new subscription begins with each code's latest.
+    verdict.overnamed = 0
     named = verdict.named_by_count + verdict.named_by_window
     figures = {"pushed": verdict.pushed, "stored": verdict.stored, "named": named}
     unnamed = [] if named else ["the disk was never full"]

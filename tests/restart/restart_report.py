@@ -16,7 +16,7 @@ from restart_cell import Outcome
 __all__ = ["write"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-RESULTS: Final = ROOT / "benchmarks" / "results" / "restarts.json"
+RESULTS: Final = ROOT / "docs" / "restart-tests.json"
 PAGE: Final = ROOT / "docs" / "restart-tests.md"
 HEADING: Final = "## Last runs"
 FAULTS: Final = ("term", "kill", "rewrite", "memory", "disk", "tail", "ring", "archive")
@@ -34,7 +34,6 @@ def write(outcome: Outcome) -> None:
     known = {_name(one): one for one in cells}
     new = {**asdict(outcome), **stamp}
     cells = sorted(({**known, _name(new): new}).values(), key=_place)
-    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(cells, indent=1) + "\n", "utf-8")
     head = PAGE.read_text("utf-8").partition(HEADING)[0]
     PAGE.write_text(head + HEADING + "\n\n" + _table(cells), "utf-8")

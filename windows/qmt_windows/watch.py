@@ -70,8 +70,7 @@ def read_beats(server: redis.Redis, keys: Keys) -> dict[tuple[str, int], Heartbe
     redis.RedisError
         When the server does not answer or refuses.
     """
-    told: Any = server.time()
-    now_ms = told[0] * 1000 + told[1] // 1000
+    now_ms = redis_ms(server.time())
     fresh: Any = server.zrangebyscore(keys.seen, now_ms - LOST_AFTER_S * 1000, "+inf")
     host = f":{socket.gethostname()}:".encode()
     members = [member for member in fresh if host in member]

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
 import httpx
@@ -27,7 +27,7 @@ from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
 
-from .job_end import wait_for_end
+from .job_end import submit_and_wait
 from .jobs import from_stream
 from .live_gateway import GatewayFollower
 from .processes import Status
@@ -148,10 +148,13 @@ class HttpTransport:
             Whatever made the job fail.
         """
         deadline = time.monotonic() + timeout_s
-        body = params.model_dump(mode="json")
-        job_id = _document(await self._ask("POST", f"/api/v1/jobs/{name}", json=body))["id"]
-        await wait_for_end(
-            self, job_id, name, deadline=deadline, timeout_s=timeout_s, on_progress=on_progress
+        job_id = await submit_and_wait(
+            self,
+            self._submit(name, params),
+            name,
+            deadline=deadline,
+            timeout_s=timeout_s,
+            on_progress=on_progress,
         )
         left_s = max(_ANSWER_WITHIN_S, deadline - time.monotonic())
         response = await self._ask("GET", f"/api/v1/jobs/{job_id}/result", timeout=left_s)
@@ -161,6 +164,11 @@ class HttpTransport:
             return Manifest.model_validate_json(response.content), None
         except ValidationError as error:
             raise CodecError(f"The result of {name} cannot be read: {error}.") from error
+
+    async def _submit(self, name: str, params: JobParams) -> str:
+        body = params.model_dump(mode="json")
+        submitted = _document(await self._ask("POST", f"/api/v1/jobs/{name}", json=body))
+        return cast("str", submitted["id"])
 
     async def progress(
         self, job_id: str, after: str = "0-0", wait_s: float = 0.0

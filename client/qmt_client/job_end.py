@@ -1,17 +1,18 @@
-"""Waiting for the end of a job, whatever carries its progress."""
+"""A job from its submission to its end, whatever carries its progress."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 from qmt_protocol.errors import JobFailed, QMTError, TimedOut, Unavailable, error_from_dict
 from qmt_protocol.jobs import Progress
 
 from .transport import OnProgress
 
-__all__ = ["JobCarrier", "wait_for_end"]
+__all__ = ["JobCarrier", "submit_and_wait"]
 
 _CANCEL_WITHIN_S: Final = 2.0
 
@@ -31,19 +32,21 @@ class JobCarrier(Protocol):
         """Give a job up."""
 
 
-async def wait_for_end(
+async def submit_and_wait(
     carrier: JobCarrier,
-    job_id: str,
+    submission: Coroutine[Any, Any, str],
     name: str,
     *,
     deadline: float,
     timeout_s: float,
     on_progress: OnProgress | None,
-) -> None:
-    """Follow a job until it is done; left early, it is cancelled.
+) -> str:
+    """Submit a job and follow it until it is done; left early, it is cancelled.
 
     Parameters
     ----------
+    submission
+        Submits the job and returns its id.
     deadline
         When to give up, by ``time.monotonic``.
     timeout_s
@@ -56,6 +59,7 @@ async def wait_for_end(
     QMTError
         Whatever made the job fail.
     """
+    job_id = await _submitted(carrier, submission)
     ended = False
     after = "0-0"
     try:
@@ -70,7 +74,7 @@ async def wait_for_end(
                 on_progress(progress)
             if progress.state == "done":
                 ended = True
-                return
+                return job_id
         raise TimedOut(
             f"{name}: no answer within {timeout_s:g} s.",
             hint="Ask for less, or allow more time with timeout_s.",
@@ -81,11 +85,26 @@ async def wait_for_end(
         raise
     finally:
         if not ended:
-            await _cancel_quietly(carrier, job_id)
+            await _quietly(carrier.cancel(job_id))
 
 
-async def _cancel_quietly(carrier: JobCarrier, job_id: str) -> None:
-    telling = asyncio.ensure_future(carrier.cancel(job_id))
+async def _submitted(carrier: JobCarrier, submission: Coroutine[Any, Any, str]) -> str:
+    """Return a submitted job's id; cut off meanwhile, the job is cancelled once it has one."""
+    submitting = asyncio.ensure_future(submission)
+    try:
+        return await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        # It may have arrived already, and its id is only in the answer.
+        await _quietly(_cancel_submitted(carrier, submitting))
+        raise
+
+
+async def _cancel_submitted(carrier: JobCarrier, submitting: asyncio.Future[str]) -> None:
+    await carrier.cancel(await submitting)
+
+
+async def _quietly(cancelling: Coroutine[Any, Any, None]) -> None:
+    telling = asyncio.ensure_future(cancelling)
     # Cut off itself, this leaves it behind: then nobody asks for its error.
     telling.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:

@@ -29,7 +29,7 @@ from qmt_protocol.urls import address_of
 
 from .connections import BLOCK_S, connect, connect_async, redis_call
 from .follow import Batch, Follower, Scope
-from .job_end import wait_for_end
+from .job_end import submit_and_wait
 from .jobs import enqueue, read_chunks, rq_key, withdraw
 from .position import id_key
 from .processes import Status
@@ -262,9 +262,13 @@ class RedisTransport:
             Whatever made the job fail.
         """
         deadline = time.monotonic() + timeout_s
-        job_id = await self.submit(name, params, timeout_s=timeout_s)
-        await wait_for_end(
-            self, job_id, name, deadline=deadline, timeout_s=timeout_s, on_progress=on_progress
+        job_id = await submit_and_wait(
+            self,
+            self.submit(name, params, timeout_s=timeout_s),
+            name,
+            deadline=deadline,
+            timeout_s=timeout_s,
+            on_progress=on_progress,
         )
         manifest, chunks = await self.result(job_id)
         if manifest.kind == "document":

@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import redis
+from client_gateway import Gateway
 from fake_worker import FakeWorker, beat, table
 from waiting import wait_for
 
 from qmt_client import AsyncQMTClient, QMTClient
-from qmt_client.jobs import from_stream, read_chunks, to_stream
+from qmt_client.jobs import enqueue, from_stream, read_chunks, to_stream
 from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.errors import (
     AccessDenied,
@@ -200,6 +203,48 @@ def test_ctrl_c_cancels_the_running_job(
     assert out.split() == ["asking", "interrupted"]
     assert err == ""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("way", ["redis", "gateway"])
+async def test_cancelled_while_it_is_submitted_a_job_is_withdrawn(
+    jobs: redis.Redis,
+    target: dict[str, str],
+    gateway: Gateway,
+    make_worker: MakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """The job has arrived; the answer with its id has not."""
+    arrived, answer = threading.Event(), threading.Event()
+    ask = httpx.AsyncClient.request
+
+    def enqueue_slowly(*args: Any) -> None:
+        enqueue(*args)
+        arrived.set()
+        answer.wait(60)
+
+    async def ask_slowly(self: httpx.AsyncClient, method: str, path: str, **options: Any) -> Any:
+        response = await ask(self, method, path, **options)
+        if method == "POST":
+            arrived.set()
+            await asyncio.to_thread(answer.wait, 60)
+        return response
+
+    monkeypatch.setattr("qmt_client.redis_transport.enqueue", enqueue_slowly)
+    monkeypatch.setattr(httpx.AsyncClient, "request", ask_slowly)
+    with make_worker(sector_stocks=lambda params: []) as worker:
+        worker.hold()
+        by = target if way == "redis" else {"url": gateway.url}
+        async with AsyncQMTClient(**by, timeout_s=60) as client:
+            task = asyncio.create_task(client.sector_stocks("沪深300"))
+            await asyncio.to_thread(arrived.wait, 60)
+            assert jobs.llen("rq:queue:qmt-query") == 1
+            task.cancel()
+            answer.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert jobs.llen("rq:queue:qmt-query") == 0
+        assert len(jobs.keys("qmt:job:*:cancel")) == 1
 
 
 async def test_the_pieces_that_a_gateway_uses(

@@ -124,6 +124,8 @@ def test_a_dead_webhook_keeps_nobody_waiting(tmp_path: Path, receiver: Receiver)
         alerts.stop()
         assert time.monotonic() - began < 30
         assert alerts.failed >= 95  # too many waited
+        alerts._thread.join(60)
+        assert not alerts._thread.is_alive(), "what does not get through is given up"
         text = log.read_text(encoding="utf-8")
         assert "wecom:127.0.0.1" in text
         assert "窗口在等密码" in text

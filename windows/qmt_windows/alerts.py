@@ -149,20 +149,23 @@ class Alerts:
         with httpx.Client(timeout=_TIMEOUT_S) as client:
             while (alert := self._waiting.get()) is not None:
                 for webhook in self._webhooks:
-                    self._deliver(client, webhook, alert)
+                    through = self._deliver(client, webhook, alert)
+                    if not through and self._stopping.is_set():
+                        return
 
-    def _deliver(self, client: httpx.Client, webhook: Webhook, alert: Alert) -> None:
+    def _deliver(self, client: httpx.Client, webhook: Webhook, alert: Alert) -> bool:
         for attempt in range(_TRIES):
             if attempt and self._stopping.wait(_WAIT_S[attempt - 1]):
-                return
+                return False
             wrong, again = _post(client, *self._request(webhook, alert))
             if not wrong:
                 self.sent += 1
-                return
+                return True
             _log.warning("webhook did not take it", webhook=webhook.name, reason=wrong)
             if not again:
                 break
         self.failed += 1
+        return False
 
     def _request(self, webhook: Webhook, alert: Alert) -> tuple[str, dict[str, Any]]:
         host = socket.gethostname()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -25,6 +25,7 @@ from publisher_bench import (
 )
 from waiting import wait_for
 
+from qmt_producer.ring import Batch
 from qmt_standalone.redis_server import RedisServer
 
 
@@ -275,7 +276,7 @@ def test_history_lost_between_two_of_several(bench: Bench, streams: redis.Redis)
 
 
 def test_what_may_be_in_redis_is_not_given_up_while_it_is_away(
-    tmp_path: Path, server_binary: Path
+    tmp_path: Path, server_binary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis takes several batches and dies before it answers; the ring overflows meanwhile."""
     server = RedisServer(tmp_path / "redis", binary=server_binary)
@@ -285,10 +286,18 @@ def test_what_may_be_in_redis_is_not_given_up_while_it_is_away(
     assert server.process is not None
     try:
         bench.publish(entry(NOON_MS - 1, 9.0))
-        os.kill(server.process.pid, signal.SIGSTOP)
+        take, server_pid = bench.ring.take, server.process.pid
+
+        def take_and_hang(*what: Any) -> list[Batch]:
+            found = take(*what)
+            if found:
+                os.kill(server_pid, signal.SIGSTOP)
+            return found
+
+        monkeypatch.setattr(bench.ring, "take", take_and_hang)
         times = many(bench, 6, size=100)
-        wait_for(lambda: bench.ring._sent.get("SH", 0) == 7)
-        time.sleep(0.2)  # sent
+        wait_for(lambda: bench.ring._sent.get("SH", 0) == 7, "they are on their way")
+        monkeypatch.undo()
         times += many(bench, 40, size=100, start=6)
         os.kill(server.process.pid, signal.SIGCONT)
         wait_for(lambda: bench.done)

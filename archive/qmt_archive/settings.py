@@ -18,7 +18,10 @@ class ArchiveSettings(RedisSettings):
     model_config = SettingsConfigDict(cli_prog_name="qmt-archive")
 
     archive_url: str = Field(
-        "archive", min_length=1, description="folder, or s3://bucket/path?endpoint_override=..."
+        "archive",
+        min_length=1,
+        repr=False,
+        description="folder, or s3://bucket/path?endpoint_override=...",
     )
 
 

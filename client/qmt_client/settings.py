@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import Field
@@ -22,7 +22,7 @@ _REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 class ClientSettings(RedisSettings):
     """Settings of the client library and of ``qmt``."""
 
-    url: str = Field("", description="redis://... (streams) or http(s)://... (gateway)")
+    url: str = Field("", description="redis://... (streams) or http(s)://... (gateway)", repr=False)
     api_key: str = Field("", description="key of the gateway", repr=False)
     archive_url: str = Field(
         "", description="folder or s3:// address of the archive, where Redis is read", repr=False
@@ -33,11 +33,11 @@ class ClientSettings(RedisSettings):
 class Target:
     """Where one client reads."""
 
-    url: str
-    jobs_url: str | None
+    url: str = field(repr=False)
+    jobs_url: str | None = field(repr=False)
     prefix: str
-    api_key: str
-    archive_url: str = ""
+    api_key: str = field(repr=False)
+    archive_url: str = field(default="", repr=False)
 
     @property
     def over_redis(self) -> bool:

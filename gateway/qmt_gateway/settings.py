@@ -52,7 +52,7 @@ class GatewaySettings(RedisSettings):
         4, ge=0, description="replays that one WebSocket connection may have at a time"
     )
     archive_url: str = Field(
-        "", description="folder or URL (s3://...) of the archive; empty: streams only"
+        "", repr=False, description="folder or URL (s3://...) of the archive; empty: streams only"
     )
     exit_with_stdin: bool = Field(False, description="end when standard input is closed")
 

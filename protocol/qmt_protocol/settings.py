@@ -92,10 +92,14 @@ class RedisSettings(RoleSettings):
     """Where the two Redis servers are, and under which prefix the data lie."""
 
     streams_url: RedisUrl = Field(
-        "redis://127.0.0.1:6379/0", description="Redis that holds the streams (AOF, never evicts)"
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis that holds the streams (AOF, never evicts)",
     )
     jobs_url: RedisUrl = Field(
-        "redis://127.0.0.1:6380/0", description="Redis that holds RQ's jobs and results"
+        "redis://127.0.0.1:6380/0",
+        repr=False,
+        description="Redis that holds RQ's jobs and results",
     )
     prefix: str = Field("qmt", description="prefix of all keys")
 

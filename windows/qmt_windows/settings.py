@@ -25,7 +25,7 @@ class WindowsSettings(RedisSettings):
     """Run everything that belongs beside the terminal, and say when it is not well."""
 
     worker_streams_url: OptionalRedisUrl = Field(
-        "", description="streams Redis with the worker's user; empty: streams_url"
+        "", repr=False, description="streams Redis with the worker's user; empty: streams_url"
     )
     ring: Path | None = Field(None, description="the producer's ring; empty: in the home folder")
     functions_file: Path | None = Field(
@@ -36,7 +36,9 @@ class WindowsSettings(RedisSettings):
         description="China times of trading days at which a terminal that is not ready is told of",
     )
     alert_urls: Annotated[list[str], NoDecode] = Field(
-        [], description="webhooks; wecom:, dingtalk:, bark: or post: before a URL says which kind"
+        [],
+        repr=False,
+        description="webhooks; wecom:, dingtalk:, bark: or post: before a URL says which kind",
     )
     alert_secret: SecretStr = Field(
         SecretStr(""), description="signing secret of DingTalk's webhook"

@@ -25,7 +25,7 @@ class ReplaySettings(RedisSettings):
     speed: str = Field("1", description="market time per wall time: 1, 10, ..., or max")
     codes: CommaList = Field([], description="codes, comma-separated; none: all that is stored")
     to_prefix: str = Field("", description="prefix of the replay; empty: replay-<day>")
-    archive_url: str = Field("", description="folder or URL of the archive")
+    archive_url: str = Field("", repr=False, description="folder or URL of the archive")
     skip_idle_s: float | None = Field(
         1800.0, ge=0, description="pauses of the market longer than this are skipped"
     )

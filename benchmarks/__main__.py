@@ -31,6 +31,7 @@ NAMES: Final = (
     "memory",
     "growth",
     "stored",
+    "hostile",
 )
 HERE: Final = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@ import msgspec
 from .measure import Aim, Context, Row, Section, Side, in_turns
 from .stacks import incumbent, ours, terminal
 
-__all__ = ["run"]
+__all__ = ["read_answer", "run"]
 
 _LINES: Final = 8
 _WITHIN_S: Final = 60.0
@@ -84,7 +84,7 @@ async def _rate(url: str, codes: list[str], lines: int, seconds: float) -> float
         try:
             while time.perf_counter() < end:
                 writer.write(request)
-                body = await asyncio.wait_for(_answer(reader), _WITHIN_S)
+                body = await asyncio.wait_for(read_answer(reader), _WITHIN_S)
                 if missing := set(codes) - set(_check(body, codes)):
                     raise RuntimeError(f"{url} did not answer {sorted(missing)[:5]}")
                 done += 1
@@ -97,7 +97,8 @@ async def _rate(url: str, codes: list[str], lines: int, seconds: float) -> float
     return done / (time.perf_counter() - began)
 
 
-async def _answer(reader: asyncio.StreamReader) -> bytes:
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
+    """Read one answer's body; `RuntimeError` when it is no 200."""
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(head.decode("latin-1").partition("\r\n")[0])

@@ -18,6 +18,7 @@ NAMES = [
     "memory",
     "growth",
     "stored",
+    "hostile",
 ]
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 import duckdb
 import msgpack
 import redis
-from heartbeats import write_heartbeat
+from heartbeats import BEATS_ON_MS, write_heartbeat
 from waiting import wait_for
 
 from qmt_producer.functions import Functions
@@ -99,7 +99,8 @@ class Publisher:
 
     def beat(self) -> None:
         """Say that the markets are published."""
-        write_heartbeat(self.connection, KEYS, new_heartbeat("producer", 0, markets=self.markets))
+        beat = new_heartbeat("producer", 0, markets=self.markets)
+        write_heartbeat(self.connection, KEYS, beat, ahead_ms=BEATS_ON_MS)
 
     def _call(self, name: str, market: str, streams: list[str], args: list[Any]) -> list[Any]:
         self.connection.set(KEYS.lease(market), "holder")

@@ -103,7 +103,7 @@ class Rig:
         self._gateway_port = free_port()
         self.log_path = directory / "pushed"
         self.kills: dict[str, int] = {}
-        interval_ms = {2000: 3000, 10_000: 600, 20_000: 300}[ticks_per_s]
+        interval_ms = {500: 12_000, 2000: 3000, 10_000: 600, 20_000: 300}[ticks_per_s]
         self._flags = (
             *("--push-log", str(self.log_path), "--push-ms", str(push_ms)),
             *("--interval-ms", str(interval_ms)),

@@ -17,7 +17,7 @@ LEASE_S = 2.0
 
 def test_kills_cuts_pause_and_takeover_while_redis_is_away(tmp_path: Path) -> None:
     result = Result("short")
-    with Rig(tmp_path / "rig", SEED, lease_s=LEASE_S) as rig:
+    with Rig(tmp_path / "rig", SEED, ticks_per_s=500, lease_s=LEASE_S) as rig:
         rig.start_gateway()
         start_two(rig)
         rig.wait_gateway()
@@ -40,7 +40,7 @@ def test_kills_cuts_pause_and_takeover_while_redis_is_away(tmp_path: Path) -> No
             finish(rig, result, list(urls), late_allowed=True)
     fail_on(result, tmp_path)
     assert rig.kills["redis"] == SHORT.kills + 1
-    assert result.figures["streams"]["stored"] > 20_000
+    assert result.figures["streams"]["stored"] > 5_000
 
 
 def kill_each_once(rig: Rig, urls: dict[str, str]) -> None:

@@ -84,7 +84,12 @@ def test_each_part_works_with_its_own_user(tmp_path: Path) -> None:
 
     try:
         with (
-            running("simulator", tmp_path, "--port", str(terminal), TZ="CST-8"),
+            running(
+                "simulator",
+                tmp_path,
+                *("--port", str(terminal), "--interval-ms", "12000"),
+                TZ="CST-8",
+            ),
             running("producer", tmp_path, **urls("producer", "worker")) as producer_log,
             running("worker", tmp_path, **urls("worker", "worker")) as worker_log,
             running(

@@ -21,7 +21,7 @@ from typing import Any
 import msgpack
 import pyarrow as pa
 import redis
-from heartbeats import write_heartbeat
+from heartbeats import BEATS_ON_MS, write_heartbeat
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -93,9 +93,7 @@ def a_tick(price: float, volume: int, time_ms: int, **more: Any) -> dict[str, An
 
 
 def _beat(streams: redis.Redis, keys: Keys, beat: Heartbeat, age_ms: int) -> None:
-    write_heartbeat(streams, keys, beat)
-    if age_ms:
-        streams.zincrby(keys.seen, -age_ms, beat.member)
+    write_heartbeat(streams, keys, beat, ahead_ms=-age_ms or BEATS_ON_MS)
 
 
 Answer = Callable[[dict[str, Any]], Any]

@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 import redis
 from gateway_bench import OPEN_MS, a_tick
-from heartbeats import write_heartbeat
+from heartbeats import BEATS_ON_MS, write_heartbeat
 
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import Heartbeat
@@ -48,7 +48,7 @@ class Market:
     def beat(self) -> None:
         """Write the heartbeat of a producer of this market."""
         beat = Heartbeat(role="producer", host=self.name, pid=1, markets=[self.name])
-        write_heartbeat(self.streams, self.keys, beat)
+        write_heartbeat(self.streams, self.keys, beat, ahead_ms=BEATS_ON_MS)
 
     def publish(self, *codes: str) -> None:
         """Publish one batch with a tick of each code."""

@@ -201,8 +201,7 @@ def test_everything_and_sectors(
     other.beat()
     seen: set[str] = set()
     while not seen.issuperset([*market.codes, *other.codes]):
-        told = talk.next()
-        seen |= {row[0] for row in told.get("ticks", ())}
+        seen |= {row[0] for row in talk.next("live")["ticks"]}
 
 
 def test_bars_are_wanted_while_somebody_gets_them(
@@ -323,6 +322,7 @@ def small_window(url: str, asked: bytes) -> Iterator[ClientConnection]:
         subprotocols=offered,
         max_queue=1,
         close_timeout=1,
+        ping_interval=None,  # what waits is before the pong
     ) as client:
         client.send(asked)
         yield client

@@ -121,7 +121,7 @@ a_wire = st.tuples(
 
 
 @given(st.lists(a_wire, min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_tick_comes_back_exactly(wires: list[Wire]) -> None:
     assert_back(wires)
 

@@ -42,7 +42,9 @@ def test_terminal_killed_and_back(
             with process("qmt_simulator", "--port", str(port)) as (_, ready_again):
                 assert json.loads(ready_again.readline())["port"] == port
                 wait_for(lambda: len(stored(streams)) >= len(held) + 2, "ticks flow again")
-                assert producer_status(streams)["terminal"]["state"] == "ok"
+                wait_for(
+                    lambda: producer_status(streams)["terminal"]["state"] == "ok", "and it says so"
+                )
                 assert producer_status(streams)["simulated"] is True
     rows = stored(streams)
     times = [row[0] for row in rows]

@@ -104,7 +104,9 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             wait_for(lambda: f"5m|{CODE}" not in refused(streams), "the 1d want ran out")
             wait_for(lambda: len(bars(streams, "5m")) > 0, "its place is taken by 5m")
             assert singles() == 3
-            assert set(producer_status(streams)["markets"]) == {"SH", "SZ"}
+            wait_for(
+                lambda: set(producer_status(streams)["markets"]) == {"SH", "SZ"}, "both are told"
+            )
 
             wait_for(lambda: len(final(bars(streams))) >= 2, "two minutes are closed")
             control.set_fault("drop_connection")

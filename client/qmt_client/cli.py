@@ -360,8 +360,8 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
             f"{serves:<22} terminal {terminal or '-'} {reason}".rstrip()
         )
         about = _about_terminal(beat.terminal)
-        if about:
-            print(f"          {about}")
+        for line in filter(None, (about, beat.dead)):
+            print(f"          {line}")
 
 
 def _about_terminal(told: dict[str, Any]) -> str:

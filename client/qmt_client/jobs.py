@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 import redis
 
-from qmt_protocol.errors import CodecError
-from qmt_protocol.jobs import RESULT_TTL_S, JobParams, JobSpec, Manifest
+from qmt_protocol.errors import CodecError, InvalidRequest
+from qmt_protocol.jobs import MAX_JOB_DATA_BYTES, RESULT_TTL_S, JobParams, JobSpec, Manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,13 +34,31 @@ _GRACE_S: Final = 60  # RQ's own limit lies behind the worker's, which ends the 
 def enqueue(
     connection: redis.Redis, spec: JobSpec, params: JobParams, job_id: str, timeout_s: float
 ) -> None:
-    """Put one job into its queue (blocking)."""
+    """Put one job into its queue (blocking).
+
+    Raises
+    ------
+    InvalidRequest
+        When its parameters are too large for a job, or a job of the id is there already.
+    """
     from rq import Queue
     from rq.serializers import JSONSerializer
 
+    document = params.model_dump(mode="json")
+    size = len(json.dumps((spec.function, None, (), {"params": document})))
+    if size > MAX_JOB_DATA_BYTES:
+        raise InvalidRequest(
+            f"{spec.name}: {size:,} bytes of parameters; a job has {MAX_JOB_DATA_BYTES:,} at most.",
+            hint="Ask for fewer codes at once.",
+            limit_bytes=MAX_JOB_DATA_BYTES,
+        )
+    if connection.exists(rq_key(job_id)):  # its parameters, and then its result, would be replaced
+        raise InvalidRequest(
+            f"There is a job {job_id} already.", hint="Give each job an id of its own.", job=job_id
+        )
     Queue(spec.queue, connection=connection, serializer=JSONSerializer).enqueue_call(
         spec.function,
-        kwargs={"params": params.model_dump(mode="json")},
+        kwargs={"params": document},
         job_id=job_id,
         timeout=math.ceil(spec.timeout_s) + _GRACE_S,
         ttl=max(_MIN_QUEUE_TTL_S, math.ceil(timeout_s)),

@@ -192,7 +192,7 @@ class RedisTransport:
         if state in (b"failed", b"stopped", b"canceled"):
             return True
         if queue and state != b"finished":
-            (await self.status()).require_worker(queue.decode())
+            (await self.status()).require_worker(queue.decode(errors="replace"))
         return False
 
     async def result(self, job_id: str) -> tuple[Manifest, list[bytes]]:
@@ -234,7 +234,7 @@ class RedisTransport:
             await jobs.set(self.job_keys.cancel(job_id), b"1", ex=RESULT_TTL_S)
             queue = await jobs.hget(rq_key(job_id), "origin")
             if not queue or not await asyncio.to_thread(
-                withdraw, self._need_blocking(), queue.decode(), job_id
+                withdraw, self._need_blocking(), queue.decode(errors="replace"), job_id
             ):
                 return
             # No worker will ever write this job's end.

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from qmt_client.jobs import read_chunks, to_stream
 from qmt_protocol.codes import parse_codes
 from qmt_protocol.errors import error_from_dict
-from qmt_protocol.jobs import CATALOGUE, Manifest, parse_params
+from qmt_protocol.jobs import CATALOGUE, JOB_ID, Manifest, parse_params
 
 from . import models
 from .answers import SOURCE_HEADER, answer
@@ -29,7 +29,7 @@ _NO_ENTRY = "0-0"
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
 health_router = APIRouter()
 
-JobId = Annotated[str, Path(alias="id", pattern="^[0-9A-Za-z_-]{1,64}$")]
+JobId = Annotated[str, Path(alias="id", pattern=f"^{JOB_ID}$")]
 _JOBS_HELP = "\n".join(f"- `{spec.name}`: {spec.summary}" for spec in CATALOGUE.values())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from .errors import InvalidCode, InvalidRequest
+from .messages import MOST_SHOWN, shown
 
 __all__ = ["AssetClass", "asset_class", "lot_size", "market_of", "parse_code", "parse_codes"]
 
@@ -55,9 +56,9 @@ def parse_code(code: object) -> str:
     if isinstance(code, str) and _CODE.fullmatch(code):
         return code
     raise InvalidCode(
-        f"{code!r} is not a code: expected <symbol>.<MARKET>.",
+        f"{shown(code)} is not a code: expected <symbol>.<MARKET>.",
         hint=f"Did you mean {_likely(code)}?" if _likely(code) else "For example 600519.SH.",
-        code=str(code),
+        code=str(code)[:MOST_SHOWN],
     )
 
 

@@ -9,16 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .codes import parse_codes
 from .errors import InvalidRequest
+from .messages import shown
 from .periods import parse_adjust, parse_period
 from .tables import table_of
 
 __all__ = [
     "CATALOGUE",
     "DOWNLOAD_QUEUE",
+    "JOB_ID",
+    "MAX_JOB_DATA_BYTES",
     "QUERY_QUEUE",
     "RESULT_TTL_S",
     "DownloadParams",
@@ -38,8 +48,18 @@ RESULT_TTL_S: Final = 600
 """How long a finished job's progress and result can be read."""
 QUERY_QUEUE: Final = "qmt-query"
 DOWNLOAD_QUEUE: Final = "qmt-download"
+JOB_ID: Final = "[0-9A-Za-z_-]{1,64}"
+"""What an id is made of: it stands in the names of keys."""
+MAX_JOB_DATA_BYTES: Final = 1 << 20
+"""Most bytes of a job's function and parameters, as JSON and as they are stored: the longest codes,
+as many as are served at once, take less than half of it."""
+_MAX_PARAMS: Final = 32
+_MAX_FIELDS: Final = 100
 
-Codes = Annotated[list[str], AfterValidator(parse_codes)]
+# One wrong item is told, not each: a million of them would take a thousand times their memory.
+Codes = Annotated[list[str], Field(fail_fast=True), AfterValidator(parse_codes)]
+_Ms = Annotated[int, Field(ge=-62_135_800_000_000, le=253_402_300_799_999)]
+"""A time of the years 1 to 9999."""
 
 
 class JobParams(BaseModel):
@@ -51,9 +71,9 @@ class JobParams(BaseModel):
 class _Range(JobParams):
     codes: Codes
     period: Annotated[str, AfterValidator(parse_period)] = "1d"
-    start_ms: int | None = None
+    start_ms: _Ms | None = None
     """First label wanted, ms since the epoch; ``None``: as far back as the terminal has."""
-    end_ms: int | None = None
+    end_ms: _Ms | None = None
     """Last label wanted, included; ``None``: up to now."""
 
     @model_validator(mode="after")
@@ -70,12 +90,12 @@ class HistoryParams(_Range):
 
     count: int | None = Field(None, ge=1, le=1_000_000)
     """The last so many rows of each code, up to the end."""
-    fields: list[str] | None = None
+    fields: list[str] | None = Field(None, max_length=_MAX_FIELDS, fail_fast=True)
     """Columns wanted; ``None``: all of the period's table."""
     adjust: Annotated[str, AfterValidator(parse_adjust)] = "none"
     download: Literal["auto", "never"] = "auto"
     """Whether to fetch what the terminal's cache lacks, below `auto_download_rows`."""
-    auto_download_rows: int = Field(1_000_000, ge=0)
+    auto_download_rows: int = Field(1_000_000, ge=0, le=1_000_000_000_000)
     """Most rows, counted by the trading calendar, that ``auto`` fetches."""
     fill: bool = False
     """Whether rows that the terminal invents for missing bars are kept."""
@@ -86,7 +106,7 @@ class HistoryParams(_Range):
         for name in self.fields or ():
             if name not in known:
                 raise InvalidRequest(
-                    f"{name!r} is not a column of period {self.period}.",
+                    f"{shown(name)} is not a column of period {self.period}.",
                     hint=f"Choose from {', '.join(known)}.",
                     field="fields",
                 )
@@ -199,7 +219,7 @@ def job_spec(name: str) -> JobSpec:
         return CATALOGUE[name]
     except KeyError:
         raise InvalidRequest(
-            f"There is no job {name!r}.", hint=f"Choose one of {', '.join(CATALOGUE)}."
+            f"There is no job {shown(name)}.", hint=f"Choose one of {', '.join(CATALOGUE)}."
         ) from None
 
 
@@ -211,11 +231,17 @@ def parse_params(name: str, document: dict[str, Any]) -> JobParams:
     InvalidRequest
         When one is missing, unknown or wrong; the message names it.
     """
+    spec = job_spec(name)
+    if len(document) > _MAX_PARAMS:
+        raise InvalidRequest(
+            f"{name}: {len(document)} parameters; there are {len(spec.params.model_fields)}.",
+            hint="See the catalogue.",
+        )
     try:
-        return job_spec(name).params.model_validate(document)
+        return spec.params.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = shown(".".join(str(part) for part in first["loc"]))[1:-1]
         raise InvalidRequest(
             f"{name}: {field}: {first['msg']}.", hint="See the catalogue.", field=field
         ) from None

@@ -154,6 +154,15 @@ class JobKeys:
         """String: set by the waiter to make the worker give a job up."""
         return f"{self.prefix}:job:{job_id}:cancel"
 
+    def claim(self, job_id: str) -> str:
+        """String: which process runs the job or ran it; an id is run once."""
+        return f"{self.prefix}:claim:{job_id}"
+
+    @property
+    def dead(self) -> str:
+        """Stream of what a worker found and could not run, JSON in field ``e``."""
+        return f"{self.prefix}:jobs:dead"
+
     def chunk(self, job_id: str, number: int) -> str:
         """String: one Arrow IPC chunk of a result."""
         return f"{self.prefix}:result:{job_id}:{number}"

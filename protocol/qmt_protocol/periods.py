@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .errors import InvalidRequest
+from .messages import MOST_SHOWN, shown
 
 __all__ = [
     "ADJUSTMENTS",
@@ -47,10 +48,10 @@ def parse_period(period: object, *, bars_only: bool = False) -> str:
     if isinstance(period, str) and period in allowed:
         return period
     raise InvalidRequest(
-        f"{period!r} is not a period.",
+        f"{shown(period)} is not a period.",
         hint=f"Choose one of {', '.join(allowed)}.",
         field="period",
-        value=str(period),
+        value=str(period)[:MOST_SHOWN],
     )
 
 
@@ -69,10 +70,10 @@ def parse_adjust(adjust: object) -> str:
         if word in ADJUSTMENTS:
             return word
     raise InvalidRequest(
-        f"{adjust!r} is not an adjustment.",
+        f"{shown(adjust)} is not an adjustment.",
         hint=f"Choose one of {', '.join(ADJUSTMENTS)}, qfq, hfq.",
         field="adjust",
-        value=str(adjust),
+        value=str(adjust)[:MOST_SHOWN],
     )
 
 

@@ -106,6 +106,7 @@ _ENQUEUES: Final = (
 _RQ: Final = (
     *("get", "set", "del", "exists", "expire", "persist", "ttl", "type", "rename"),
     *("hset", "hget", "hmget", "hgetall", "hdel", "hexists", "hincrby", "hincrbyfloat"),
+    *("hstrlen", "ltrim", "memory|usage"),
     *("sadd", "srem", "smembers", "scard", "sismember"),
     *("zadd", "zrem", "zrange", "zrangebyscore", "zremrangebyscore", "zremrangebyrank"),
     *("zscore", "zcard"),
@@ -198,6 +199,8 @@ USERS: Final = (
         (
             Grant(("rq:*",), _RQ, "takes RQ's jobs and keeps its books"),
             Grant(("@:job:*",), ("xadd", "exists", "expire"), "tells progress"),
+            Grant(("@:claim:*",), ("set", "get"), "runs an id once"),
+            Grant(("@:jobs:dead",), ("xadd",), "tells what it could not run"),
             Grant(("@:result:*",), ("set", "expire", "del"), "writes results"),
         ),
         "Runs the catalogue's jobs: whoever may enqueue can name no others.",

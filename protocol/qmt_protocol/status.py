@@ -46,6 +46,19 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     ``source``); of a simulated one ``clock``: its now is market_ms + (now - wall_ms) * speed."""
     rates: dict[str, float] = {}
     figures: dict[str, Any] = {}
+    """Counts of the role; a worker's ``busy`` (the running job), ``finished``, ``dead`` (what it
+    found on the jobs server and could not use) and ``last_dead``, see `JobKeys.dead`."""
+
+    @property
+    def dead(self) -> str:
+        """What a worker found on the jobs server and could not use, in words; empty: nothing."""
+        count, last = self.figures.get("dead"), self.figures.get("last_dead")
+        if not count or not isinstance(last, dict):
+            return ""
+        what = f"job {last['id']}" if "id" in last else f"key {last.get('key')}"
+        return (
+            f"{count} on the jobs server could not be used; the last, {what}: {last.get('reason')}"
+        )
 
     @property
     def member(self) -> str:

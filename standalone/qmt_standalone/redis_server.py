@@ -175,6 +175,7 @@ class RedisServer:
             "maxmemory-policy noeviction",
             # Twice the default: 165 bytes a tick instead of 176, at no cost that was measurable.
             "stream-node-max-bytes 8192",
+            "proto-max-bulk-len 64mb",  # as docker/redis/jobs.conf
             f"maxmemory {self.max_memory_bytes}",
         ]
         if self.password:

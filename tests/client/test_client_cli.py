@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import redis
-from fake_worker import FakeWorker, make_tick, publish, table
+from fake_worker import FakeWorker, beat, make_tick, publish, table
 
 MakeWorker = Callable[..., FakeWorker]
 CODE = "600519.SH"
@@ -146,6 +146,15 @@ def test_download_and_status(qmt: Run, make_worker: MakeWorker) -> None:
     assert worker.seen[0][1]["start_ms"] == LABELS[0]
     assert "alive" in shown.stdout.decode()
     assert "worker" in shown.stdout.decode()
+
+
+def test_status_tells_what_a_worker_could_not_run(qmt: Run, streams: redis.Redis) -> None:
+    last = {"id": "x", "reason": "The job's data are not JSON."}
+    beat(streams, "worker", queues=["qmt-query"], figures={"dead": 3, "last_dead": last})
+    assert (
+        "3 on the jobs server could not be used; the last, job x: The job's data are not JSON."
+        in (qmt("status").stdout.decode())
+    )
 
 
 @pytest.mark.parametrize(

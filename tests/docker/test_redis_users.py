@@ -42,6 +42,8 @@ KEYS = {
         "queue": ["rq:queue:qmt-query", "rq:queue:qmt-download"],
         "rq": ["rq:queue:other", "rq:worker:x", "rq:workers", "rq:suspended", "rq:results:x"],
         "progress": ["qmt:job:x:progress", "qmt:job:x:cancel"],
+        "claim": ["qmt:claim:x", "replay-20261120:claim:x"],
+        "dead": ["qmt:jobs:dead"],
         "result": ["qmt:result:x", "qmt:result:x:0"],
         "foreign": ["{qmt:SH}:feed", "qmt:status", "somebody:else", "qmt2:result:x"],
     },
@@ -70,7 +72,8 @@ MAY = {
     "jobs": {
         "worker": {
             **dict.fromkeys(("job", "queues", "queue", "rq"), BOTH),
-            **dict.fromkeys(("progress", "result"), BOTH),
+            **dict.fromkeys(("progress", "result", "claim"), BOTH),
+            "dead": WRITE,
         },
         "gateway": ENQUEUES,
         "archive": ENQUEUES,

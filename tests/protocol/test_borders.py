@@ -28,7 +28,7 @@ from qmt_protocol.jobs import CATALOGUE, HistoryParams, job_spec, parse_params
 from qmt_protocol.keys import JobKeys, Keys
 from qmt_protocol.periods import parse_adjust, parse_period, stored_period
 from qmt_protocol.settings import RedisSettings, TerminalSettings, load_settings
-from qmt_protocol.status import decode_heartbeat, new_heartbeat
+from qmt_protocol.status import Heartbeat, decode_heartbeat, new_heartbeat
 from qmt_protocol.tables import BAR_TABLE
 from qmt_protocol.times import day_of, day_start_ms, parse_end, parse_start, xt_time
 
@@ -249,3 +249,30 @@ def test_heartbeat_lies_in_redis_by_redis_time(streams: redis.Redis) -> None:
     assert raw is not None
     assert decode_heartbeat(raw) == beat
     assert json.loads(raw)["queues"] == ["qmt-query"], "plain JSON, for any reader"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"codes": ["x" * 900_000]},
+        {"codes": [1] * 300_000},
+        {"codes": ["a.SH"], "x" * 900_000: 1},
+        {"codes": ["a.SH"], **{f"p{number}": 1 for number in range(100_000)}},
+        {"codes": ["a.SH"], "period": "x" * 900_000},
+        {"codes": ["a.SH"], "adjust": "x" * 900_000},
+        {"codes": ["a.SH"], "fields": ["x" * 900_000]},
+        {"codes": ["a.SH"], "fields": ["close"] * 101},
+        {"codes": ["a.SH"], "start_ms": 10**30},
+        {"codes": ["a.SH"], "auto_download_rows": 10**30},
+    ],
+    ids=lambda params: max(params, key=len)[:9],
+)
+def test_what_is_refused_is_not_repeated_in_full(params: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_params("history", params)
+    assert len(json.dumps(caught.value.to_dict())) < 1000
+
+
+@pytest.mark.parametrize("figures", [{}, {"dead": 0}, {"dead": 2}, {"dead": 2, "last_dead": "x"}])
+def test_a_heartbeat_without_dead_jobs_says_nothing_of_them(figures: dict[str, Any]) -> None:
+    assert Heartbeat(role="worker", figures=figures).dead == ""

@@ -62,6 +62,8 @@ def _of(beat: Heartbeat) -> tuple[list[str], bool]:
         lines.append(f"    {', '.join(facts)}")
     if state in TODO:
         lines.append(f"    {' · '.join(TODO[state])}")
+    if beat.dead:
+        lines.append(f"    有任务无法执行 · {beat.dead}")
     return lines, state == "ok"
 
 

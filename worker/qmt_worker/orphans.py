@@ -1,60 +1,99 @@
-"""Jobs that a killed worker process of this machine left behind."""
+"""Jobs that a dead worker process left behind."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
-from typing import Final
+import re
+import time
+from typing import Any, Final
 
-import psutil
 import redis
 import structlog
-from rq import Queue, SimpleWorker
-from rq.job import Job, JobStatus
-from rq.utils import as_text
 
-__all__ = ["adopt_orphans"]
+from qmt_protocol.errors import JobFailed
+from qmt_protocol.jobs import CATALOGUE, JOB_ID
+from qmt_protocol.messages import shown
+
+from .claims import ENDED, is_of_nobody
+from .intake import JobQueue
+
+__all__ = ["Orphans"]
+
+_MOST: Final = 1000
+"""So many are looked at in one go; the rest has its turn in the next."""
+_STARTED: Final = re.compile(rf"({JOB_ID}):[^:]+".encode())
+_LONGEST_S: Final = 2 * max(spec.timeout_s for spec in CATALOGUE.values())
 
 _log: Final = structlog.get_logger(__name__)
 
 
-def adopt_orphans(queue: Queue, fail: Callable[[Job], None]) -> None:
-    """Put back jobs that were taken but not begun, and fail those that were begun.
-
-    RQ itself notices them only after minutes.
+class Orphans:
+    """Finds them; to be asked between two jobs.
 
     Parameters
     ----------
-    fail
-        Tells the waiter of a job that it will not be done.
+    queue
+        Where they came from.
     """
-    connection = queue.connection
-    for job_id in queue.intermediate_queue.get_job_ids():
-        job = queue.fetch_job(job_id)
-        if job is None or job.get_status() != JobStatus.QUEUED:
-            continue
-        with connection.pipeline(transaction=True) as pipe:
-            pipe.lrem(queue.intermediate_queue_key, 1, job_id)
-            pipe.rpush(queue.key, job_id)
-            pipe.execute()
-        _log.warning("job put back", job=job_id)
-    registry = queue.started_job_registry
-    for job_id in registry.get_job_ids(cleanup=False):
-        job = queue.fetch_job(job_id)
-        if job is None or not _died_here(connection, job.worker_name):
-            continue
-        fail(job)
-        with connection.pipeline(transaction=True) as pipe:
-            registry.remove_executions(job, pipeline=pipe)
-            job.set_status(JobStatus.FAILED, pipeline=pipe)
-            pipe.execute()
-        _log.warning("job of a dead process failed", job=job_id)
 
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._redis = queue.connection
+        self._taken: set[bytes] | None = None
 
-def _died_here(connection: redis.Redis, worker_name: str | None) -> bool:
-    """Return whether the worker was a process of this machine that is gone."""
-    key = f"{SimpleWorker.redis_worker_namespace_prefix}{worker_name}"
-    host, pid = connection.hmget(key, "hostname", "pid")
-    if host is None or pid is None or as_text(host) != socket.gethostname():
-        return False
-    return not psutil.pid_exists(int(pid))
+    def fail_begun(self) -> None:
+        """Tell the end of jobs that were begun and that nobody does any more."""
+        books = self._queue.books
+        now_s = time.time()
+        begun: Any = self._redis.zrange(books.started, 0, _MOST - 1, withscores=True)
+        for entry, until_s in begun:
+            match = _STARTED.fullmatch(entry)
+            if match is None:
+                self._queue.dead.add_job(f"{books.started} names no job there.", shown(entry))
+                self._redis.zrem(books.started, entry)
+                continue
+            over = not now_s < until_s < now_s + _LONGEST_S
+            self._look_at(entry, match[1].decode(), over=over)
+
+    def _look_at(self, entry: bytes, job_id: str, *, over: bool) -> None:
+        queue = self._queue
+        claim = queue.record(job_id).claimed
+        if not over and not is_of_nobody(claim):
+            return
+        if claim not in (b"", ENDED):
+            queue.record(job_id).failed(
+                JobFailed(
+                    "The worker died while it did this job, or could not tell its end.",
+                    hint="Try again.",
+                    reason="worker died",
+                )
+            )
+            queue.mark_failed(job_id)
+            _log.warning("job of a dead process failed", job=job_id)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.lrem(queue.intermediate_queue_key, 0, job_id)
+            pipe.zrem(queue.books.started, entry)
+            pipe.execute()
+
+    def put_back_taken(self) -> None:
+        """Put back what was taken and not begun; later than at first, what is so for two looks.
+
+        Another worker of the queue may just now have taken one.
+        """
+        queue = self._queue
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.watch(queue.intermediate_queue_key)  # type: ignore[no-untyped-call]
+            taken: Any = pipe.lrange(queue.intermediate_queue_key, 0, _MOST - 1)
+            left = [raw for raw in taken if self._taken is None or raw in self._taken]
+            pipe.multi()
+            for raw in left:
+                pipe.lrem(queue.intermediate_queue_key, 1, raw)
+                pipe.rpush(queue.key, raw)
+            try:
+                pipe.execute()
+            except (
+                redis.WatchError
+            ):  # twice in the queue a job would not be run; the next look does
+                return
+        if left:
+            _log.warning("jobs put back", count=len(left), first=shown(left[0]))
+        self._taken = set(taken) - set(left)

@@ -1,4 +1,4 @@
-"""What a job leaves on the jobs server: progress, chunks, the manifest."""
+"""What a job leaves on the jobs server: its claim, progress, chunks, the manifest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import redis
 from qmt_protocol.errors import QMTError
 from qmt_protocol.jobs import RESULT_TTL_S, JobSpec, Manifest, Progress
 from qmt_protocol.keys import JobKeys
+
+from .claims import ENDED, claim_of_this_process
 
 __all__ = ["JobRecord"]
 
@@ -25,17 +27,20 @@ class JobRecord:
     ----------
     connection
         The jobs server.
-    keys, job_id, spec
-        Whose result it is, and for how long it may run.
+    keys, job_id
+        Whose result it is.
+    timeout_s
+        For how long the job may run.
     """
 
-    def __init__(self, connection: redis.Redis, keys: JobKeys, job_id: str, spec: JobSpec) -> None:
+    def __init__(
+        self, connection: redis.Redis, keys: JobKeys, job_id: str, timeout_s: float = 0.0
+    ) -> None:
         self._redis = connection
         self._keys = keys
         self._id = job_id
-        self._spec = spec
         self._progress = keys.progress(job_id)
-        self._running_ttl_s = int(spec.timeout_s) + _MARGIN_S + RESULT_TTL_S
+        self._running_ttl_s = int(timeout_s) + _MARGIN_S + RESULT_TTL_S
         self._told_s = 0.0
         self._chunks = 0
 
@@ -44,9 +49,34 @@ class JobRecord:
         """Whether the waiter has given the job up."""
         return bool(self._redis.exists(self._keys.cancel(self._id)))
 
+    @property
+    def claimed(self) -> bytes:
+        """What the job's claim says; empty where there is none."""
+        try:
+            told: Any = self._redis.get(self._keys.claim(self._id))
+        except redis.ResponseError:  # a key of another type
+            return b""
+        return told or b""
+
+    def claim(self) -> bool:
+        """Take the job's id; False when it was taken before and anything of it can be read still.
+
+        Only who has it may write progress and result: they are the first caller's.
+        """
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(
+                self._keys.claim(self._id),
+                claim_of_this_process(),
+                nx=True,
+                ex=self._running_ttl_s,
+            )
+            pipe.exists(self._progress)
+            taken, told = pipe.execute()
+        return bool(taken) and not told
+
     def begin(self) -> None:
         """Tell that a worker has taken the job."""
-        self._add(Progress(state="running"), self._running_ttl_s)
+        self._add(Progress(state="running"))
 
     def progress(self, finished: int, total: int, message: str) -> None:
         """Tell how far it is; entries closer than 0.1 s to the last are left out."""
@@ -54,19 +84,18 @@ class JobRecord:
         if finished < total and now_s - self._told_s < _PROGRESS_EVERY_S:
             return
         self._told_s = now_s
-        entry = Progress(state="running", finished=finished, total=total, message=message)
-        self._add(entry, self._running_ttl_s)
+        self._add(Progress(state="running", finished=finished, total=total, message=message))
 
     def chunk(self, data: bytes) -> None:
         """Store the next part of a table."""
         self._redis.set(self._keys.chunk(self._id, self._chunks), data, ex=self._running_ttl_s)
         self._chunks += 1
 
-    def done(self, rows: int, document: Any, meta: dict[str, Any]) -> None:
+    def done(self, spec: JobSpec, rows: int, document: Any, meta: dict[str, Any]) -> None:
         """Store the manifest and tell that the result lies ready."""
         manifest = Manifest(
-            job=self._spec.name,
-            kind=self._spec.result,
+            job=spec.name,
+            kind=spec.result,
             chunks=self._chunks,
             rows=rows,
             document=document,
@@ -77,18 +106,26 @@ class JobRecord:
                 pipe.expire(self._keys.chunk(self._id, number), RESULT_TTL_S)
             pipe.set(self._keys.manifest(self._id), manifest.model_dump_json(), ex=RESULT_TTL_S)
             pipe.execute()
-        self._add(Progress(state="done"), RESULT_TTL_S)
+        self._end(Progress(state="done"))
 
     def failed(self, error: QMTError) -> None:
         """Drop what was stored and tell why there is no result."""
         chunks = [self._keys.chunk(self._id, number) for number in range(self._chunks)]
         if chunks:
             self._redis.delete(*chunks)
-        entry = Progress(state="failed", message=error.message, error=error.to_dict())
-        self._add(entry, RESULT_TTL_S)
+        self._end(Progress(state="failed", message=error.message, error=error.to_dict()))
 
-    def _add(self, entry: Progress, ttl_s: int) -> None:
+    def _add(self, entry: Progress) -> None:
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(self._progress, {"p": entry.model_dump_json()}, maxlen=_MAX_PROGRESS)
-            pipe.expire(self._progress, ttl_s)
+            self._tell(pipe, entry, self._running_ttl_s)
             pipe.execute()
+
+    def _end(self, entry: Progress) -> None:
+        with self._redis.pipeline(transaction=True) as pipe:
+            self._tell(pipe, entry, RESULT_TTL_S)
+            pipe.set(self._keys.claim(self._id), ENDED, ex=RESULT_TTL_S)
+            pipe.execute()
+
+    def _tell(self, pipe: Any, entry: Progress, ttl_s: int) -> None:
+        pipe.xadd(self._progress, {"p": entry.model_dump_json()}, maxlen=_MAX_PROGRESS)
+        pipe.expire(self._progress, ttl_s)

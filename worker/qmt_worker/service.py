@@ -16,22 +16,26 @@ from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.utils import now
 from rq.worker import WorkerStatus
 
-from qmt_protocol.errors import JobFailed, QMTError, RedisUnavailable
-from qmt_protocol.jobs import CATALOGUE, parse_params
+from qmt_protocol.errors import CodecError, InvalidRequest, QMTError, RedisUnavailable
+from qmt_protocol.jobs import parse_params
 from qmt_protocol.process import when_stdin_ends, when_told_to_stop
 
-from .guard import guarded_job_class
+from .dead import DeadList
+from .guard import CatalogueJob
 from .heartbeat import Beat
+from .intake import JobQueue
 from .keeper import ChildKeeper
-from .orphans import adopt_orphans
+from .orphans import Orphans
 from .results import JobRecord
 from .settings import WorkerSettings
 
 __all__ = ["serve_queue"]
 
 _WORKER_TTL_S: Final = 16  # RQ waits for a job in slices of this less 15 s
+_TEND_EVERY_S: Final = 60
 _LONGEST_BACKOFF_S: Final = 2.0
 _AGAIN_S: Final = 1.0
 _LAST_CALL_S: Final = 1.0
@@ -52,11 +56,56 @@ class _WithoutTraceback(logging.Filter):
 
 
 class _QueueWorker(SimpleWorker):
-    """RQ's worker without its remote commands, which leaves signals to the service."""
+    """RQ's worker without its remote commands, which leaves signals to the service.
 
+    What lies on the jobs server is read by `JobQueue`, `Books` and `Orphans`, never by RQ.
+    """
+
+    queue_class: type[Queue] = JobQueue
     max_connection_wait_time = _LONGEST_BACKOFF_S
-    last_url = ""
-    """Where it registers its death."""
+
+    def __init__(self, queue: JobQueue, url: str) -> None:
+        super().__init__(
+            [queue],
+            connection=queue.connection,
+            job_class=CatalogueJob,
+            serializer=JSONSerializer,
+            worker_ttl=_WORKER_TTL_S,
+            maintenance_interval=_TEND_EVERY_S,
+            log_job_description=False,
+        )
+        self._url = url
+        self._queue = queue
+        self._orphans = Orphans(queue)
+
+    def clean_registries(self) -> None:
+        """Put the books right, and find what other processes left behind."""
+        self._queue.books.put_aside()
+        self._queue.books.trim()
+        self._orphans.fail_begun()
+        self._orphans.put_back_taken()
+        self.last_cleaned_at = now()  # type: ignore[assignment]
+
+    def clean_group_registries(self) -> None:
+        """Look for none: nothing is enqueued in groups."""
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Do a job whose id has not been used; RQ's books have it first, for `Orphans`."""
+        assert isinstance(job, CatalogueJob)
+        try:
+            execution = self.prepare_execution(job)
+            if self._queue.record(job.id, job.spec.timeout_s).claim():
+                self.perform_job(job, queue, execution)
+            else:
+                with self.connection.pipeline(transaction=True) as pipe:
+                    self.cleanup_execution(job, pipeline=pipe, execution=execution)
+                    pipe.execute()
+                self._queue.bury(job.id.encode(), _used(job.id))
+        except redis.ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._queue.bury(job.id.encode(), CodecError(f"A key of the job is wrong: {error}."))
+        self.set_state(WorkerStatus.IDLE)
 
     def subscribe(self) -> None:
         """Take no commands over Redis: on Windows 'shutdown' kills, and anyone could send it."""
@@ -76,7 +125,7 @@ class _QueueWorker(SimpleWorker):
     def teardown(self) -> None:
         """Tell that it ends, to a server that hears it; RQ forgets it soon anyhow."""
         with redis.Redis.from_url(
-            self.last_url,
+            self._url,
             socket_timeout=_LAST_CALL_S,
             socket_connect_timeout=_LAST_CALL_S,
             retry=Retry(NoBackoff(), 0),
@@ -98,11 +147,19 @@ class _QueueWorker(SimpleWorker):
         """Leave them as the service has them."""
 
 
+def _used(job_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"A job of the id {job_id} was run already, or has progress: this one was not run.",
+        hint="Give each job an id of its own.",
+    )
+
+
 class _Service:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         # RQ sets the timeouts that its blocking reads need.
         self._jobs = redis.Redis.from_url(settings.jobs_url)
+        self._dead = DeadList(self._jobs, settings.job_keys, settings.queue)
         self._beat = Beat(settings.streams_url, settings.keys, self._facts)
         self._busy = ""
         self._finished = 0
@@ -162,32 +219,12 @@ class _Service:
             self._stopping.wait(_AGAIN_S)
 
     def _new_worker(self) -> _QueueWorker:
-        name = self._settings.queue
-        job_class = guarded_job_class(self._handle, name)
-        serializer = JSONSerializer
-        queue = Queue(name, connection=self._jobs, job_class=job_class, serializer=serializer)
-        adopt_orphans(queue, self._fail_orphan)
-        worker = _QueueWorker(
-            [queue],
-            connection=self._jobs,
-            job_class=job_class,
-            serializer=serializer,
-            worker_ttl=_WORKER_TTL_S,
-            log_job_description=False,
+        settings = self._settings
+        queue = JobQueue(
+            settings.queue, self._jobs, settings.job_keys, self._handle, dead=self._dead
         )
-        worker.last_url = self._settings.jobs_url
-        return worker
-
-    def _fail_orphan(self, job: Job) -> None:
-        spec = next((one for one in CATALOGUE.values() if one.function == job.func_name), None)
-        if spec is not None:
-            JobRecord(self._jobs, self._settings.job_keys, job.id, spec).failed(
-                JobFailed(
-                    "The worker died while it did this job.",
-                    hint="Try again.",
-                    reason="worker died",
-                )
-            )
+        queue.books.put_aside()  # RQ registers its worker before all else
+        return _QueueWorker(queue, settings.jobs_url)
 
     def _facts(self) -> dict[str, Any]:
         terminal = dict(self._keeper.terminal)
@@ -195,7 +232,12 @@ class _Service:
             "queues": [self._settings.queue],
             "simulated": bool(terminal.pop("simulated", False)),
             "terminal": terminal,
-            "figures": {"busy": self._busy, "finished": self._finished},
+            "figures": {
+                "busy": self._busy,
+                "finished": self._finished,
+                "dead": self._dead.count,
+                "last_dead": self._dead.last,
+            },
             "version": version("qmt-redis-bridge"),
         }
 
@@ -204,32 +246,35 @@ class _Service:
         if self._keeper.failure is not None:
             _thread.interrupt_main()
 
-    def _handle(self, job: Job, name: str, params: dict[str, Any]) -> None:
-        spec = CATALOGUE[name]
-        record = JobRecord(self._jobs, self._settings.job_keys, job.id, spec)
-        record.begin()
-        self._busy = name
+    def _handle(self, job: CatalogueJob) -> None:
+        spec = job.spec
+        record = JobRecord(self._jobs, self._settings.job_keys, job.id, spec.timeout_s)
+        self._busy = spec.name
         try:
-            parse_params(name, params)
+            record.begin()
+            parse_params(spec.name, job.params)
             result = self._keeper.run(
-                name,
-                params,
+                spec.name,
+                job.params,
                 spec.timeout_s,
                 cancelled=lambda: record.cancelled,
                 on_progress=record.progress,
                 on_chunk=record.chunk,
             )
-            record.done(result.rows, result.document, result.meta)
+            record.done(spec, result.rows, result.document, result.meta)
         except QMTError as error:
             record.failed(error)
             raise
         except redis.ResponseError as error:
             # Most likely the jobs server is full: small things still fit when chunks are gone.
             refused = RedisUnavailable(
-                f"The jobs Redis refused the result of {name}: {error}.",
+                f"The jobs Redis refused the result of {spec.name}: {error}.",
                 hint="Ask for less at once, or give the jobs server more memory.",
             )
-            record.failed(refused)
+            try:
+                record.failed(refused)
+            except redis.ResponseError as untold:
+                self._dead.add_job(f"The job's end cannot be told: {untold}.", job.id)
             raise refused from error
         finally:
             self._busy = ""

@@ -1,0 +1,7 @@
+"""The rigs of other folders."""
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS / "worker"), str(TESTS / "docker")]

@@ -32,6 +32,7 @@ NAMES: Final = (
     "growth",
     "stored",
     "hostile",
+    "unread",
 )
 HERE: Final = Path(__file__).resolve().parent
 

@@ -1,9 +1,10 @@
 """Callers that mean no good: ``python -m benchmarks.attackers KIND HOST:PORT COUNT [KEY...]``.
 
 ``idle`` connects and says nothing; ``half`` sends half a head, or a head and no body; ``sockets``
-subscribes to the whole market and never reads; ``answers`` asks for all stored ticks and never
-reads. What the gateway closes comes again after a while. A line of JSON says that all have been
-tried once, another at the end of standard input what became of them.
+and ``json_sockets`` subscribe to the whole market and never read; ``answers`` and ``arrow_answers``
+ask for all stored ticks and never read. What the gateway closes comes again after a while. A line
+of JSON says that all have been tried once, another at the end of standard input what became of
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from qmt_protocol.live import MSGPACK_SUBPROTOCOL
+from qmt_protocol.live import JSON_SUBPROTOCOL, MSGPACK_SUBPROTOCOL
 
 _COMING: Final = 200
 """Connections that are being made at the same time."""
@@ -100,7 +101,7 @@ async def half(attack: Attack, number: int) -> None:
     await _until_closed(attack, number, head)
 
 
-async def sockets(attack: Attack, number: int) -> None:
+async def sockets(attack: Attack, number: int, subprotocol: str = MSGPACK_SUBPROTOCOL) -> None:
     """Subscribe to the whole market and never read."""
     line = socket.socket()
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BYTES)
@@ -115,18 +116,24 @@ async def sockets(attack: Attack, number: int) -> None:
             max_queue=1,
             ping_interval=None,
             compression=None,
-            subprotocols=[Subprotocol(MSGPACK_SUBPROTOCOL)],
+            subprotocols=[Subprotocol(subprotocol)],
             additional_headers={"X-API-Key": attack.key(number)},
         )
     async with stream:
         attack.counts.made += 1
         wish = {"op": "subscribe", "id": "all", "markets": ["SH", "SZ", "BJ"]}
-        await stream.send(_encode(wish))
+        is_json = subprotocol == JSON_SUBPROTOCOL
+        await stream.send(json.dumps(wish) if is_json else _encode(wish))
         tried[number].set()
         await stream.wait_closed()
 
 
-async def answers(attack: Attack, number: int) -> None:
+async def json_sockets(attack: Attack, number: int) -> None:
+    """Do the same by JSON."""
+    await sockets(attack, number, JSON_SUBPROTOCOL)
+
+
+async def answers(attack: Attack, number: int, form: str = "json") -> None:
     """Ask for all stored ticks and never read."""
     line = socket.socket()
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BYTES)
@@ -135,12 +142,17 @@ async def answers(attack: Attack, number: int) -> None:
     await asyncio.wait_for(loop.sock_connect(line, (attack.host, attack.port)), _WITHIN_S)
     attack.counts.made += 1
     head = (
-        f"GET /api/v1/stored/ticks?codes=* HTTP/1.1\r\nHost: {attack.host}:{attack.port}\r\n"
-        f"X-API-Key: {attack.key(number)}\r\n\r\n"
+        f"GET /api/v1/stored/ticks?codes=*&format={form} HTTP/1.1\r\n"
+        f"Host: {attack.host}:{attack.port}\r\nX-API-Key: {attack.key(number)}\r\n\r\n"
     )
     await loop.sock_sendall(line, head.encode())
     tried[number].set()
     await asyncio.Event().wait()
+
+
+async def arrow_answers(attack: Attack, number: int) -> None:
+    """Do the same for Arrow."""
+    await answers(attack, number, "arrow")
 
 
 def _encode(message: Mapping[str, object]) -> bytes:
@@ -149,7 +161,8 @@ def _encode(message: Mapping[str, object]) -> bytes:
 
 async def run(kind: str, address: str, count: int, keys: list[str]) -> None:
     """Attack until standard input ends."""
-    one = {"idle": idle, "half": half, "sockets": sockets, "answers": answers}[kind]
+    kinds = (idle, half, sockets, json_sockets, answers, arrow_answers)
+    one = {each.__name__: each for each in kinds}[kind]
     host, _, port = address.partition(":")
     attack = Attack(host, int(port), keys or [""], Counts(), asyncio.Semaphore(_COMING))
     tried[:] = [asyncio.Event() for _ in range(count)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from qmt_protocol.codes import parse_codes
+from qmt_protocol.codes import parse_codes, parse_markets, parts_of
 from qmt_protocol.errors import Gap, InvalidRequest
+from qmt_protocol.texts import parse_text
 from qmt_protocol.times import day_start_ms, parse_start
 
 from .answers import QMTWarning
@@ -20,9 +21,9 @@ __all__ = [
     "is_all",
     "is_one",
     "parse_clock",
-    "parse_count",
     "parse_names",
     "parse_one",
+    "parse_rows",
     "parse_scope",
     "warn",
     "warn_absent",
@@ -31,6 +32,8 @@ __all__ = [
 
 Codes = str | Iterable[str]
 _CLOCK: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
+_NAME: Final = 64
+"""Characters of a column's or sector's name at most."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,12 @@ def parse_clock(start: Any) -> Clock | int | None:
     return parse_start(start)
 
 
-def parse_scope(
-    codes: Codes | None, markets: Sequence[str]
-) -> tuple[list[str] | None, Sequence[str]]:
+def parse_scope(codes: Codes | None, markets: Codes) -> tuple[list[str] | None, list[str]]:
     """Check that either codes or markets are named, and return both as lists."""
-    if isinstance(markets, str):
-        markets = [part.strip() for part in markets.split(",") if part.strip()]
-    if bool(markets) == (codes is not None):
+    whole = parse_markets(markets)
+    if bool(whole) == (codes is not None):
         raise InvalidRequest("Give codes, or markets.", hint="codes=['600519.SH'].", field="codes")
-    return (None if codes is None else parse_codes(codes)), markets
+    return (None if codes is None else parse_codes(codes)), whole
 
 
 def is_one(codes: Codes) -> bool:
@@ -87,17 +87,23 @@ def parse_one(code: str) -> str:
     return found[0]
 
 
-def parse_count(count: int) -> int | None:
+def parse_rows(count: Any) -> Any:
     """Return a count of rows; xtquant's -1, which means all, as ``None``."""
-    return None if count == -1 else count
+    return None if count == -1 else count  # checked with the job's other parameters
 
 
-def parse_names(fields: Codes | None) -> list[str] | None:
-    """Return names given as a list or comma-separated; ``None`` for none."""
-    if fields is None or fields == "":
+def parse_names(names: Codes | None, field: str = "fields") -> list[str] | None:
+    """Return names given as a list or comma-separated; ``None`` for none.
+
+    Raises
+    ------
+    InvalidRequest
+        When one is no text, or too long for a name.
+    """
+    if names is None or names == "":
         return None
-    parts = fields.split(",") if isinstance(fields, str) else fields
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    checked = (parse_text(name, field, most=_NAME).strip() for name in parts_of(names, field))
+    return list(dict.fromkeys(filter(None, checked)))
 
 
 def warn(message: str) -> None:

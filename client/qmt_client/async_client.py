@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from qmt_protocol.amounts import parse_seconds
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.errors import (
@@ -29,9 +30,9 @@ from .arguments import (
     Codes,
     is_one,
     parse_clock,
-    parse_count,
     parse_names,
     parse_one,
+    parse_rows,
     parse_scope,
     warn,
     warn_absent,
@@ -144,7 +145,7 @@ class AsyncQMTClient(AsyncStored):
                 target.url, api_key=target.api_key, give_up_after_s=_LIVE_RETRY_S
             )
         super().__init__(transport, tz=tz)
-        self._timeout_s = timeout_s
+        self._timeout_s = parse_seconds(timeout_s, "timeout_s")
         self._progress = progress
 
     async def __aenter__(self) -> Self:
@@ -161,6 +162,8 @@ class AsyncQMTClient(AsyncStored):
         timeout_s: float | None = None,
     ) -> tuple[Manifest, pa.Table | None]:
         params = parse_params(name, document)
+        if timeout_s is not None:
+            parse_seconds(timeout_s, "timeout_s")
         with shown(self._progress if progress is None else progress, name) as on_progress:
             return await self.transport.run_job(
                 name, params, timeout_s=timeout_s or self._timeout_s, on_progress=on_progress
@@ -297,7 +300,7 @@ class AsyncQMTClient(AsyncStored):
             period,
             start=start,
             end=end,
-            count=parse_count(count),
+            count=parse_rows(count),
             fields=fields,
             adjust=adjust,
         )
@@ -320,7 +323,7 @@ class AsyncQMTClient(AsyncStored):
             period,
             start=start,
             end=end,
-            count=parse_count(count),
+            count=parse_rows(count),
             fields=fields,
             adjust=adjust,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qmt_protocol.bars import Bar
-from qmt_protocol.codes import parse_codes
+from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.jobs import parse_params
 from qmt_protocol.periods import parse_period
@@ -366,7 +366,7 @@ def parse_scope_of(
     InvalidRequest
         When nothing is named, or both codes and markets.
     """
-    of_markets, of_sectors = _names(markets), _names(sectors)
+    of_markets, of_sectors = parse_markets(markets), parse_names(sectors, "sectors") or []
     if codes is None and not of_markets and not of_sectors:
         raise InvalidRequest(
             "Give codes, markets or sectors.", hint="codes='*' means all.", field="codes"
@@ -376,11 +376,6 @@ def parse_scope_of(
     if of_markets and (codes is not None or of_sectors):
         raise InvalidRequest("Give codes and sectors, or markets, not both.", field="markets")
     return (None if codes is None else parse_codes(codes)), of_markets, of_sectors
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    parts: Iterable[str] = names.split(",") if isinstance(names, str) else names
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def _columns(period: str, fields: list[str] | None) -> tuple[str, ...] | None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
+from qmt_protocol.amounts import parse_count, parse_seconds
 from qmt_protocol.errors import ConfigurationError, InvalidRequest, QMTError
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import to_datetime
@@ -60,6 +61,26 @@ EndOption = Annotated[str, typer.Option(help="last label, included")]
 JsonOption = Annotated[bool, typer.Option("--json", help="write JSON")]
 
 
+_MOST: Final = 10**15
+
+
+def _whole(field: str, **bounds: int) -> dict[str, Any]:
+    """Return how an option takes a whole number: as everywhere, Python's own way takes １２."""
+    return {"parser": lambda text: parse_count(text, field, **bounds), "metavar": "<int>"}
+
+
+def _seconds(field: str, **bounds: float) -> dict[str, Any]:
+    return {"parser": lambda text: parse_seconds(text, field, **bounds), "metavar": "<float>"}
+
+
+StopOption = Annotated[
+    int,
+    typer.Option(
+        "--count", "-n", help="stop after so many", **_whole("count", least=0, most=_MOST)
+    ),
+]
+
+
 @app.callback()
 def options(
     context: typer.Context,
@@ -67,13 +88,18 @@ def options(
         str, typer.Option(envvar="QMT_URL", help="redis://... or http://...; else --host")
     ] = "",
     host: Annotated[str, typer.Option(help="the gateway's address")] = "",
-    port: Annotated[int, typer.Option(help="the gateway's port (8000)")] = 0,
+    port: Annotated[
+        int,
+        typer.Option(help="the gateway's port (8000)", **_whole("port", least=0, most=65_535)),
+    ] = 0,
     jobs_url: Annotated[str, typer.Option(help="Redis of the jobs (QMT_JOBS_URL)")] = "",
     prefix: Annotated[str, typer.Option(help="prefix of the keys in Redis")] = "",
     archive_url: Annotated[
         str, typer.Option(help="folder or s3:// of the archive (QMT_ARCHIVE_URL)")
     ] = "",
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds a request may take")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(help="seconds a request may take", **_seconds("timeout", least=0.1))
+    ] = 60.0,
 ) -> None:
     """Say where to read; QMT_URL, or QMT_STREAMS_URL and QMT_JOBS_URL, and QMT_API_KEY do too."""
 
@@ -105,7 +131,9 @@ def history(
     period: PeriodOption = "1d",
     start: StartOption = "",
     end: EndOption = "",
-    count: Annotated[int | None, typer.Option("--count", "-n", help="last so many rows")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", help="last so many rows", **_whole("count"))
+    ] = None,
     fields: Annotated[str, typer.Option(help="columns, comma-separated")] = "",
     adjust: Annotated[str, typer.Option(help="none, front/qfq, back/hfq, ...")] = "none",
     download: Annotated[str, typer.Option(help="auto or never")] = "auto",
@@ -180,7 +208,7 @@ def ticks(
     context: typer.Context,
     codes: CodesArgument,
     follow: Annotated[bool, typer.Option("--follow", "-F", help="go on until interrupted")] = False,
-    count: Annotated[int, typer.Option("--count", "-n", help="stop after so many")] = 0,
+    count: StopOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Live ticks as they come; without --follow or --count the latest ones, once."""
@@ -242,28 +270,30 @@ def replay(
     start: StartOption = "",
     end: EndOption = "",
     speed: Annotated[str, typer.Option("--speed", "-x", help="1, 10, ... or max")] = "1",
-    count: Annotated[int, typer.Option("--count", "-n", help="stop after so many")] = 0,
+    count: StopOption = 0,
     skip_idle: Annotated[
-        float, typer.Option(min=0, help="seconds; longer pauses of the market take no time")
+        float,
+        typer.Option(
+            help="seconds; longer pauses of the market take no time", **_seconds("skip-idle")
+        ),
     ] = 1800.0,
     as_json: JsonOption = False,
 ) -> None:
     """Stored ticks again, at the time they had or faster; '*' is all."""
     with (
         _client(context) as client,
-        client.replay(",".join(codes), start, end, _speed(speed), skip_idle_s=skip_idle) as ticks,
+        client.replay(
+            ",".join(codes),
+            start,
+            end,
+            speed,  # type: ignore[arg-type]  # checked by the client
+            skip_idle_s=skip_idle,
+        ) as ticks,
     ):
         for number, one in enumerate(ticks, start=1):
             _write_tick(one, as_json)
             if number == count:
                 break
-
-
-def _speed(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _write_tick(one: Tick, as_json: bool) -> None:

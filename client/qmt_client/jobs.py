@@ -21,7 +21,6 @@ __all__ = [
     "from_stream",
     "read_chunks",
     "rq_key",
-    "to_stream",
     "withdraw",
 ]
 
@@ -98,19 +97,8 @@ def read_chunks(chunks: Iterable[bytes]) -> pa.Table:
         raise CodecError(f"A result chunk is not an Arrow stream: {error}.") from error
 
 
-def to_stream(manifest: Manifest, table: pa.Table) -> bytes:
-    """Write a table as one Arrow IPC stream that carries its manifest."""
-    import pyarrow as pa
-
-    told = {**(table.schema.metadata or {}), MANIFEST_KEY: manifest.model_dump_json().encode()}
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema.with_metadata(told)) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
 def from_stream(data: bytes) -> tuple[Manifest, pa.Table]:
-    """Read what `to_stream` wrote.
+    """Read a result as a gateway sends it: one Arrow IPC stream that carries its manifest.
 
     Raises
     ------

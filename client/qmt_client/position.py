@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qmt_protocol.codes import parse_code
+from qmt_protocol.codes import parse_code, parse_market
 from qmt_protocol.errors import InvalidRequest
+from qmt_protocol.ids import parse_entry_id
+from qmt_protocol.texts import parse_text, shown
 
 __all__ = ["BEGINNING", "EVENTS", "Mark", "Place", "id_key", "is_bound", "just_before"]
 
@@ -19,6 +21,8 @@ _CODES: Final = "codes"
 _SEEN: Final = "seen"
 _UNTIL: Final = "until"
 _LAST_NUMBER: Final = 2**64 - 1
+_EPOCH: Final = 64
+"""Characters of an epoch at most."""
 
 Mark = tuple[str, str]
 """Epoch and id of the last feed entry seen."""
@@ -74,15 +78,19 @@ class Place:
         try:
             codes, seen = document.get(_CODES), document.get(_SEEN) or {}
             marks = {
-                str(market): (str(mark[0]), _entry_id(mark[1]))
+                _market(market): _mark(mark)
                 for market, mark in document.items()
                 if market not in (_CODES, _SEEN, _UNTIL)
             }
-            until = {str(m): _entry_id(at) for m, at in (document.get(_UNTIL) or {}).items()}
+            until = {
+                parse_market(market): parse_entry_id(at, "position")
+                for market, at in (document.get(_UNTIL) or {}).items()
+            }
             return cls(marks, None if codes is None else _ids(codes), _ids(seen), until)
-        except (AttributeError, TypeError, ValueError, LookupError) as error:
+        except (AttributeError, TypeError, ValueError, LookupError, InvalidRequest) as error:
+            reason = error.message if isinstance(error, InvalidRequest) else str(error)
             raise InvalidRequest(
-                f"This is no position: {error}.",
+                f"This is no position: {reason.rstrip('.')}.",
                 hint="Pass what .position gave, unchanged.",
                 field="position",
             ) from error
@@ -97,15 +105,19 @@ class Place:
         return told
 
 
+def _market(name: Any) -> str:
+    return EVENTS if name == EVENTS else parse_market(name)
+
+
+def _mark(mark: Any) -> Mark:
+    if len(mark) != 2:
+        raise ValueError(f"{shown(mark)} is not an epoch and an entry id")
+    epoch, entry_id = mark
+    return parse_text(epoch, "position", least=0, most=_EPOCH), parse_entry_id(entry_id, "position")
+
+
 def _ids(of_codes: Mapping[str, Any]) -> dict[str, str]:
     # A bar's key is its want, period and code.
     for key in of_codes:
         parse_code(key.rpartition("|")[2])
-    return {key: _entry_id(entry_id) for key, entry_id in of_codes.items()}
-
-
-def _entry_id(value: Any) -> str:
-    ms, _, number = str(value).partition("-")
-    if not (ms.isdecimal() and number.isdecimal()):
-        raise ValueError(f"{value!r} is not an entry id")
-    return str(value)
+    return {key: parse_entry_id(entry_id, "position") for key, entry_id in of_codes.items()}

@@ -16,12 +16,12 @@ from qmt_protocol.codes import market_of
 from qmt_protocol.errors import (
     CodecError,
     ConfigurationError,
-    InvalidRequest,
     JobFailed,
     JobNotFound,
     QMTError,
 )
 from qmt_protocol.feed import decode_latest
+from qmt_protocol.ids import parse_entry_id
 from qmt_protocol.jobs import RESULT_TTL_S, JobParams, Manifest, Progress, job_spec
 from qmt_protocol.keys import JobKeys, Keys, want
 from qmt_protocol.ticks import Tick
@@ -31,7 +31,6 @@ from .connections import BLOCK_S, connect, connect_async, redis_call
 from .follow import Batch, Follower, Scope
 from .job_end import submit_and_wait
 from .jobs import enqueue, read_chunks, rq_key, withdraw
-from .position import id_key
 from .processes import Status
 from .transport import OnGap, OnProgress, Wish
 from .wants import Wants
@@ -138,10 +137,7 @@ class RedisTransport:
         InvalidRequest
             When ``after`` is no entry id.
         """
-        try:
-            id_key(after)
-        except ValueError:
-            raise InvalidRequest(f"{after!r} is not an entry id.", field="after") from None
+        parse_entry_id(after, "after")
         until = time.monotonic() + wait_s
         while True:
             left_s = until - time.monotonic()
@@ -195,36 +191,37 @@ class RedisTransport:
             (await self.status()).require_worker(queue.decode(errors="replace"))
         return False
 
-    async def result(self, job_id: str) -> tuple[Manifest, list[bytes]]:
-        """Return a finished job's manifest and its chunks, each a complete Arrow IPC stream.
+    async def manifest(self, job_id: str) -> Manifest:
+        """Return what a finished job left behind.
 
         Raises
         ------
         JobNotFound
             When there is no such result (yet, or any more).
         """
-        jobs = self._need_jobs()
-        missing = JobNotFound(
-            f"Job {job_id} has no result.",
-            hint=f"Results are kept for {RESULT_TTL_S} s.",
-            job=job_id,
-        )
         async with redis_call(self._jobs_address):
-            told = await jobs.get(self.job_keys.manifest(job_id))
+            told = await self._need_jobs().get(self.job_keys.manifest(job_id))
         if told is None:
-            raise missing
+            raise _no_result(job_id)
         try:
-            manifest = Manifest.model_validate_json(told)
+            return Manifest.model_validate_json(told)
         except ValidationError as error:
             raise CodecError(f"Manifest of job {job_id} cannot be read: {error}.") from error
-        chunks: list[bytes] = []
+
+    async def chunks(self, job_id: str, manifest: Manifest) -> AsyncGenerator[bytes, None]:
+        """Yield a table's chunks in order, each a complete Arrow IPC stream, read when asked for.
+
+        Raises
+        ------
+        JobNotFound
+            When they have expired.
+        """
         for number in range(manifest.chunks):
             async with redis_call(self._jobs_address):
-                chunk = await jobs.get(self.job_keys.chunk(job_id, number))
+                chunk = await self._need_jobs().get(self.job_keys.chunk(job_id, number))
             if chunk is None:
-                raise missing
-            chunks.append(chunk)
-        return manifest, chunks
+                raise _no_result(job_id)
+            yield chunk
 
     async def cancel(self, job_id: str) -> None:
         """Give a job up: out of the queue when it still waits there, else told to the worker."""
@@ -261,19 +258,32 @@ class RedisTransport:
         QMTError
             Whatever made the job fail.
         """
-        deadline = time.monotonic() + timeout_s
+        job_id, manifest = await self.finish_job(
+            name, params, timeout_s=timeout_s, on_progress=on_progress
+        )
+        if manifest.kind == "document":
+            return manifest, None
+        chunks = [chunk async for chunk in self.chunks(job_id, manifest)]
+        return manifest, await asyncio.to_thread(read_chunks, chunks)
+
+    async def finish_job(
+        self,
+        name: str,
+        params: JobParams,
+        *,
+        timeout_s: float,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[str, Manifest]:
+        """Have a catalogue job done as `run_job` does; return its id and what it left behind."""
         job_id = await submit_and_wait(
             self,
             self.submit(name, params, timeout_s=timeout_s),
             name,
-            deadline=deadline,
+            deadline=time.monotonic() + timeout_s,
             timeout_s=timeout_s,
             on_progress=on_progress,
         )
-        manifest, chunks = await self.result(job_id)
-        if manifest.kind == "document":
-            return manifest, None
-        return manifest, await asyncio.to_thread(read_chunks, chunks)
+        return job_id, await self.manifest(job_id)
 
     def _need_jobs(self) -> Any:
         if self._jobs is None:
@@ -296,10 +306,17 @@ class RedisTransport:
 
         Codes without a tick are left out; the order is the codes'.
         """
+        values = await self.latest_values(codes, markets)
+        return {code: decode_latest(data, code) for code, data in values.items()}
+
+    async def latest_values(
+        self, codes: Sequence[str] | None, markets: Sequence[str] = ()
+    ) -> dict[str, bytes]:
+        """Do as `latest`, and leave the ticks encoded; see `decode_latest`."""
         by_market: dict[str, list[str]] = {market: [] for market in markets}
         for code in codes or ():
             by_market.setdefault(market_of(code), []).append(code)
-        found: dict[str, Tick] = {}
+        found: dict[str, bytes] = {}
         async with (
             redis_call(self._address),
             self.streams.pipeline(transaction=False) as pipe,
@@ -316,7 +333,7 @@ class RedisTransport:
             for name, data in pairs:
                 if data is not None:
                     code = name if isinstance(name, str) else name.decode()
-                    found[code] = decode_latest(data, code)
+                    found[code] = data
         return found if codes is None else {code: found[code] for code in codes if code in found}
 
     def follower(self, scope: Scope, **options: Any) -> Follower:
@@ -413,3 +430,11 @@ class RedisTransport:
             pipe.time()
             beats, seen, now = await pipe.execute()
         return Status.from_redis(beats, seen, now)
+
+
+def _no_result(job_id: str) -> JobNotFound:
+    return JobNotFound(
+        f"Job {job_id} has no result.",
+        hint=f"Results are kept for {RESULT_TTL_S} s.",
+        job=job_id,
+    )

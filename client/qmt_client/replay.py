@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
 
+from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.codes import parse_codes
 from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.times import day_of, to_datetime
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from .transport import OnGap
 
-__all__ = ["AsyncReplay", "Replay", "Speed", "gap_of", "parse_speed"]
+__all__ = ["AsyncReplay", "Replay", "Speed", "gap_of"]
 
 Item = TypeVar("Item")
 Speed = float | Literal["max"]
@@ -41,25 +42,6 @@ _PIECE_AT_MAX: Final = 512
 _PIECE: Final = 128
 _SPARE_S: Final = 0.004
 """With less time left until something is due, nothing is decoded ahead."""
-
-
-def parse_speed(speed: object) -> float:
-    """Return a speed as a number; ``'max'`` is infinite.
-
-    Raises
-    ------
-    InvalidRequest
-        When it is none.
-    """
-    if speed == "max":
-        return math.inf
-    if isinstance(speed, (int, float)) and not isinstance(speed, bool) and 0 < speed < math.inf:
-        return float(speed)
-    raise InvalidRequest(
-        f"speed={speed!r} is not a speed.",
-        hint="Give a number above 0, such as 1 or 10, or 'max'.",
-        field="speed",
-    )
 
 
 class AsyncReplay(Generic[Item]):
@@ -212,12 +194,11 @@ class AsyncReplay(Generic[Item]):
         Raises
         ------
         InvalidRequest
-            When ``n`` is no number above 0.
+            When ``n`` is no number above 0, or above a million.
         """
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise InvalidRequest(f"n={n!r} is not a number of ticks.", field="n")
+        count = parse_count(n, "n")
         self.pause()
-        self._steps += n
+        self._steps += count
         self._wake()
 
     def seek(self, to: Any) -> None:
@@ -373,15 +354,7 @@ class AsyncReplay(Generic[Item]):
 
 
 def _parse_skip(skip_idle_s: float | None) -> float:
-    if skip_idle_s is None:
-        return math.inf
-    if isinstance(skip_idle_s, (int, float)) and skip_idle_s >= 0:
-        return skip_idle_s * 1000
-    raise InvalidRequest(
-        f"skip_idle_s={skip_idle_s!r} is no time.",
-        hint="Give seconds, or None to wait through every pause.",
-        field="skip_idle_s",
-    )
+    return math.inf if skip_idle_s is None else parse_seconds(skip_idle_s, "skip_idle_s") * 1000
 
 
 def gap_of(missing: Missing) -> Gap:

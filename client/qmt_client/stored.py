@@ -102,12 +102,14 @@ async def read_stored(
         horizon = min(known, default=None)
         due: list[tuple[tuple[int, int], Row]] = []
         for one in streams:
-            rows = one.rows
-            while rows and (horizon is None or rows[0][0] <= horizon):
-                due.append(rows.popleft())
+            while one.rows and (horizon is None or one.rows[0][0] <= horizon):
+                due.append(one.rows.popleft())
         if due:
             due.sort(key=lambda pair: pair[0])
-            yield [row for _, row in due]
+            rows_due = [row for _, row in due]
+            due.clear()  # a reader that waits holds nothing twice
+            yield rows_due
+            del rows_due
         streams = [one for one in streams if one.rows or not one.ended]
 
 
@@ -127,6 +129,9 @@ async def _find_trimmed(
                 pipe.xrange(keys_of[code], after[code], count=1)
                 pipe.xinfo_stream(keys_of[code])
             replies = await pipe.execute(raise_on_error=False)
+            for reply in replies[::2]:
+                if isinstance(reply, Exception):
+                    raise reply
         for code, first, told in zip(some, replies[::2], replies[1::2], strict=True):
             if isinstance(told, Exception):
                 continue  # no such stream

@@ -13,14 +13,16 @@ from fastapi.responses import RedirectResponse
 
 from qmt_client.archive import open_archive
 
-from . import job_routes, live_socket, market_routes, realtime, stored_routes
+from . import job_routes, live_socket, market_routes, metrics, realtime, stored_routes
 from .bridge import Bridge
+from .budget import Budget
 from .hub import Hub
 from .limits import BodyLimit
 from .live_state import LiveState
 from .models import Problem
 from .problems import UnexpectedErrors, handle_errors
 from .settings import GatewaySettings
+from .streaming import Backpressure
 
 __all__ = ["create_app"]
 
@@ -66,6 +68,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             bridge.transport,
             flush_s=settings.bridge_ws_flush_ms / 1000,
             max_bytes=settings.bridge_ws_queue_bytes,
+            budget=app.state.budget,
         )
         live = LiveState(hub, bridge, stall_s=settings.bridge_ws_stall_s)
         app.state.bridge, app.state.hub, app.state.live = bridge, hub, live
@@ -84,15 +87,18 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings = settings
+    app.state.budget = Budget(settings.bridge_memory_bytes)
     app.state.keys = settings.api_keys
     app.include_router(market_routes.router)
     app.include_router(job_routes.router)
     app.include_router(stored_routes.router)
     app.include_router(job_routes.health_router)
+    app.include_router(metrics.router)
     app.include_router(live_socket.router)
     app.include_router(realtime.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Backpressure, budget=app.state.budget)
     app.add_middleware(UnexpectedErrors)
     handle_errors(app)
     _describe_problems(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 from starlette.requests import Request
@@ -23,9 +23,6 @@ from qmt_protocol.ticks import Tick
 
 from .settings import GatewaySettings
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 __all__ = [
     "SIMULATED",
     "Bridge",
@@ -41,7 +38,7 @@ _READY_WITHIN_S: Final = 2.0
 _GONE_EVERY_S: Final = 0.5
 _SECTOR_FRESH_S: Final = 600.0
 _SECTOR_WITHIN_S: Final = 20.0
-_SECTORS_KEPT: Final = 500
+_SECTOR_CODES_KEPT: Final = 200_000
 _T = TypeVar("_T")
 
 
@@ -94,11 +91,12 @@ class Bridge:
         living = [one for one in producers if one.alive] or producers
         return any(one.beat.simulated for one in living) if producers else status.simulated
 
-    async def run(
+    async def finish(
         self, name: str, document: dict[str, Any], timeout_s: float
-    ) -> tuple[Manifest, pa.Table | None]:
-        """Validate a job's parameters, have it done and return what it left."""
-        return await self.transport.run_job(name, parse_params(name, document), timeout_s=timeout_s)
+    ) -> tuple[str, Manifest]:
+        """Validate a job's parameters, have it done and return its id and what it left."""
+        params = parse_params(name, document)
+        return await self.transport.finish_job(name, params, timeout_s=timeout_s)
 
     async def latest(self, codes: Sequence[str]) -> dict[str, Tick]:
         """Return the last stored tick of each code that has one.
@@ -141,10 +139,11 @@ class Bridge:
         known = self._sectors.get(name)
         now = time.monotonic()
         if known is None or now - known[0] > _SECTOR_FRESH_S:
-            manifest, _ = await self.run("sector_stocks", {"sector": name}, _SECTOR_WITHIN_S)
-            if len(self._sectors) >= _SECTORS_KEPT:
-                self._sectors.pop(next(iter(self._sectors)))
+            _, manifest = await self.finish("sector_stocks", {"sector": name}, _SECTOR_WITHIN_S)
+            self._sectors.pop(name, None)
             known = self._sectors[name] = (now, list(manifest.document))
+            while sum(len(codes) for _, codes in self._sectors.values()) > _SECTOR_CODES_KEPT:
+                self._sectors.pop(next(iter(self._sectors)))
         return known[1]
 
     async def published_markets(self) -> list[str]:

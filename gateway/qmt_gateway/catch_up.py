@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import Final
 
@@ -11,9 +11,10 @@ from qmt_client.follow import Follower, Scope
 from qmt_client.position import BEGINNING, Place, id_key
 from qmt_protocol.errors import Gap
 
-from .hub import Hub, Mark, notice_of
-from .subscriber import Subscriber, Wants
-from .wires import Row, rows_of
+from .hub import Hub, notice_of
+from .market import Mark, Recent
+from .subscriber import Part, Subscriber, Wants
+from .wires import rows_of
 
 __all__ = ["CatchUp"]
 
@@ -101,7 +102,7 @@ class CatchUp:
                     last = start + _ROWS >= len(rows)
                     marks = dict(batch.marks) if last else {}
                     subscriber.send_rows(kind, marks, rows[start : start + _ROWS])
-                    await subscriber.sink.drain()
+                    await subscriber.drain()
                 if batch.kind in ("begin", "stored"):
                     continue
                 self._at |= batch.marks
@@ -121,15 +122,15 @@ class CatchUp:
         wants, hub, subscriber = self._wants, self._hub, self._subscriber
         for name in names:
             at = self._at.get(name)
-            batches: list[tuple[Mark, Sequence[Row]]] | None = None
+            batches: list[Recent] | None = None
             if at is not None and id_key(at[1]) >= settled.get(name, (0, 0)):
                 batches = hub.market(name).after(at)
             if batches is None:
                 left.append(name)
                 continue
-            for mark, rows in batches:
-                missed = [row for row in rows if wants.takes(row)]
-                subscriber.send_rows("missed", {name: mark}, missed)
+            # The rows are made when they are taken: until then nothing is held but the batches.
+            count = sum(len(ticks) + len(bars) for _, _, ticks, bars in batches)
+            subscriber.send_parts("missed", _missed(name, batches, wants), count)
             hub.join(
                 subscriber,
                 codes=[code for code in wants.codes if code.endswith(f".{name}")],
@@ -140,3 +141,8 @@ class CatchUp:
 
     def _tell_gap(self, gap: Gap) -> None:
         self._subscriber.tell(notice_of(gap, str(gap.data.get("market", ""))))
+
+
+def _missed(name: str, batches: list[Recent], wants: Wants) -> Iterator[Part]:
+    for _, mark, ticks, bars in batches:
+        yield {name: mark}, [row for row in (*rows_of(ticks), *bars) if wants.takes(row)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -19,10 +19,9 @@ import structlog
 
 from qmt_client.connections import redis_call
 from qmt_client.feed import FeedReader
-from qmt_client.follow import Batch, Follower, Scope, gap_of_event
+from qmt_client.follow import Batch, Scope, gap_of_event
 from qmt_client.position import EVENTS, id_key
 from qmt_client.redis_transport import RedisTransport
-from qmt_client.stored import Row as TickRow
 from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import (
@@ -35,100 +34,20 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
 
+from .budget import Budget
+from .group import Group
+from .market import Mark, Market
 from .subscriber import Frame, Subscriber, Wants
-from .wires import Row, Rows, Wire, rows_of
+from .wires import Row, Rows, rows_of
 
-__all__ = ["Group", "Hub", "Market", "notice_of"]
+__all__ = ["Hub", "notice_of"]
 
 MAX_MARKETS: Final = 32
 _LINGER_S: Final = 15.0
 """How long a market is read on after its last client left."""
-_RECENT_BATCHES: Final = 32
 _RECENT_EVENTS: Final = 200
 _AGAIN_S: Final = 1.0
 _log: Final = structlog.get_logger(__name__)
-Mark = tuple[str, str]
-
-
-class Group:
-    """Subscribers with the same subscription and wire format."""
-
-    def __init__(self, keys: frozenset[str], market: str, wire: Wire, conflate: bool) -> None:
-        self.keys = keys
-        """Codes and bars; empty where a market is wanted whole."""
-        self.market = market
-        self.names = frozenset(key.rpartition(".")[2] for key in keys) or frozenset((market,))
-        self.wire = wire
-        self.conflate = conflate
-        self.subscribers: set[Subscriber] = set()
-        self.pending: list[Row] = []
-
-
-class Market:
-    """A market that is being read."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.mark: Mark = ("", "")
-        self._latest: dict[str, Row | TickRow] = {}
-        self.recent: deque[tuple[Mark, Mark, Sequence[Row]]] = deque(maxlen=_RECENT_BATCHES)
-        """The rows of the last batches, with the positions before and behind them."""
-        self.broken = False
-        """Whether a gap lies between the last batch and the next."""
-        self.whole: set[Group] = set()
-        self.ready = asyncio.Event()
-        self.error: QMTError | None = None
-        """Why it is read no longer."""
-        self.clients = 0
-        self.follower: Follower | None = None
-        self.away_since: float | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.stopper: asyncio.TimerHandle | None = None
-
-    def begin(self, ticks: Sequence[TickRow], mark: Mark) -> None:
-        """Take the newest tick of each code, as it is at a position."""
-        self._latest = {row[0]: row for row in ticks}
-        self.mark = mark
-        self.ready.set()
-
-    def take_ticks(self, ticks: Rows) -> None:
-        """Keep what is the newest of its code."""
-        self._latest.update(ticks.newest())
-
-    def take_bar(self, row: Row) -> bool:
-        """Keep a bar; ``False`` where it was loaded from its stream, ahead of the feed."""
-        held = self.newest(row.key)
-        if held is not None and id_key(row.id) <= id_key(held.id):
-            return False
-        self._latest[row.key] = row
-        return True
-
-    def newest(self, key: str) -> Row | None:
-        """Return the newest row of a code or bar; what it is encoded as stays with it."""
-        held = self._latest.get(key)
-        if isinstance(held, tuple):
-            held = self._latest[key] = Row(held[0], "", held[1], held[2])
-        return held
-
-    def newest_ticks(self) -> list[Row]:
-        """Return the newest tick of each code."""
-        rows = (self.newest(key) for key in self._latest)
-        return [row for row in rows if row is not None and not row.period]
-
-    def after(self, mark: Mark) -> list[tuple[Mark, Sequence[Row]]] | None:
-        """Return the batches behind a position, each with the position behind it.
-
-        ``None``: memory does not reach back to it, or not yet forward to it.
-        """
-        if mark == self.mark:
-            return []
-        found: list[tuple[Mark, Sequence[Row]]] | None = None
-        for before, after, rows in self.recent:
-            if before == mark:
-                found = []
-            if found is not None:
-                found.append((after, rows))
-        return found
 
 
 class Hub:
@@ -142,10 +61,15 @@ class Hub:
         Shortest time between two frames of a set of codes; what comes in between goes together.
     max_bytes
         Bytes that may wait for one client before it is conflated.
+    budget
+        Bytes that may wait for all together.
     """
 
-    def __init__(self, transport: RedisTransport, *, flush_s: float, max_bytes: int) -> None:
+    def __init__(
+        self, transport: RedisTransport, *, flush_s: float, max_bytes: int, budget: Budget
+    ) -> None:
         self.transport = transport
+        self.budget = budget
         self._flush_s = flush_s
         self._max_bytes = max_bytes
         self._markets: dict[str, Market] = {}
@@ -165,9 +89,15 @@ class Hub:
         """How many subscribers there are."""
         return len(self.subscribers)
 
+    @property
+    def markets(self) -> int:
+        """How many markets are read."""
+        return len(self._markets)
+
     def open(self, subscriber: Subscriber) -> Subscriber:
         """Take a new subscriber in, without codes."""
         self.subscribers.add(subscriber)
+        self.budget.join(subscriber)
         if self._events_task is None:
             self._events_task = asyncio.create_task(self._follow_events(), name="events")
         return subscriber
@@ -259,11 +189,11 @@ class Hub:
                 mine |= given
             else:
                 mine -= given
-        if not add:
-            subscriber.forget(codes | bars)
         self._leases.add(wants.bars - old_bars)
         self._leases.remove(old_bars - wants.bars)
         self._ungroup(subscriber)
+        if not add:
+            subscriber.forget(codes | bars)
         keys = frozenset(
             key
             for key in (*wants.codes, *wants.bars)
@@ -282,7 +212,7 @@ class Hub:
         name = (keys, market, subscriber.wire.format, subscriber.conflate)
         group = self._groups.get(name)
         if group is None:
-            group = Group(keys, market, subscriber.wire, subscriber.conflate)
+            group = Group(keys, market, subscriber.wire, subscriber.conflate, self.budget)
             self._groups[name] = group
             for key in keys:
                 self._topics.setdefault(key, set()).add(group)
@@ -294,6 +224,7 @@ class Hub:
         subscriber.groups.add(group)
 
     def _ungroup(self, subscriber: Subscriber) -> None:
+        subscriber.leave_groups()
         for group in subscriber.groups:
             group.subscribers.discard(subscriber)
             if group.subscribers:
@@ -314,7 +245,9 @@ class Hub:
         wants = subscriber.wants
         self.part(subscriber, codes=set(wants.codes), bars=set(wants.bars), markets=wants.markets)
         subscriber.closed = True
+        subscriber.let_go()
         self.subscribers.discard(subscriber)
+        self.budget.part(subscriber)
 
     def snapshot(self, keys: Iterable[str], markets: Iterable[str]) -> list[Row]:
         """Return the newest rows of codes, bars and whole markets, all of them held."""
@@ -446,10 +379,10 @@ class Hub:
         before, market.mark = market.mark, batch.marks.get(market.name, market.mark)
         if market.broken or batch.kind == "stored":
             # Who stands before this must be told so: memory does not lead over it.
-            market.recent.clear()
+            market.forget_recent()
             market.broken = False
         else:
-            market.recent.append((before, market.mark, [*ticks, *bars] if bars else ticks))
+            market.note_recent((before, market.mark, batch.rows, bars))
         if ticks:
             kind = "stored" if batch.kind == "stored" else "live"
             # Those of the whole market first: their frame is the feed's own bytes.
@@ -463,6 +396,7 @@ class Hub:
         for bar in bars:
             if market.take_bar(bar):
                 self._put(self._topics.get(bar.key, ()), bar)
+        self.budget.relieve()
         if self._dirty and self._flusher is None:
             loop = asyncio.get_running_loop()
             due = max(0.0, self._flushed_at + self._flush_s - loop.time())
@@ -476,18 +410,13 @@ class Hub:
                 group.pending += ticks.made()
             else:
                 frame = group.wire.live(kind, marks, ticks, data)
-                self._send(group, Frame(frame, ticks, marks))
+                group.send(Frame(frame, ticks, marks))
 
     def _put(self, groups: Iterable[Group], row: Row) -> None:
         for group in groups:
             if not group.pending:
                 self._dirty[group] = None
             group.pending.append(row)
-
-    @staticmethod
-    def _send(group: Group, frame: Frame) -> None:
-        for subscriber in group.subscribers:
-            subscriber.push(frame)
 
     def _flush(self) -> None:
         self._flusher = None
@@ -498,6 +427,7 @@ class Hub:
             if group.names not in marks:
                 marks[group.names] = self._marks(group.names)
             self._flush_group(group, marks[group.names])
+        self.budget.relieve()
 
     def _marks(self, names: Iterable[str]) -> dict[str, Mark]:
         return {name: self._markets[name].mark for name in names if name in self._markets}
@@ -511,7 +441,7 @@ class Hub:
             newest = {row.key: row for row in rows}
             rows = [row for row in rows if newest[row.key] is row]
         marks = self._marks(group.names) if marks is None else marks
-        self._send(group, Frame(group.wire.live("live", marks, rows), rows, marks))
+        group.send(Frame(group.wire.live("live", marks, rows), rows, marks))
 
     # Gaps and refusals
 

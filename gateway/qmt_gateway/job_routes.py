@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request
+import msgspec
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
-from qmt_client.jobs import read_chunks, to_stream
-from qmt_protocol.codes import parse_codes
+from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import error_from_dict
-from qmt_protocol.jobs import CATALOGUE, JOB_ID, Manifest, parse_params
+from qmt_protocol.feed import decode_latest
+from qmt_protocol.ids import ENTRY_ID, JOB_ID
+from qmt_protocol.jobs import CATALOGUE, parse_params
 
 from . import models
 from .answers import SOURCE_HEADER, answer
 from .auth import require_key
 from .bridge import Bridge, source_name, while_connected
-from .market_routes import BridgeOf, SettingsOf
-from .parameters import refuse_unknown
+from .market_routes import BridgeOf, BudgetOf, SettingsOf
+from .parameters import Document, described_body, refuse_unknown
+from .results import held_bytes, one_stream
+from .streaming import Held, streamed_or_whole
 
 __all__ = ["health_router", "router"]
 
@@ -29,7 +32,7 @@ _NO_ENTRY = "0-0"
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
 health_router = APIRouter()
 
-JobId = Annotated[str, Path(alias="id", pattern=f"^{JOB_ID}$")]
+JobId = Annotated[str, Path(alias="id", pattern=JOB_ID)]
 _JOBS_HELP = "\n".join(f"- `{spec.name}`: {spec.summary}" for spec in CATALOGUE.values())
 
 
@@ -40,14 +43,18 @@ _JOBS_HELP = "\n".join(f"- `{spec.name}`: {spec.summary}" for spec in CATALOGUE.
     summary="Submit a job",
     description=f"Jobs and their work:\n\n{_JOBS_HELP}",
     response_model=models.JobAccepted,
-    responses=models.problems(503),
+    responses=models.problems(415, 503),
+    openapi_extra=described_body(
+        {
+            "type": "object",
+            "description": "its parameters",
+            "examples": [{"codes": ["000001.SZ"], "count": 60}],
+        }
+    ),
 )
 async def submit(
     name: Annotated[str, Path(description="a job of the catalogue", examples=["history"])],
-    params: Annotated[
-        dict[str, Any],
-        Body(description="its parameters", examples=[{"codes": ["000001.SZ"], "count": 60}]),
-    ],
+    params: Document,
     bridge: BridgeOf,
     settings: SettingsOf,
 ) -> Response:
@@ -74,7 +81,7 @@ async def state(
         float, Query(ge=0, le=30, description="how long to wait for news behind `after`")
     ] = 0.0,
     after: Annotated[
-        str, Query(description="`entry` of the last answer", pattern=r"^\d+-\d+$")
+        str, Query(description="`entry` of the last answer", pattern=ENTRY_ID)
     ] = _NO_ENTRY,
 ) -> Response:
     """Long poll: answers when there is news, or with the present state when the wait is over."""
@@ -104,24 +111,21 @@ async def state(
         **models.problems(404, 502, 503, 504),
     },
 )
-async def result(job_id: JobId, bridge: BridgeOf) -> Response:
+async def result(job_id: JobId, bridge: BridgeOf, budget: BudgetOf) -> Response:
     """Kept for ten minutes. A failed job answers with its error; an unfinished one with 404."""
     entry = await bridge.transport.progress(job_id)
     if entry is not None and entry[1].state == "failed":
         raise error_from_dict(entry[1].error or {})
-    manifest, chunks = await bridge.transport.result(job_id)
+    manifest = await bridge.transport.manifest(job_id)
     simulated = bool(manifest.meta.get("simulated"))
     if manifest.kind == "document":
         return answer(manifest.model_dump(mode="python"), simulated=simulated)
-    return Response(
-        await asyncio.to_thread(_one_stream, manifest, chunks),
+    return await streamed_or_whole(
+        one_stream(manifest, bridge.transport.chunks(job_id, manifest)),
+        Held(budget, held_bytes(manifest)),
         headers={SOURCE_HEADER: source_name(simulated)},
         media_type=ARROW_STREAM,
     )
-
-
-def _one_stream(manifest: Manifest, chunks: list[bytes]) -> bytes:
-    return to_stream(manifest, read_chunks(chunks))
 
 
 @router.delete(
@@ -153,19 +157,20 @@ async def latest(
 
     `id` is the tick's entry id in the stream of its code.
     """
-    whole = [market for market in map(str.strip, markets.split(",")) if market]
-    for market in whole:
-        parse_codes(f"0.{market}")
+    whole = parse_markets(markets)
     some = parse_codes(codes) if codes or not whole else []
-    ticks = await bridge.transport.latest(some or None, whole)
+    found = await bridge.transport.latest_values(some or None, whole)
     if some and whole:
-        ticks |= await bridge.transport.latest(some)
-    told = {
-        code: {"id": tick.id, "flags": int(tick.flags), "tick": tick}
-        for code, tick in ticks.items()
-    }
+        found |= await bridge.transport.latest_values(some)
+    told = {code: _encoded(code, data) for code, data in found.items()}
     simulated = await bridge.simulated()
     return answer({"ticks": told, "simulated": simulated}, simulated=simulated)
+
+
+def _encoded(code: str, data: bytes) -> msgspec.Raw:
+    """Return a tick as JSON, a fifth of what it takes decoded."""
+    tick = decode_latest(data, code)
+    return msgspec.Raw(msgspec.json.encode({"id": tick.id, "flags": int(tick.flags), "tick": tick}))
 
 
 @router.get(

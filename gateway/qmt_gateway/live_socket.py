@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgspec
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qmt_client.position import EVENTS, Place
-from qmt_protocol.codes import parse_codes
+from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import (
     AccessDenied,
     InvalidRequest,
@@ -19,6 +18,7 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.keys import want
 from qmt_protocol.live import (
+    MAX_ID,
     MSGPACK_SUBPROTOCOL,
     SUBPROTOCOLS,
     CloseCode,
@@ -31,14 +31,17 @@ from qmt_protocol.live import (
     Unsubscribe,
     Unsubscribed,
     Welcome,
+    check_bounds,
+    read_message,
 )
 from qmt_protocol.periods import parse_period
 
 from .answers import SOURCE_HEADER
 from .bridge import Bridge, source_name
 from .catch_up import CatchUp
-from .hub import Hub, Mark
+from .hub import Hub
 from .live_state import HEARTBEAT_S
+from .market import Mark
 from .realtime import key_of
 from .replays import Replays
 from .subscriber import Sink, Subscriber, Wants
@@ -49,8 +52,6 @@ __all__ = ["router"]
 
 VERSION: Final = 1
 _EVERYTHING: Final = "*"
-_from_json: Final = msgspec.json.Decoder(ToGateway).decode
-_from_msgpack: Final = msgspec.msgpack.Decoder(ToGateway).decode
 
 router = APIRouter()
 
@@ -72,7 +73,7 @@ async def live(ws: WebSocket) -> None:
     sink: Sink = ws.scope["extensions"][SINK]
     hub: Hub = ws.app.state.hub
     wire = MSGPACK if chosen == MSGPACK_SUBPROTOCOL else JSON
-    subscriber = Subscriber(sink, wire, hub.max_bytes)
+    subscriber = Subscriber(sink, wire, hub.max_bytes, hub.budget)
     if refusal is not None:
         denied = isinstance(refusal, AccessDenied)
         code = CloseCode.ACCESS_DENIED if denied else CloseCode.UNAVAILABLE
@@ -96,7 +97,10 @@ class _Session:
         self._subscriber = subscriber
         self._simulated = simulated
         self._replays = Replays(
-            subscriber, self._bridge.transport.stored(), self._settings.bridge_ws_replays
+            subscriber,
+            self._bridge.transport.stored(),
+            self._settings.bridge_ws_replays,
+            self._hub.budget,
         )
 
     async def serve(self) -> None:
@@ -115,13 +119,13 @@ class _Session:
         try:
             while not subscriber.closed:
                 message = await self._next_message()
-                await subscriber.sink.drain()  # who does not read may not ask for more
+                await subscriber.drain()  # who does not read may not ask for more
                 await self._follow(message)
             await _until_gone(self._ws)
         except WebSocketDisconnect:
             pass
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            subscriber.close(CloseCode.BAD_MESSAGE, f"{error}; see docs/live.md")
+        except InvalidRequest as error:
+            subscriber.close(CloseCode.BAD_MESSAGE, str(error))
             await _until_gone(self._ws)
         finally:
             self._hub.leave(subscriber)
@@ -132,11 +136,11 @@ class _Session:
         if told["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(told.get("code", 1005))
         text = told.get("text")
-        message: ToGateway = _from_msgpack(told["bytes"]) if text is None else _from_json(text)
-        return message
+        return read_message(told["bytes"] if text is None else text)
 
     async def _follow(self, message: ToGateway) -> None:
         try:
+            check_bounds(message)
             if isinstance(message, Subscribe):
                 await self._subscribe(message)
             elif isinstance(message, Unsubscribe):
@@ -149,7 +153,7 @@ class _Session:
             if isinstance(error, RedisUnavailable) or type(error) is Unavailable:
                 self._subscriber.close(CloseCode.UNAVAILABLE, str(error))
             else:
-                self._subscriber.tell(Failure(id=message.id, error=error.to_dict()))
+                self._subscriber.tell(Failure(id=message.id[:MAX_ID], error=error.to_dict()))
 
     async def _wants_of(self, message: Subscribe | Unsubscribe) -> Wants:
         """Return what a message names, sectors and ``*`` resolved.
@@ -164,18 +168,20 @@ class _Session:
         for sector in message.sectors:
             codes += await self._bridge.sector(sector)
         codes = parse_codes(codes) if codes else []
-        markets = set(message.markets)
-        for market in markets:
-            parse_codes(f"0.{market}")
+        markets = set(parse_markets(message.markets))
         if everything:
             markets.update(await self._bridge.published_markets())
         if not (codes or markets or everything):
-            raise InvalidRequest("Nothing is named.", hint='For example codes: ["600519.SH"].')
+            raise InvalidRequest(
+                "Nothing is named.", hint='For example codes: ["600519.SH"].', field="codes"
+            )
         if period == "tick":
             return Wants(set(codes), set(), markets, everything)
         if markets or everything:
             raise InvalidRequest(
-                f"Bars ({period}) of whole markets are not served.", hint="Name codes or sectors."
+                f"Bars ({period}) of whole markets are not served.",
+                hint="Name codes or sectors.",
+                field="markets",
             )
         return Wants(set(), {want(period, code) for code in codes})
 
@@ -184,14 +190,14 @@ class _Session:
         everything = len(codes) < len(message.codes)
         for sector in message.sectors:
             codes += await self._bridge.sector(sector)
-        markets = set(message.markets)
-        for market in markets:
-            parse_codes(f"0.{market}")
+        markets = set(parse_markets(message.markets))
         if everything:
             markets.update(await self._bridge.stored_markets())
         if bool(codes) == bool(markets or everything):
             raise InvalidRequest(
-                "Name codes and sectors, or markets.", hint='For example codes: ["600519.SH"].'
+                "Name codes and sectors, or markets.",
+                hint='For example codes: ["600519.SH"].',
+                field="codes",
             )
         self._replays.start(message, parse_codes(codes) if codes else None, sorted(markets))
 

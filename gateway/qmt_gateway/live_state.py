@@ -15,6 +15,7 @@ from qmt_protocol.live import CloseCode, HeartbeatNotice, Shutdown
 from .bridge import Bridge
 from .hub import Hub
 from .subscriber import Subscriber
+from .trim import Trimmer
 
 __all__ = ["HEARTBEAT_S", "LiveState"]
 
@@ -42,6 +43,7 @@ class LiveState:
         self._status = Status(0, ())
         self._status_at = 0.0
         self._looked_at = float("-inf")
+        self._trimmer = Trimmer(hub.budget)
         self._task = asyncio.create_task(self._run(), name="live state")
 
     async def _run(self) -> None:
@@ -55,13 +57,15 @@ class LiveState:
                 if subscriber.closed:
                     continue  # it may take a while until it has gone
                 if subscriber.stalled_s(now) >= self._stall_s:
-                    _log.warning("client stalled", waiting=subscriber.sink.waiting_bytes)
+                    _log.warning("client stalled", waiting=subscriber.held_bytes)
                     subscriber.close(
                         CloseCode.STALLED, f"Nothing was read for {self._stall_s:g} s."
                     )
                 elif now - subscriber.sent_at >= HEARTBEAT_S and not subscriber.is_behind:
                     subscriber.tell(self._heartbeat(subscriber, now))
                     subscriber.sent_at = now
+            self._hub.budget.relieve()
+            await self._trimmer.look()
             for name, away_s in self._hub.away_s(now).items():
                 if away_s >= _AWAY_S:
                     for subscriber in self._hub.readers_of(name):

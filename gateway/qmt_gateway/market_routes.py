@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from qmt_client.arguments import parse_names
 from qmt_protocol.codes import parse_code, parse_codes
 from qmt_protocol.errors import InstrumentNotFound, InvalidRequest, NotFound
 from qmt_protocol.jobs import Manifest
@@ -17,12 +17,14 @@ from qmt_protocol.tables import table_of
 from qmt_protocol.times import parse_end, parse_start, to_datetime
 
 from . import models
-from .answers import answer, meta_of
+from .answers import SOURCE_HEADER, answer, meta_of
 from .auth import require_key
-from .bridge import Bridge, absent_reasons, while_connected
-from .parameters import refuse_unknown
-from .records import records_by_code
+from .bridge import Bridge, absent_reasons, source_name, while_connected
+from .budget import Budget
+from .parameters import Count, Document, described_body, parse_document, refuse_unknown
+from .results import held_bytes, json_rows
 from .settings import GatewaySettings
+from .streaming import Held, streamed_or_whole
 
 __all__ = ["router"]
 
@@ -42,7 +44,13 @@ def _settings(request: Request) -> GatewaySettings:
     return settings
 
 
+def _budget(request: Request) -> Budget:
+    budget: Budget = request.app.state.budget
+    return budget
+
+
 BridgeOf = Annotated[Bridge, Depends(_bridge)]
+BudgetOf = Annotated[Budget, Depends(_budget)]
 SettingsOf = Annotated[GatewaySettings, Depends(_settings)]
 Stock = Annotated[str, Query(description="code", examples=["000001.SZ"])]
 Stocks = Annotated[
@@ -53,24 +61,51 @@ Stocks = Annotated[
 class Jobs:
     """Has jobs done for one request; a caller who hangs up cancels them."""
 
-    def __init__(self, request: Request, bridge: BridgeOf, settings: SettingsOf) -> None:
+    def __init__(
+        self, request: Request, bridge: BridgeOf, settings: SettingsOf, budget: BudgetOf
+    ) -> None:
         self._request = request
         self._bridge = bridge
         self._settings = settings
+        self._budget = budget
 
-    async def query(self, name: str, document: dict[str, Any]) -> tuple[Manifest, Any]:
+    async def query(self, name: str, document: dict[str, Any]) -> Manifest:
         """Run a query job; return what it left."""
-        return await self._run(name, document, self._settings.bridge_query_timeout_s)
+        return (await self._run(name, document, self._settings.bridge_query_timeout_s))[1]
 
-    async def download(self, document: dict[str, Any]) -> tuple[Manifest, Any]:
+    async def history(self, codes: list[str], query: HistoryQuery) -> tuple[str, Manifest]:
+        """Run a history job; return its id and what it left."""
+        document = {"codes": codes, **query.document}
+        return await self._run("history", document, self._settings.bridge_query_timeout_s)
+
+    async def download(self, document: dict[str, Any]) -> Manifest:
         """Run a download; return what it left."""
-        return await self._run("download", document, self._settings.bridge_download_timeout_s)
+        timeout_s = self._settings.bridge_download_timeout_s
+        return (await self._run("download", document, timeout_s))[1]
 
     async def _run(
         self, name: str, document: dict[str, Any], timeout_s: float
-    ) -> tuple[Manifest, Any]:
-        work = self._bridge.run(name, document, timeout_s)
+    ) -> tuple[str, Manifest]:
+        work = self._bridge.finish(name, document, timeout_s)
         return await while_connected(self._request, work)
+
+    async def rows(
+        self,
+        job_id: str,
+        manifest: Manifest,
+        head: dict[str, Any],
+        query: HistoryQuery,
+        codes: list[str] | None,
+    ) -> Response:
+        """Answer with a history job's rows, read and sent chunk by chunk."""
+        chunks = self._bridge.transport.chunks(job_id, manifest)
+        head |= {"period": query.period, "count": query.count}
+        return await streamed_or_whole(
+            json_rows(head, _meta(manifest), chunks, query.period, query.columns, codes),
+            Held(self._budget, held_bytes(manifest)),
+            headers={SOURCE_HEADER: source_name(_simulated(manifest))},
+            media_type="application/json",
+        )
 
 
 JobsOf = Annotated[Jobs, Depends()]
@@ -85,7 +120,7 @@ class HistoryQuery:
             str, Query(description="tick, 1m, 5m, 15m, 30m, 60m, 1h, 1d, 1w, 1mon, 1q, 1hy, 1y")
         ] = "1d",
         count: Annotated[
-            int | None,
+            Count,
             Query(
                 description="last so many rows of each code up to the end; -1: all of the range. "
                 f"Default {_DEFAULT_COUNT}, with `start` all",
@@ -119,12 +154,6 @@ class HistoryQuery:
                 hint="Give one of them.",
                 field="adjust",
             )
-        if count is not None and count < 1 and count != -1:
-            raise InvalidRequest(
-                f"count={count} is not a number of rows.",
-                hint="Give 1 or more, or -1 for all rows of the range.",
-                field="count",
-            )
         if count is None:
             count = -1 if start else _DEFAULT_COUNT
         self.count = count
@@ -145,12 +174,7 @@ class HistoryQuery:
     def _columns(self, fields: str | None) -> list[str] | None:
         if fields is None and self.period == "tick":
             return None
-        named = [name.strip() for name in (fields or _DEFAULT_FIELDS).split(",")]
-        return list(dict.fromkeys(name for name in named if name))
-
-    def records(self, table: Any) -> dict[str, list[dict[str, Any]]]:
-        """Return a table's records by code."""
-        return records_by_code(table, self.period, self.columns)
+        return parse_names(fields or _DEFAULT_FIELDS)
 
 
 @router.get(
@@ -164,17 +188,10 @@ async def history(
     stock: Stock, query: Annotated[HistoryQuery, Depends()], jobs: JobsOf
 ) -> Response:
     """Bars or ticks, oldest first, read by the worker from the terminal."""
-    code = parse_code(stock)
-    manifest, data = await _read_history([code], query, jobs)
+    code = parse_code(stock, "stock")
+    job_id, manifest = await jobs.history([code], query)
     _raise_absent(manifest, code)
-    document = {
-        "stock": code,
-        "period": query.period,
-        "count": query.count,
-        "data": data.get(code, []),
-        "meta": _meta(manifest),
-    }
-    return await _encoded(document, manifest)
+    return await jobs.rows(job_id, manifest, {"stock": code}, query, None)
 
 
 @router.get(
@@ -188,27 +205,9 @@ async def batch_history(
     stocks: Stocks, query: Annotated[HistoryQuery, Depends()], jobs: JobsOf
 ) -> Response:
     """As `/api/history`; codes without data are empty and named in `meta.absent`."""
-    codes = parse_codes(stocks)
-    manifest, data = await _read_history(codes, query, jobs)
-    document = {
-        "stocks": codes,
-        "period": query.period,
-        "count": query.count,
-        "data": {code: data.get(code, []) for code in codes},
-        "meta": _meta(manifest),
-    }
-    return await _encoded(document, manifest)
-
-
-async def _read_history(
-    codes: list[str], query: HistoryQuery, jobs: Jobs
-) -> tuple[Manifest, dict[str, list[dict[str, Any]]]]:
-    manifest, table = await jobs.query("history", {"codes": codes, **query.document})
-    return manifest, await asyncio.to_thread(query.records, table)
-
-
-async def _encoded(document: dict[str, Any], manifest: Manifest) -> Response:
-    return await asyncio.to_thread(answer, document, simulated=_simulated(manifest))
+    codes = parse_codes(stocks, "stocks")
+    job_id, manifest = await jobs.history(codes, query)
+    return await jobs.rows(job_id, manifest, {"stocks": codes}, query, codes)
 
 
 def _raise_absent(manifest: Manifest, code: str) -> None:
@@ -244,7 +243,7 @@ async def full_tick(stocks: Stocks, bridge: BridgeOf) -> Response:
 
     404 when nothing is stored of any of the codes; 503 when, besides, nobody publishes.
     """
-    codes = parse_codes(stocks)
+    codes = parse_codes(stocks, "stocks")
     ticks = await bridge.latest(codes)
     status = await bridge.status()
     producers = [one for one in status.processes if one.beat.role == "producer"]
@@ -278,7 +277,7 @@ async def sector_stocks(
     sector: Annotated[str, Query(description="name", examples=["沪深A股"])], jobs: JobsOf
 ) -> Response:
     """Constituents of a sector, as the terminal lists them."""
-    manifest, _ = await jobs.query("sector_stocks", {"sector": sector})
+    manifest = await jobs.query("sector_stocks", {"sector": sector})
     return answer(
         {"sector": sector, "stocks": manifest.document, "meta": _meta(manifest)},
         simulated=_simulated(manifest),
@@ -294,8 +293,8 @@ async def sector_stocks(
 )
 async def instrument_detail(stock: Stock, jobs: JobsOf) -> Response:
     """Name, dates, limits, price tick and more, under xtquant's own keys."""
-    code = parse_code(stock)
-    manifest, _ = await jobs.query("instrument_detail", {"codes": [code]})
+    code = parse_code(stock, "stock")
+    manifest = await jobs.query("instrument_detail", {"codes": [code]})
     detail = (manifest.document or {}).get(code)
     if detail is None:
         raise InstrumentNotFound(
@@ -312,21 +311,23 @@ async def instrument_detail(stock: Stock, jobs: JobsOf) -> Response:
     tags=["history"],
     summary="Fetch history into the terminal's cache",
     response_model=models.Download,
-    responses=models.problems(404, 502, 503, 504),
+    responses=models.problems(404, 415, 502, 503, 504),
+    openapi_extra=described_body(models.DownloadBody.model_json_schema()),
 )
-async def download(body: models.DownloadBody, jobs: JobsOf) -> Response:
+async def download(told: Document, jobs: JobsOf) -> Response:
     """Answer when the download has ended and its range was read back.
 
     A long one is better submitted as `POST /api/v1/jobs/download`, which can be watched.
     """
-    code = parse_code(body.stock)
+    body = parse_document(models.DownloadBody, told)
+    code = parse_code(body.stock, "stock")
     document = {
         "codes": [code],
         "period": body.period,
         "start_ms": parse_start(body.start),
         "end_ms": parse_end(body.end),
     }
-    manifest, _ = await jobs.download(document)
+    manifest = await jobs.download(document)
     _raise_absent(manifest, code)
     return answer(
         {"status": "ok", "stock": code, "period": body.period, "meta": _meta(manifest)},

@@ -111,6 +111,8 @@ class InstrumentDetail(BaseModel):
 class DownloadBody(BaseModel):
     """History to be fetched into the terminal's cache."""
 
+    model_config = ConfigDict(extra="forbid")
+
     stock: str = Field(examples=["000001.SZ"])
     period: str = Field("1d", examples=["1d"])
     start: str = Field("", description="first day or moment; empty: as far back as there is")
@@ -242,6 +244,7 @@ _MEANINGS: Final[dict[int, str]] = {
     404: "No such code, sector or job.",
     409: "The history is not in the terminal's cache and was not downloaded.",
     410: "The streams no longer reach back so far, and there is no archive.",
+    415: "The body is not JSON in UTF-8.",
     422: "A parameter is wrong; nothing was done.",
     500: "The gateway failed; its log says why.",
     501: "The terminal lacks this function.",

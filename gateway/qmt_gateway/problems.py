@@ -14,6 +14,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qmt_protocol.errors import AccessDenied, InvalidRequest, NotFound, QMTError, Unavailable
+from qmt_protocol.texts import shown
+
+from .counts import PROBLEMS
 
 __all__ = ["PROBLEM_TYPE", "UnexpectedErrors", "handle_errors", "problem"]
 
@@ -36,6 +39,7 @@ def problem(error: QMTError) -> Response:
 def _response(
     slug: str, title: str, status: int, facts: dict[str, Any], headers: dict[str, str]
 ) -> Response:
+    PROBLEMS[slug] += 1
     document = {
         "type": f"urn:qmt:{slug}",
         "title": title,
@@ -68,7 +72,8 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return problem(NotFound(f"There is no path {request.url.path}.", hint="See /docs."))
+            path = shown(request.url.path)
+            return problem(NotFound(f"There is no path {path}.", hint="See /docs."))
         facts = {"error": "http", "message": error.detail, "hint": "See /docs.", "data": {}}
         return _response("http", error.detail, error.status_code, facts, dict(error.headers or {}))
 

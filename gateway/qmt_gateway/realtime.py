@@ -10,7 +10,8 @@ from fastapi import APIRouter
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from qmt_protocol.codes import parse_codes
+from qmt_protocol.codes import parse_codes, parse_markets
+from qmt_protocol.documents import parse_json
 from qmt_protocol.errors import InvalidRequest, QMTError
 from qmt_protocol.keys import want
 from qmt_protocol.live import CloseCode, Subscribed
@@ -42,7 +43,7 @@ class _Realtime(msgspec.Struct):
 
     def wants(self, before: Wants) -> Wants:
         """Return what the client gets from now on."""
-        codes = parse_codes(self.stocks)
+        codes = parse_codes(self.stocks, "stocks")
         period = parse_period(self.period)
         wants = Wants(set(before.codes), set(before.bars)) if self.add else Wants()
         if period == "tick":
@@ -58,10 +59,8 @@ class _Quote(msgspec.Struct):
 
     def wants(self, before: Wants) -> Wants:
         """Return what the client gets from now on: whole markets, or codes."""
-        markets = {one for one in self.codes if "." not in one}
+        markets = set(parse_markets([one for one in self.codes if "." not in one], "codes"))
         codes = [one for one in self.codes if "." in one]
-        for market in markets:
-            parse_codes(f"0.{market}")
         return Wants(set(parse_codes(codes)) if codes or not markets else set(), set(), markets)
 
 
@@ -88,7 +87,7 @@ async def _serve(ws: WebSocket, kind: type[_Realtime | _Quote], wire: Wire, shap
     await ws.accept(headers=[(SOURCE_HEADER.lower().encode(), source.encode())])
     hub: Hub = ws.app.state.hub
     sink: Sink = ws.scope["extensions"][SINK]
-    subscriber = hub.open(Subscriber(sink, wire, hub.max_bytes))
+    subscriber = hub.open(Subscriber(sink, wire, hub.max_bytes, hub.budget))
     subscriber.conflate = wire is QUOTE
     await _Client(ws, hub, subscriber, kind, shape).serve()
 
@@ -133,7 +132,7 @@ class _Client:
             while True:
                 message = await self._ws.receive()
                 if not subscriber.closed:
-                    await subscriber.sink.drain()  # who does not read may not ask for more
+                    await subscriber.drain()  # who does not read may not ask for more
                 await self._follow(message)
         except WebSocketDisconnect:
             pass
@@ -147,15 +146,23 @@ class _Client:
         if subscriber.closed:
             return
         try:
-            text = message.get("text") or message["bytes"]
-            wish: _Realtime | _Quote = msgspec.json.decode(text, type=self._kind)
+            text = message.get("text")
+            wish = self._read(message["bytes"] if text is None else text)
             await self._subscribe(wish)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            subscriber.close(CloseCode.BAD_MESSAGE, f"{error}; expected {self._shape}")
         except InvalidRequest as error:
             subscriber.close(CloseCode.BAD_MESSAGE, str(error))
         except QMTError as error:
             subscriber.close(CloseCode.UNAVAILABLE, error.message)
+
+    def _read(self, data: str | bytes) -> _Realtime | _Quote:
+        try:
+            wish: _Realtime | _Quote = msgspec.convert(parse_json(data, "message"), self._kind)
+        except (msgspec.ValidationError, InvalidRequest) as error:
+            reason = error.message if isinstance(error, InvalidRequest) else str(error)
+            raise InvalidRequest(
+                f"{reason.rstrip('.')}; expected {self._shape}", field="message"
+            ) from None
+        return wish
 
     async def _subscribe(self, wish: _Realtime | _Quote) -> None:
         hub, subscriber = self._hub, self._subscriber

@@ -13,7 +13,7 @@ import pyarrow as pa
 from qmt_client.replay import AsyncReplay
 from qmt_client.stored_source import RedisStored, StoredWish
 from qmt_protocol.columns import rows_from, ticks_from
-from qmt_protocol.errors import Gap, InvalidRequest, NotFound, QMTError
+from qmt_protocol.errors import Gap, InvalidRequest, NotFound, Overloaded, QMTError
 from qmt_protocol.live import (
     Failure,
     GapNotice,
@@ -28,8 +28,11 @@ from qmt_protocol.live import (
     ReplayState,
     ReplayStep,
 )
+from qmt_protocol.texts import shown
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, to_datetime
 
+from .budget import Budget
+from .streaming import READING_BYTES, Held
 from .subscriber import Subscriber
 from .wires import MSGPACK
 
@@ -48,10 +51,13 @@ class Replays:
         How many it may have at a time.
     """
 
-    def __init__(self, subscriber: Subscriber, source: RedisStored, limit: int) -> None:
+    def __init__(
+        self, subscriber: Subscriber, source: RedisStored, limit: int, budget: Budget
+    ) -> None:
         self._subscriber = subscriber
         self._source = source
         self._limit = limit
+        self._budget = budget
         self._running: dict[str, _Running] = {}
 
     def start(self, message: Replay, codes: list[str] | None, markets: list[str]) -> None:
@@ -61,10 +67,12 @@ class Replays:
         ------
         InvalidRequest
             When the message is wrong, or the client has too many.
+        Overloaded
+            When there is no memory for it.
         """
         if not message.id or message.id in self._running:
             raise InvalidRequest(
-                f"{message.id!r} cannot name a replay.",
+                f"{shown(message.id)} cannot name a replay.",
                 hint="Give it an id that none of this connection's replays has.",
                 field="id",
             )
@@ -85,7 +93,8 @@ class Replays:
             start_ms=message.start_ms,
             end_ms=end_ms,
         )
-        started = _Running(self._subscriber, self._source, message, wish)
+        held = Held(self._budget, READING_BYTES)
+        started = _Running(self._subscriber, self._source, message, wish, held)
         self._running[message.id] = started
         started.begin(lambda: self._running.pop(message.id))
 
@@ -101,7 +110,7 @@ class Replays:
         running = self._running.get(message.id)
         if running is None:
             raise NotFound(
-                f"There is no replay {message.id!r}.", hint="It has ended, or never began."
+                f"There is no replay {shown(message.id)}.", hint="It has ended, or never began."
             )
         if isinstance(message, (ReplayPause, ReplayResume, ReplaySeek, ReplaySpeed, ReplayStep)):
             running.steer(message)
@@ -118,8 +127,16 @@ class _Running:
     """One replay."""
 
     def __init__(
-        self, subscriber: Subscriber, source: RedisStored, message: Replay, wish: StoredWish
+        self,
+        subscriber: Subscriber,
+        source: RedisStored,
+        message: Replay,
+        wish: StoredWish,
+        held: Held,
     ) -> None:
+        self._held = held
+        held.on_cut = self._cut_off
+        self._cut: Overloaded | None = None
         self._subscriber = subscriber
         self._source = source
         self._id = message.id
@@ -191,20 +208,29 @@ class _Running:
             reason = "end"
         except asyncio.CancelledError:
             reason = "stopped"
+            if self._cut is not None:
+                reason = "failed"
+                self._subscriber.tell(Failure(id=self._id, error=self._cut.to_dict()))
         except QMTError as error:
             self._subscriber.tell(Failure(id=self._id, error=error.to_dict()))
         finally:
+            self._held.let_go()
             on_end()
             await self._replay.aclose()
             if not self._subscriber.closed:
                 self._subscriber.tell(ReplayEnded(id=self._id, reason=reason, ticks=self._ticks))
+
+    def _cut_off(self, reason: str) -> None:
+        self._cut = Overloaded(reason, hint="Begin it again where it ended.")
+        if self._task is not None:
+            self._task.cancel()
 
     async def _send_all(self) -> None:
         batches = self._replay.batches()
         while True:
             # Waited for before and not behind: what is due is sent in the same breath, so that
             # nothing of it follows an answer to a pause or a seek.
-            await self._subscriber.sink.drain()
+            await self._subscriber.drain()
             batch = await anext(batches, None)
             if batch is None:
                 return
@@ -219,7 +245,9 @@ class _Running:
             ticks = [(tick.code, tick.id, int(tick.flags), tick) for tick in ticks_from(batch)]
         self._ticks += len(ticks)
         self._at_ms = int(batch.column("id_ms")[-1].as_py())
-        self._subscriber.tell(Live(kind="replay", position={}, replay=self._id, ticks=ticks))
+        live = Live(kind="replay", position={}, replay=self._id, ticks=ticks)
+        self._subscriber.tell(live, paced=True)
+        self._held.taken()
         if self._to_step:
             self._to_step = max(0, self._to_step - len(ticks))
             if not self._to_step:

@@ -55,6 +55,11 @@ class GatewaySettings(RedisSettings):
         "", repr=False, description="folder or URL (s3://...) of the archive; empty: streams only"
     )
     exit_with_stdin: bool = Field(False, description="end when standard input is closed")
+    bridge_memory_bytes: int = Field(
+        400_000_000,
+        ge=1_000_000,
+        description="bytes that wait for all callers together who have not read them yet",
+    )
 
     @property
     def api_keys(self) -> ApiKeys:

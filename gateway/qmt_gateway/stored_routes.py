@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Final
@@ -11,11 +11,11 @@ import msgspec
 import pyarrow as pa
 import structlog
 from fastapi import APIRouter, Depends, Query
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
+from qmt_client.arguments import parse_names
 from qmt_client.stored_source import StoredWish, finished
-from qmt_protocol.codes import parse_codes
+from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.periods import parse_period
 from qmt_protocol.times import parse_end, parse_start
@@ -24,14 +24,16 @@ from . import models
 from .answers import SOURCE_HEADER, answer, meta_of
 from .auth import require_key
 from .bridge import Bridge, source_name
-from .market_routes import BridgeOf
+from .budget import Budget
+from .market_routes import BridgeOf, BudgetOf
 from .parameters import refuse_unknown
 from .stored_formats import MEDIA, Format, Maker, maker_of
+from .streaming import READING_BYTES, Held, Streamed
 
-__all__ = ["StreamedRows", "router"]
+__all__ = ["router"]
 
 _EVERYTHING: Final = "*"
-_ROWS_AT_ONCE: Final = 8_192
+_ROWS_AT_ONCE: Final[dict[Format, int]] = {"json": 1_024, "arrow": 8_192, "parquet": 8_192}
 _log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
@@ -59,13 +61,13 @@ class StoredQuery:
         ] = "json",
     ) -> None:
         self.format = format
-        self._markets = _parts(markets)
-        for market in self._markets:
-            parse_codes(f"0.{market}")
+        self._markets = parse_markets(markets)
         self._everything = codes.strip() == _EVERYTHING
         self._codes = parse_codes(codes) if codes and not self._everything else None
         if bool(codes) == bool(self._markets):
-            raise InvalidRequest("Name codes or markets.", hint="codes=* is everything.")
+            raise InvalidRequest(
+                "Name codes or markets.", hint="codes=* is everything.", field="codes"
+            )
         self._start_ms, self._end_ms = parse_start(start), parse_end(end)
         if None not in (self._start_ms, self._end_ms) and self._start_ms > self._end_ms:  # type: ignore[operator]
             raise InvalidRequest(
@@ -73,10 +75,12 @@ class StoredQuery:
                 hint="Exchange them.",
                 field="end",
             )
-        self._fields = _parts(fields) or None
+        self._fields = parse_names(fields)
         if self._fields is not None and format == "json":
             raise InvalidRequest(
-                "JSON always has all fields.", hint="Leave fields out, or ask for format=arrow."
+                "JSON always has all fields.",
+                hint="Leave fields out, or ask for format=arrow.",
+                field="fields",
             )
 
     async def wish(self, bridge: Bridge, period: str) -> StoredWish:
@@ -101,15 +105,13 @@ class StoredQuery:
         unknown = [name for name in self._fields or () if name not in names]
         if unknown:
             raise InvalidRequest(
-                f"There is no column {unknown[0]}.", hint=f"Choose of {', '.join(names)}."
+                f"There is no column {unknown[0]}.",
+                hint=f"Choose of {', '.join(names)}.",
+                field="fields",
             )
         if self._fields is None:
             return wish
         return replace(wish, columns=tuple(self._fields))
-
-
-def _parts(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 QueryOf = Annotated[StoredQuery, Depends()]
@@ -133,9 +135,9 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     response_model=models.Stored,
     responses=_ANSWERS,
 )
-async def stored_ticks(query: QueryOf, bridge: BridgeOf) -> Response:
+async def stored_ticks(query: QueryOf, bridge: BridgeOf, budget: BudgetOf) -> Response:
     """From archive and streams as one; no terminal is asked."""
-    return await _streamed(bridge, await query.wish(bridge, "tick"), query.format)
+    return await _streamed(bridge, budget, await query.wish(bridge, "tick"), query.format)
 
 
 @router.get(
@@ -148,62 +150,49 @@ async def stored_ticks(query: QueryOf, bridge: BridgeOf) -> Response:
 async def stored_bars(
     query: QueryOf,
     bridge: BridgeOf,
+    budget: BudgetOf,
     period: Annotated[str, Query(description="1m, 5m, 15m, 30m, 1h, 1d ...")] = "1m",
 ) -> Response:
     """A bar is collected while somebody wants it live; others come by `/api/history`."""
     wish = await query.wish(bridge, parse_period(period, bars_only=True))
-    return await _streamed(bridge, wish, query.format)
+    return await _streamed(bridge, budget, wish, query.format)
 
 
-async def _streamed(bridge: Bridge, wish: StoredWish, form: Format) -> Response:
+async def _streamed(bridge: Bridge, budget: Budget, wish: StoredWish, form: Format) -> Response:
     simulated = await bridge.simulated()
+    held = Held(budget, READING_BYTES)
     batches = bridge.transport.stored().batches(wish, _unreadable)
     try:
         # What cannot be read from the start is an error answer, and not one that breaks off.
         first = await anext(batches, None)
     except BaseException:
+        held.let_go()
         await batches.aclose()
         raise
     maker = maker_of(form, wish.schema, meta_of(simulated))
-    return StreamedRows(
-        _body(first, batches, maker),
+    return Streamed(
+        _body(first, batches, maker, _ROWS_AT_ONCE[form]),
+        held,
         media_type=MEDIA[form],
         headers={SOURCE_HEADER: source_name(simulated)},
     )
 
 
-class StreamedRows(StreamingResponse):
-    """A streamed answer whose reading ends with it, also when the caller goes."""
-
-    def __init__(self, body: AsyncGenerator[bytes, None], **more: Any) -> None:
-        super().__init__(body, **more)
-        self._body = body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._body.aclose()
-
-
 async def _body(
-    first: pa.RecordBatch | None, batches: AsyncGenerator[pa.RecordBatch, None], maker: Maker
+    first: pa.RecordBatch | None,
+    batches: AsyncGenerator[pa.RecordBatch, None],
+    maker: Maker,
+    rows: int,
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(batches):
         yield maker.begin()
-        if first is not None:
-            for part in _parts_of(first):
-                yield await finished(maker.add, part)
-            async for batch in batches:
-                for part in _parts_of(batch):
-                    yield await finished(maker.add, part)
+        batch, first = first, None
+        while batch is not None:
+            for at in range(0, len(batch), rows):
+                yield await finished(maker.add, batch.slice(at, rows))
+            batch = None  # not held while the next one is read
+            batch = await anext(batches, None)
         yield maker.end()
-
-
-def _parts_of(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    for at in range(0, len(batch), _ROWS_AT_ONCE):
-        yield batch.slice(at, _ROWS_AT_ONCE)
 
 
 def _unreadable(gap: Gap) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from qmt_protocol.live import CloseCode, FromGateway, Skipped
+from qmt_protocol.live import CloseCode, FromGateway
 
+from .conflation import Conflation
+from .counts import CLOSED
+from .outbox import Outbox
 from .wires import Row, Wire
 
 if TYPE_CHECKING:
-    from .hub import Group
+    from .budget import Budget
+    from .group import Group
 
-__all__ = ["Frame", "Sink", "Subscriber", "Wants"]
+__all__ = ["Frame", "Part", "Sink", "Subscriber", "Wants"]
 
 _ROWS_PER_FRAME: Final = 1_000
 _REASON_BYTES: Final = 120
+_MESSAGES_BYTES: Final = 1_000_000
+"""What may wait beyond a client's bound: what cannot be conflated."""
+_LATER_BYTES: Final = 64
+"""What a row takes whose frame is not made yet: rows are shared."""
 
 
 class Sink(Protocol):
@@ -32,8 +39,12 @@ class Sink(Protocol):
     def waiting_bytes(self) -> int:
         """Bytes that it has not taken yet."""
 
-    def push(self, frame: bytes) -> None:
-        """Send one complete frame."""
+    @property
+    def incoming_bytes(self) -> int:
+        """Bytes that came from it and that nobody has looked at."""
+
+    def push(self, frame: bytes | memoryview) -> None:
+        """Send a frame, or the next whole fragments of one."""
 
     def on_drained(self, call: Callable[[], None]) -> None:
         """Have a function called whenever little is left waiting."""
@@ -47,6 +58,21 @@ class Sink(Protocol):
 
     def abandon(self, code: int, reason: str) -> None:
         """Close without waiting for room to write."""
+
+
+Part = tuple[dict[str, tuple[str, str]], Sequence[Row]]
+"""Rows, and the position of who has taken them."""
+
+
+def _frames(wire: Wire, kind: str, parts: Iterable[Part]) -> Iterator[bytes]:
+    least = 1 if kind == "snapshot" else 0
+    for marks, rows in parts:
+        for start in range(0, max(least, len(rows)), _ROWS_PER_FRAME):
+            last = start + _ROWS_PER_FRAME >= len(rows)
+            some = rows[start : start + _ROWS_PER_FRAME]
+            data = wire.live(kind, marks if last else {}, some)
+            if data:
+                yield data
 
 
 class Frame(NamedTuple):
@@ -110,11 +136,11 @@ class Wants:
 class Subscriber:
     """One client of the hub.
 
-    Up to `max_bytes` wait in its connection. Beyond that it is conflated: of each code only the
-    newest row is kept, and it is told what was left out as soon as it reads on.
+    Up to `max_bytes` wait for it. Beyond that it is conflated: of each code only the newest row is
+    kept, and it is told what was left out as soon as it reads on.
     """
 
-    def __init__(self, sink: Sink, wire: Wire, max_bytes: int) -> None:
+    def __init__(self, sink: Sink, wire: Wire, max_bytes: int, budget: Budget) -> None:
         self.sink = sink
         self.wire = wire
         self.wants = Wants()
@@ -123,98 +149,153 @@ class Subscriber:
         self.sent_at = time.monotonic()
         self.closed = False
         self._max_bytes = max_bytes
-        self._kept: dict[str, Row] = {}
-        self._marks: dict[str, tuple[str, str]] = {}
-        self._skipped: Counter[str] = Counter()
-        self._from_ms = self._to_ms = 0
-        self._pushed_bytes = 0
+        self._outbox = Outbox(sink, budget)
+        self._behind: dict[Group, Conflation] = {}
+        self._kept: Conflation | None = None
+        """What was kept for it in groups that it has left since."""
         self._taken_bytes = 0
-        self._taken_at = time.monotonic()
+        self.taken_at = time.monotonic()
         sink.on_drained(self._drained)
 
     @property
     def is_behind(self) -> bool:
-        """Whether rows wait that did not fit into its connection."""
-        return bool(self._kept)
+        """Whether rows wait that did not fit into its bound."""
+        return bool(self._behind) or self._kept is not None
 
-    def push(self, frame: Frame) -> None:
-        """Send a frame; keep the latest rows of it where too much waits."""
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that wait for it."""
+        kept_bytes = sum(one.size_bytes for one in self._conflations())
+        return self._outbox.waiting_bytes + kept_bytes + self.sink.incoming_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """What of that is held for it alone."""
+        kept_bytes = 0 if self._kept is None else self._kept.size_bytes
+        return self._outbox.own_bytes + kept_bytes + self.sink.incoming_bytes
+
+    def _conflations(self) -> list[Conflation]:
+        kept = [] if self._kept is None else [self._kept]
+        return [*kept, *self._behind.values()]
+
+    def push(self, frame: Frame) -> bool:
+        """Send a frame; ``False``: too much waits, its rows are to be kept."""
+        if self.closed:
+            return True
         # Only behind a connection that has stopped taking: it alone tells when it goes on.
-        full = self.sink.paused and self.sink.waiting_bytes + len(frame.data) > self._max_bytes
-        if self._kept or full:
-            self._keep(frame)
-        elif frame.data:
+        if self.is_behind or (not self._outbox.is_empty and self._has_no_room(len(frame.data))):
+            return False
+        if frame.data:
             self._send(frame.data)
+        return True
 
-    def tell(self, message: FromGateway) -> None:
-        """Send another message, whatever waits."""
+    def _has_no_room(self, size_bytes: int) -> bool:
+        return self._outbox.waiting_bytes + size_bytes > self._max_bytes
+
+    def fall_behind(self, group: Group, kept: Conflation) -> None:
+        """Get from now on what is kept for a group, until it has taken what waits."""
+        self._behind[group] = kept
+        kept.users += 1
+
+    def keeps_of(self, group: Group) -> bool:
+        """Whether rows of a group are kept for it."""
+        return group in self._behind
+
+    def leave_groups(self) -> None:
+        """Take what was kept for it out of its groups, which it leaves."""
+        for group, kept in self._behind.items():
+            self._kept = self._kept or Conflation()
+            self._kept.take_over(kept)
+            group.let_go(kept)
+        self._behind.clear()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop kept rows that are no longer wanted; its groups were left before."""
+        if self._kept is not None:
+            self._kept.forget(keys)
+
+    def tell(self, message: FromGateway, *, paced: bool = False) -> None:
+        """Send another message, whatever waits.
+
+        Messages cannot be conflated: who leaves too many of them unread is cut off, and comes back
+        with the position that it had before them.
+
+        Parameters
+        ----------
+        paced
+            Whether the sender waits with `drain` before each.
+        """
         data = self.wire.message(message)
-        if data:
+        if not data or self.closed:
+            return
+        if self._outbox.is_empty or paced or not self._has_no_room(len(data) - _MESSAGES_BYTES):
             self._send(data)
+        else:
+            self.cut(f"{self._outbox.waiting_bytes} bytes were not read.")
 
     def send_rows(self, kind: str, marks: dict[str, tuple[str, str]], rows: Sequence[Row]) -> None:
-        """Send rows to this client alone; the last frame has the position.
+        """Send rows to this client alone, made as it takes them; the last frame has the position.
 
         A snapshot without rows is one empty frame.
         """
-        least = 1 if kind == "snapshot" else 0
-        for start in range(0, max(least, len(rows)), _ROWS_PER_FRAME):
-            some = rows[start : start + _ROWS_PER_FRAME]
-            last = start + _ROWS_PER_FRAME >= len(rows)
-            data = self.wire.live(kind, marks if last else {}, some)
-            if data:
-                self._send(data)
+        self.send_parts(kind, ((marks, rows),), len(rows))
+
+    def send_parts(self, kind: str, parts: Iterable[Part], count: int) -> None:
+        """Do as `send_rows` for each part; ``count``: how many rows they have in all."""
+        if not self.closed:
+            self.sent_at = time.monotonic()
+            self._outbox.put_later(_frames(self.wire, kind, parts), _LATER_BYTES * count)
 
     def _send(self, data: bytes) -> None:
-        self._pushed_bytes += len(data)
         self.sent_at = time.monotonic()
-        self.sink.push(data)
+        self._outbox.put(data)
 
-    def _keep(self, frame: Frame) -> None:
-        kept = self._kept
-        for row in frame.rows:
-            before = kept.pop(row.key, None)  # the order is that of the latest
-            if before is not None:
-                self._skipped[row.key] += 1
-                self._from_ms = min(self._from_ms or before.at_ms, before.at_ms)
-                self._to_ms = max(self._to_ms, before.at_ms)
-            kept[row.key] = row
-        self._marks.update(frame.marks)
-
-    def forget(self, keys: Iterable[str]) -> None:
-        """Drop kept rows that are no longer wanted."""
-        for key in keys:
-            self._kept.pop(key, None)
+    async def drain(self) -> None:
+        """Wait until most of what was sent has been taken, or the client is gone."""
+        await self._outbox.drain()
 
     def _drained(self) -> None:
-        """Send what was kept, and first what was left out."""
-        if not self._kept or self.closed:
+        """Send what waits; then what was kept, and before it what was left out."""
+        if self.closed:
             return
-        kept, self._kept = self._kept, {}
-        marks, self._marks = self._marks, {}
-        skipped, self._skipped = self._skipped, Counter()
-        if skipped:
-            self.tell(
-                Skipped(
-                    ticks=skipped.total(),
-                    codes=dict(skipped),
-                    from_ms=self._from_ms,
-                    to_ms=self._to_ms,
-                )
-            )
-        self._from_ms = self._to_ms = 0
-        self.send_rows("live", marks, list(kept.values()))
+        self._outbox.flow()
+        if self.is_behind and self._outbox.is_empty:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self.leave_groups()
+        kept, self._kept = self._kept, None
+        assert kept is not None
+        skipped = kept.skipped()
+        if skipped is not None:
+            self.tell(skipped)
+        self.send_rows("live", kept.marks, list(kept.rows.values()))
 
     def stalled_s(self, now: float) -> float:
         """Return for how long the client has taken nothing of what waits for it."""
-        waiting = self.sink.waiting_bytes
-        taken = self._pushed_bytes - waiting
-        if not waiting or taken > self._taken_bytes:
-            self._taken_bytes, self._taken_at = taken, now
-        return now - self._taken_at
+        taken = self._outbox.given_bytes - self.sink.waiting_bytes
+        if not self._outbox.waiting_bytes or taken > self._taken_bytes:
+            self._taken_bytes, self.taken_at = taken, now
+        return now - self.taken_at
+
+    def cut(self, reason: str) -> None:
+        """End the connection because too much waits for it."""
+        self.close(CloseCode.OVERLOADED, reason)
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """End the connection, behind what was sent to it."""
+        """End the connection; what it was not given yet is forgotten."""
+        if self.closed:
+            return
         self.closed = True
+        self.let_go()
         number = self.wire.close_codes.get(int(code), int(code))
+        CLOSED[number] += 1
         self.sink.abandon(number, reason.encode()[:_REASON_BYTES].decode(errors="ignore"))
+
+    def let_go(self) -> None:
+        """Forget all that waits."""
+        self._outbox.clear()
+        for group, kept in self._behind.items():
+            group.let_go(kept)
+        self._behind.clear()
+        self._kept = None

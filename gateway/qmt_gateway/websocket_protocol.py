@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from .incoming import Incoming
 
 __all__ = ["SINK", "WebSocketProtocol"]
 
@@ -15,7 +15,7 @@ SINK: Final = "qmt.sink"
 _GRACE_S: Final = 5.0
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(Incoming):
     """Sends whole frames as they are, without waiting, and closes without waiting.
 
     Closing by ASGI waits until the client has read what was sent; a stalled one would stay for
@@ -31,8 +31,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         extensions[SINK] = self
         await super().run_asgi()
 
-    def push(self, frame: bytes) -> None:
-        """Send one complete frame."""
+    def push(self, frame: bytes | memoryview) -> None:
+        """Send a frame, or the next whole fragments of one."""
         if not self.gone:
             self.transport.write(frame)
 

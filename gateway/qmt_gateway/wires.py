@@ -17,6 +17,7 @@ from qmt_protocol.live import CloseCode, FromGateway, GapNotice, Live, Skipped, 
 from qmt_protocol.ticks import TickFlag, decode_tick
 
 __all__ = [
+    "FRAGMENT_BYTES",
     "JSON",
     "MSGPACK",
     "QUOTE",
@@ -28,8 +29,12 @@ __all__ = [
     "rows_of",
 ]
 
-_TEXT: Final = 0x81
-_BINARY: Final = 0x82
+FRAGMENT_BYTES: Final = 65_536
+"""Size of all fragments of a long message but the last."""
+_FRAGMENT: Final = FRAGMENT_BYTES - 4
+_END: Final = 0x80
+_MORE, _TEXT, _BINARY = 0x0, 0x1, 0x2
+"""Opcodes."""
 _LATE: Final = int(TickFlag.LATE)
 _json: Final = msgspec.json.Encoder().encode
 _pack: Final = msgspec.msgpack.Encoder().encode
@@ -127,15 +132,23 @@ def rows_of(ticks: Sequence[TickRow], bars: Sequence[BarRow] = ()) -> list[Row]:
     return made
 
 
-def _framed(first: int, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        head = struct.pack("!BB", first, size)
-    elif size < 65_536:
-        head = struct.pack("!BBH", first, 126, size)
-    else:
-        head = struct.pack("!BBQ", first, 127, size)
-    return head + payload
+def _framed(opcode: int, payload: bytes) -> bytes:
+    """Return a message as one frame, or as fragments of `FRAGMENT_BYTES`, the last one shorter.
+
+    Between fragments a connection may stop: a ping or a close may stand there.
+    """
+    if len(payload) <= _FRAGMENT:
+        return _head(opcode | _END, len(payload)) + payload
+    parts: list[bytes] = []
+    for start in range(0, len(payload), _FRAGMENT):
+        part = payload[start : start + _FRAGMENT]
+        end = _END if start + _FRAGMENT >= len(payload) else 0
+        parts += (_head((opcode if not start else _MORE) | end, len(part)), part)
+    return b"".join(parts)
+
+
+def _head(first: int, size: int) -> bytes:
+    return struct.pack("!BB", first, size) if size < 126 else struct.pack("!BBH", first, 126, size)
 
 
 class Wire(Protocol):
@@ -205,6 +218,7 @@ class _Realtime:
     format = "realtime"
     close_codes: Mapping[int, int] = {
         CloseCode.UNAVAILABLE: 1013,
+        CloseCode.OVERLOADED: 1013,
         CloseCode.GOING_AWAY: 1012,
     }
 

@@ -7,16 +7,33 @@ from collections.abc import Iterable
 from typing import Final
 
 from .errors import InvalidCode, InvalidRequest
-from .messages import MOST_SHOWN, shown
+from .texts import shown
 
-__all__ = ["AssetClass", "asset_class", "lot_size", "market_of", "parse_code", "parse_codes"]
+__all__ = [
+    "AssetClass",
+    "asset_class",
+    "lot_size",
+    "market_of",
+    "parse_code",
+    "parse_codes",
+    "parse_market",
+    "parse_markets",
+    "parts_of",
+]
 
-# The symbol is kept free of what would break a key name, a URL list or a glob.
-_CODE: Final = re.compile(r"[^\s{}:,*?\[\]\\/]{1,24}\.[A-Z][A-Z0-9]{0,7}", re.ASCII)
-_BARE_A_SHARE: Final = re.compile(r"(?:(?P<p>[A-Za-z]{2})\.?)?(?P<n>\d{6})(?:\.(?P<s>[A-Za-z]+))?")
+# Printable ASCII, as exchanges give codes (a full-width digit would name another stream than the
+# one it looks like), without what would break a key's name, a want, a URL's list or a glob:
+# { } : , * ? [ ] \ / |
+_CODE: Final = re.compile(r"[!-)+\-.0-9;->@-Z^-z~]{1,24}\.[A-Z][A-Z0-9]{0,7}")
+_MARKET: Final = re.compile(r"[A-Z][A-Z0-9]{0,7}")
+_BARE_A_SHARE: Final = re.compile(
+    r"(?:(?P<p>[A-Za-z]{2})\.?)?(?P<n>\d{6})(?:\.(?P<s>[A-Za-z]+))?", re.ASCII
+)
 
 MAX_CODES: Final = 10_000
 """Most codes in one request."""
+MAX_MARKETS: Final = 32
+"""Most markets in one request."""
 
 AssetClass = str
 """``stock``, ``etf``, ``convertible_bond``, ``index``, ``future``, ``option`` or ``other``."""
@@ -45,8 +62,13 @@ _LOTS: Final[dict[AssetClass, int]] = {
 }
 
 
-def parse_code(code: object) -> str:
+def parse_code(code: object, field: str = "code") -> str:
     """Check one code and return it unchanged.
+
+    Parameters
+    ----------
+    field
+        What it is called where it comes from.
 
     Raises
     ------
@@ -55,10 +77,12 @@ def parse_code(code: object) -> str:
     """
     if isinstance(code, str) and _CODE.fullmatch(code):
         return code
+    likely = _likely(code)
     raise InvalidCode(
         f"{shown(code)} is not a code: expected <symbol>.<MARKET>.",
-        hint=f"Did you mean {_likely(code)}?" if _likely(code) else "For example 600519.SH.",
-        code=str(code)[:MOST_SHOWN],
+        hint=f"Did you mean {likely}?" if likely else "For example 600519.SH.",
+        code=shown(code).strip("'"),
+        field=field,
     )
 
 
@@ -73,7 +97,7 @@ def _likely(code: object) -> str:
     return f"{number}.{market}"
 
 
-def parse_codes(codes: str | Iterable[str]) -> list[str]:
+def parse_codes(codes: str | Iterable[object], field: str = "codes") -> list[str]:
     """Check a list of codes, or a comma-separated string; keep order, drop repeats.
 
     Raises
@@ -81,21 +105,76 @@ def parse_codes(codes: str | Iterable[str]) -> list[str]:
     InvalidCode
         For the first code that is none.
     InvalidRequest
-        When there is no code, or more than `MAX_CODES`.
+        When there is no code, or more than `MAX_CODES`; nothing behind these is looked at.
     """
-    if isinstance(codes, str):
-        codes = [part.strip() for part in codes.split(",") if part.strip()]
-    unique = list(dict.fromkeys(parse_code(code) for code in codes))
+    unique: dict[str, None] = {}
+    for code in parts_of(codes, field):
+        unique[parse_code(code, field)] = None
+        if len(unique) > MAX_CODES:
+            raise InvalidRequest(
+                f"More than {MAX_CODES} codes in one request.",
+                hint="Ask in several requests.",
+                field=field,
+                limit=MAX_CODES,
+            )
     if not unique:
-        raise InvalidRequest("No code was given.", hint="For example 600519.SH.", field="codes")
-    if len(unique) > MAX_CODES:
-        raise InvalidRequest(
-            f"{len(unique)} codes in one request; at most {MAX_CODES} are served.",
-            hint="Ask in several requests.",
-            field="codes",
-            limit=MAX_CODES,
-        )
-    return unique
+        raise InvalidRequest("No code was given.", hint="For example 600519.SH.", field=field)
+    return list(unique)
+
+
+def parse_market(market: object, field: str = "market") -> str:
+    """Check the name of a market, such as ``SH``, and return it unchanged.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is none.
+    """
+    if isinstance(market, str) and _MARKET.fullmatch(market):
+        return market
+    raise InvalidRequest(
+        f"{shown(market)} is not a market.", hint="For example SH, SZ or BJ.", field=field
+    )
+
+
+def parse_markets(markets: str | Iterable[object], field: str = "markets") -> list[str]:
+    """Check names of markets, a list or comma-separated; keep order, drop repeats.
+
+    Raises
+    ------
+    InvalidRequest
+        For the first that is none, or when there are more than `MAX_MARKETS`.
+    """
+    unique: dict[str, None] = {}
+    for market in parts_of(markets, field):
+        unique[parse_market(market, field)] = None
+        if len(unique) > MAX_MARKETS:
+            raise InvalidRequest(
+                f"More than {MAX_MARKETS} markets in one request.",
+                hint="Name fewer; codes=* is everything.",
+                field=field,
+                limit=MAX_MARKETS,
+            )
+    return list(unique)
+
+
+def parts_of(given: str | Iterable[object], field: str) -> Iterable[object]:
+    """Return what is listed, one by one; of a text its parts between commas.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is neither a text nor a list.
+    """
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",") if part.strip()]
+    if isinstance(given, Iterable) and not isinstance(given, bytes):
+        return given
+    raise InvalidRequest(
+        f"{field}={shown(given)} is no list.",
+        hint="Give a list, or a text with commas.",
+        field=field,
+    )
 
 
 def market_of(code: str) -> str:

@@ -19,6 +19,7 @@
     │   ├── NoProducer
     │   ├── RedisUnavailable
     │   ├── GatewayUnavailable
+    │   ├── Overloaded            the gateway holds as much as it may for those who do not read
     │   └── ArchiveUnavailable
     ├── TerminalUnsupported       this terminal or edition lacks the function
     ├── TerminalRefused           the terminal answered with an error of its own
@@ -60,6 +61,7 @@ __all__ = [
     "NoProducer",
     "NoWorker",
     "NotFound",
+    "Overloaded",
     "QMTError",
     "RedisUnavailable",
     "SectorNotFound",
@@ -228,6 +230,13 @@ class GatewayUnavailable(Unavailable):
     """The gateway does not answer."""
 
     slug = "gateway-unavailable"
+
+
+class Overloaded(Unavailable):
+    """The gateway holds as much as it may for callers who do not read."""
+
+    slug = "overloaded"
+    limit_bytes: int
 
 
 class TerminalUnsupported(QMTError):

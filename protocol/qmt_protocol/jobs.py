@@ -12,22 +12,26 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
+from .amounts import MAX_ROWS, parse_count
 from .codes import parse_codes
 from .errors import InvalidRequest
-from .messages import shown
 from .periods import parse_adjust, parse_period
 from .tables import table_of
+from .texts import parse_text, shown
+from .times import parse_ms
 
 __all__ = [
     "CATALOGUE",
     "DOWNLOAD_QUEUE",
-    "JOB_ID",
     "MAX_JOB_DATA_BYTES",
     "QUERY_QUEUE",
     "RESULT_TTL_S",
@@ -48,18 +52,33 @@ RESULT_TTL_S: Final = 600
 """How long a finished job's progress and result can be read."""
 QUERY_QUEUE: Final = "qmt-query"
 DOWNLOAD_QUEUE: Final = "qmt-download"
-JOB_ID: Final = "[0-9A-Za-z_-]{1,64}"
-"""What an id is made of: it stands in the names of keys."""
 MAX_JOB_DATA_BYTES: Final = 1 << 20
 """Most bytes of a job's function and parameters, as JSON and as they are stored: the longest codes,
 as many as are served at once, take less than half of it."""
 _MAX_PARAMS: Final = 32
+MAX_FETCHED_ROWS: Final = 10**9
 _MAX_FIELDS: Final = 100
 
-# One wrong item is told, not each: a million of them would take a thousand times their memory.
-Codes = Annotated[list[str], Field(fail_fast=True), AfterValidator(parse_codes)]
-_Ms = Annotated[int, Field(ge=-62_135_800_000_000, le=253_402_300_799_999)]
-"""A time of the years 1 to 9999."""
+
+def _ms(value: Any, info: ValidationInfo) -> int | None:
+    return None if value is None else parse_ms(value, str(info.field_name))
+
+
+def _rows(most: int, least: int = 1) -> BeforeValidator:
+    def check(value: Any, info: ValidationInfo) -> int | None:
+        name = str(info.field_name)
+        return None if value is None else parse_count(value, name, least=least, most=most)
+
+    return BeforeValidator(check)
+
+
+def _sector(value: Any) -> str:
+    return parse_text(value, "sector", most=64)
+
+
+# A list is given up at its first wrong element: of a million each would get an error of its own.
+Codes = Annotated[list[str], FailFast(), AfterValidator(parse_codes)]
+Moment = Annotated[int | None, BeforeValidator(_ms)]
 
 
 class JobParams(BaseModel):
@@ -71,9 +90,9 @@ class JobParams(BaseModel):
 class _Range(JobParams):
     codes: Codes
     period: Annotated[str, AfterValidator(parse_period)] = "1d"
-    start_ms: _Ms | None = None
+    start_ms: Moment = None
     """First label wanted, ms since the epoch; ``None``: as far back as the terminal has."""
-    end_ms: _Ms | None = None
+    end_ms: Moment = None
     """Last label wanted, included; ``None``: up to now."""
 
     @model_validator(mode="after")
@@ -88,14 +107,14 @@ class _Range(JobParams):
 class HistoryParams(_Range):
     """Bars or ticks of history, one table for all codes."""
 
-    count: int | None = Field(None, ge=1, le=1_000_000)
+    count: Annotated[int | None, _rows(MAX_ROWS)] = None
     """The last so many rows of each code, up to the end."""
-    fields: list[str] | None = Field(None, max_length=_MAX_FIELDS, fail_fast=True)
+    fields: Annotated[list[str] | None, Field(max_length=_MAX_FIELDS, fail_fast=True)] = None
     """Columns wanted; ``None``: all of the period's table."""
     adjust: Annotated[str, AfterValidator(parse_adjust)] = "none"
     download: Literal["auto", "never"] = "auto"
     """Whether to fetch what the terminal's cache lacks, below `auto_download_rows`."""
-    auto_download_rows: int = Field(1_000_000, ge=0, le=1_000_000_000_000)
+    auto_download_rows: Annotated[int, _rows(MAX_FETCHED_ROWS, 0)] = 1_000_000
     """Most rows, counted by the trading calendar, that ``auto`` fetches."""
     fill: bool = False
     """Whether rows that the terminal invents for missing bars are kept."""
@@ -126,7 +145,7 @@ class FullTickParams(JobParams):
 class SectorStocksParams(JobParams):
     """Constituents of a sector."""
 
-    sector: str = Field(min_length=1, max_length=64)
+    sector: Annotated[str, BeforeValidator(_sector)]
 
 
 class InstrumentDetailParams(JobParams):
@@ -219,7 +238,9 @@ def job_spec(name: str) -> JobSpec:
         return CATALOGUE[name]
     except KeyError:
         raise InvalidRequest(
-            f"There is no job {shown(name)}.", hint=f"Choose one of {', '.join(CATALOGUE)}."
+            f"There is no job {shown(name)}.",
+            hint=f"Choose one of {', '.join(CATALOGUE)}.",
+            field="name",
         ) from None
 
 
@@ -240,8 +261,8 @@ def parse_params(name: str, document: dict[str, Any]) -> JobParams:
     try:
         return spec.params.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = shown(".".join(str(part) for part in first["loc"]))[1:-1]
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = shown(".".join(str(part) for part in first["loc"]) or "body").strip("'")
         raise InvalidRequest(
             f"{name}: {field}: {first['msg']}.", hint="See the catalogue.", field=field
         ) from None

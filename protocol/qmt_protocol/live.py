@@ -7,10 +7,18 @@ with xtquant's names and prices in yuan.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
+
+from .amounts import parse_count, parse_seconds, parse_speed
+from .documents import field_of, parse_json, parse_msgpack
+from .errors import InvalidRequest
+from .texts import parse_text
+from .times import parse_ms
 
 __all__ = [
     "JSON_SUBPROTOCOL",
@@ -43,6 +51,8 @@ __all__ = [
     "Unsubscribe",
     "Unsubscribed",
     "Welcome",
+    "check_bounds",
+    "read_message",
 ]
 
 JSON_SUBPROTOCOL: Final = "qmt.v1.json"
@@ -75,6 +85,9 @@ class CloseCode(IntEnum):
     """The client has read nothing for too long."""
     UNAVAILABLE = 4503
     """Redis went away and stayed away."""
+    OVERLOADED = 4507
+    """The gateway held as much unread as it may, and this client most of it: come back with your
+    position."""
 
 
 class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", kw_only=True):
@@ -179,6 +192,66 @@ class ReplayStop(msgspec.Struct, tag_field="op", tag="replay_stop", kw_only=True
 ReplayCommand = ReplayPause | ReplayResume | ReplaySeek | ReplayStep | ReplaySpeed | ReplayStop
 """What is asked of a replay that has begun."""
 ToGateway = Subscribe | Unsubscribe | Replay | ReplayCommand
+MAX_ID: Final = 64
+"""Characters of a message's id."""
+MAX_SECTORS: Final = 100
+"""Most sectors that one message names; a worker is asked for each."""
+
+
+def read_message(data: bytes | str) -> ToGateway:
+    """Return what a client sent: JSON as text, msgpack as bytes.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is no message of the protocol; ``field`` names the fault's place.
+    """
+    document = parse_json(data, "message") if isinstance(data, str) else parse_msgpack(data)
+    try:
+        message: ToGateway = msgspec.convert(document, ToGateway)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"{str(error).rstrip('.')}.", hint="See docs/live.md.", field=field_of(error, "message")
+        ) from None
+    return message
+
+
+def _check_sectors(sectors: list[str], field: str) -> None:
+    if len(sectors) > MAX_SECTORS:
+        raise InvalidRequest(
+            f"More than {MAX_SECTORS} sectors in one message.",
+            hint="Send several.",
+            field=field,
+            limit=MAX_SECTORS,
+        )
+    for sector in sectors:
+        parse_text(sector, field, most=MAX_ID)
+
+
+_CHECKS: Final[dict[str, Callable[[Any, str], object]]] = {
+    "id": partial(parse_text, least=0, most=MAX_ID),
+    "sectors": _check_sectors,
+    "start_ms": parse_ms,
+    "end_ms": parse_ms,
+    "at_ms": parse_ms,
+    "skip_idle_s": parse_seconds,
+    "speed": parse_speed,
+    "count": parse_count,
+}
+
+
+def check_bounds(message: ToGateway) -> None:
+    """Check ids, times, counts and speeds of a message; codes are looked at where they are used.
+
+    Raises
+    ------
+    InvalidRequest
+        For the first that is out of bounds.
+    """
+    for field, check in _CHECKS.items():
+        value = getattr(message, field, None)
+        if value is not None:
+            check(value, field)
 
 
 class Welcome(msgspec.Struct, tag_field="type", tag="welcome", kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .errors import InvalidRequest
-from .messages import MOST_SHOWN, shown
+from .texts import shown
 
 __all__ = [
     "ADJUSTMENTS",
@@ -51,7 +51,6 @@ def parse_period(period: object, *, bars_only: bool = False) -> str:
         f"{shown(period)} is not a period.",
         hint=f"Choose one of {', '.join(allowed)}.",
         field="period",
-        value=str(period)[:MOST_SHOWN],
     )
 
 
@@ -73,7 +72,6 @@ def parse_adjust(adjust: object) -> str:
         f"{shown(adjust)} is not an adjustment.",
         hint=f"Choose one of {', '.join(ADJUSTMENTS)}, qfq, hfq.",
         field="adjust",
-        value=str(adjust)[:MOST_SHOWN],
     )
 
 

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from .amounts import whole_number
 from .errors import InvalidRequest
+from .texts import shown
 
 __all__ = [
     "CHINA",
     "DAY_MS",
+    "LAST_MS",
     "day_of",
     "is_weekday",
     "parse_end",
+    "parse_ms",
     "parse_start",
     "redis_ms",
     "to_datetime",
@@ -25,6 +29,9 @@ __all__ = [
 
 CHINA: Final = ZoneInfo("Asia/Shanghai")
 DAY_MS: Final = 86_400_000
+LAST_MS: Final = 4_102_415_999_999
+"""End of 2099 in China. What callers name lies in 1970 to 2099; from there no sum overflows."""
+_FIRST_MS: Final = -8 * 3_600_000
 _CHINA_OFFSET_MS: Final = 8 * 3_600_000  # no summer time since 1991; xtquant's data are younger
 _DIGITS: Final = re.compile(r"\d{8}(?:\d{2}(?:\d{2}(?:\d{2})?)?)?", re.ASCII)
 
@@ -35,48 +42,77 @@ def redis_ms(time: tuple[int, int]) -> int:
     return seconds * 1000 + micros // 1000
 
 
-def parse_start(value: Any) -> int | None:
+def parse_start(value: Any, field: str = "start") -> int | None:
     """Return a start bound as ms since the epoch; ``None`` or ``""`` means no bound.
 
     Accepts dates, datetimes (naive means China time), pandas timestamps, ``YYYYMMDD[HHMM[SS]]``
-    and ISO 8601 strings. A date is its first millisecond.
+    and ISO 8601 strings, of the years 1970 to 2099. A date is its first millisecond.
 
     Raises
     ------
     InvalidRequest
         When it is none of these.
     """
-    parsed = _parse(value, "start")
-    return None if parsed is None else parsed[0]
+    parsed = _parse(value, field)
+    return None if parsed is None else max(0, parsed[0])
 
 
-def parse_end(value: Any) -> int | None:
+def parse_end(value: Any, field: str = "end") -> int | None:
     """Return an end bound as `parse_start` does; a date includes that whole day."""
-    parsed = _parse(value, "end")
+    parsed = _parse(value, field)
     if parsed is None:
         return None
     at_ms, is_date = parsed
-    return at_ms + DAY_MS - 1 if is_date else at_ms
+    return max(0, at_ms + DAY_MS - 1 if is_date else at_ms)
+
+
+def parse_ms(value: Any, field: str) -> int:
+    """Return a moment that is given in ms since the epoch, of the years 1970 to 2099.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is no whole number, or none of these years.
+    """
+    at_ms = whole_number(value)
+    if at_ms is not None and 0 <= at_ms <= LAST_MS:
+        return at_ms
+    raise InvalidRequest(
+        f"{field}={shown(value)} is not a moment of the years 1970 to 2099.",
+        hint="Give whole ms since the epoch, such as 1767576600000.",
+        field=field,
+    )
 
 
 def _parse(value: Any, field: str) -> tuple[int, bool] | None:
     if value is None or value == "":
         return None
     try:
-        if isinstance(value, str):
-            return _parse_text(value.strip())
-        if isinstance(value, dt.datetime):
-            return _ms(value), False
-        if isinstance(value, dt.date):
-            return _ms(dt.datetime(value.year, value.month, value.day, tzinfo=CHINA)), True
+        at_ms, is_date = _moment(value)
     except (ValueError, OverflowError):
-        pass
-    raise InvalidRequest(
-        f"{field}={value!r} is not a time.",
-        hint="Give a date, a datetime, '20260105', '20260105093000' or '2026-01-05 09:30'.",
-        field=field,
-        value=str(value),
-    )
+        raise InvalidRequest(
+            f"{field}={shown(value)} is not a time.",
+            hint="Give a date, a datetime, '20260105', '20260105093000' or '2026-01-05 09:30'.",
+            field=field,
+        ) from None
+    if not _FIRST_MS <= at_ms <= LAST_MS:
+        raise InvalidRequest(
+            f"{field}={shown(value)} lies outside of the years 1970 to 2099.",
+            hint="Leave it out where there is no bound.",
+            field=field,
+        )
+    return at_ms, is_date
+
+
+def _moment(value: Any) -> tuple[int, bool]:
+    """Return a moment in ms, and whether it is a date; whatever else raises `ValueError`."""
+    if isinstance(value, str) and value.isascii():
+        return _parse_text(value.strip())
+    if isinstance(value, dt.datetime):
+        return _ms(value), False
+    if isinstance(value, dt.date):
+        return _ms(dt.datetime(value.year, value.month, value.day, tzinfo=CHINA)), True
+    raise ValueError
 
 
 def _parse_text(text: str) -> tuple[int, bool]:

@@ -19,6 +19,7 @@ NAMES = [
     "growth",
     "stored",
     "hostile",
+    "unread",
 ]
 
 

@@ -164,6 +164,8 @@ def test_status_tells_what_a_worker_could_not_run(qmt: Run, streams: redis.Redis
         (["history", CODE], "Start qmt-worker"),
         (["tick", CODE], "Start qmt-producer"),
         (["history", CODE, "-p", "2d"], "is not a period"),
+        (["history", CODE, "-n", "１２"], "is not a whole number"),
+        (["--timeout", "nan", "history", CODE], "is no time"),
         (["--url", "redis://127.0.0.1:1", "status"], "127.0.0.1:1"),
         (["--port", "1", "status"], "127.0.0.1:1"),
     ],

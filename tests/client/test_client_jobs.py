@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 import redis
 from client_gateway import Gateway
@@ -21,7 +22,7 @@ from fake_worker import FakeWorker, beat, table
 from waiting import wait_for
 
 from qmt_client import AsyncQMTClient, QMTClient
-from qmt_client.jobs import enqueue, from_stream, read_chunks, to_stream
+from qmt_client.jobs import MANIFEST_KEY, enqueue, from_stream, read_chunks
 from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.errors import (
     AccessDenied,
@@ -256,15 +257,15 @@ async def test_the_pieces_that_a_gateway_uses(
         job_id = await transport.submit("sector_stocks", PARAMS)
         assert await transport.progress(job_id, wait_s=0.1) is None
         with pytest.raises(JobNotFound):
-            await transport.result(job_id)
+            await transport.manifest(job_id)
         worker.go_on()
         entry = await transport.progress(job_id, wait_s=5)
         assert entry is not None
         while entry[1].state != "done":
             entry = await transport.progress(job_id, entry[0], wait_s=5) or entry
-        manifest, chunks = await transport.result(job_id)
+        manifest = await transport.manifest(job_id)
         assert manifest.document == ["600519.SH"]
-        assert chunks == []
+        assert [chunk async for chunk in transport.chunks(job_id, manifest)] == []
 
         worker.hold()
         given_up = await transport.submit("sector_stocks", PARAMS)
@@ -330,10 +331,15 @@ def test_without_a_jobs_server_history_says_so(
 def test_a_result_travels_as_one_stream_with_its_manifest() -> None:
     rows = table("1d", {"600519.SH": [0, 86_400_000]})
     manifest = Manifest(job="history", kind="table", chunks=1, rows=2, meta={"simulated": True})
-    told, again = from_stream(to_stream(manifest, rows))
+    sink = pa.BufferOutputStream()
+    metadata = {MANIFEST_KEY: manifest.model_dump_json().encode()}
+    with pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata)) as writer:
+        writer.write_table(rows)
+    sent = sink.getvalue().to_pybytes()
+    told, again = from_stream(sent)
     assert told == manifest
     assert again.equals(rows)
     with pytest.raises(CodecError):
         from_stream(b"not arrow")
     with pytest.raises(CodecError):
-        read_chunks([to_stream(manifest, rows)[:-200][:50]])
+        read_chunks([sent[:50]])

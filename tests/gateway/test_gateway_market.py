@@ -347,7 +347,8 @@ def test_download(http: httpx.Client, worker: Worker) -> None:
     assert worker.asked[0][1]["start_ms"] == OPEN_MS - 34_200_000
     problem_of(http.post("/api/download", json={"stock": "1"}), 422, "invalid-code")
     problem_of(http.post("/api/download", json={}), 422, "invalid-request")
-    problem_of(http.post("/api/download", content=b"{"), 422, "invalid-request")
+    wrong = http.post("/api/download", content=b"{", headers={"content-type": "application/json"})
+    problem_of(wrong, 422, "invalid-request")
 
 
 def test_a_caller_who_hangs_up_frees_the_worker(

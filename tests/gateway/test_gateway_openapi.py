@@ -38,6 +38,7 @@ def test_every_route_is_described_with_its_errors(http: httpx.Client) -> None:
         ("/api/v1/archive", "get"),
         ("/healthz", "get"),
         ("/readyz", "get"),
+        ("/metrics", "get"),
     }
     problem = {"$ref": "#/components/schemas/Problem"}
     assert document["components"]["schemas"]["Problem"]["properties"].keys() >= {"type", "hint"}

@@ -24,6 +24,7 @@ from websockets.typing import Subprotocol
 
 from qmt_protocol import live
 from qmt_protocol.bars import encode_bar
+from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.keys import want
 from qmt_standalone.redis_server import RedisServer
 
@@ -124,6 +125,38 @@ def test_the_description_is_the_protocol(description: dict[str, Any]) -> None:
     directions = {one["action"]: one["messages"] for one in description["operations"].values()}
     assert len(directions["receive"]) == len(get_args(live.ToGateway))
     assert len(directions["send"]) == len(get_args(live.FromGateway))
+
+
+def test_the_bounds_described_are_those_checked(description: dict[str, Any]) -> None:
+    schemas = description["components"]["schemas"]
+    checked = 0
+    for kind in get_args(live.ToGateway):
+        required = {"id": "a", "start_ms": 1, "at_ms": 1, "speed": 1.0, "paused": False}
+        fields = {key: required[key] for key in required if key in kind.__struct_fields__}
+        for name, schema in schemas[kind.__name__]["properties"].items():
+            bounds = {**schema, **schema.get("anyOf", [{}])[0]}
+            for value, is_right in edges_of(bounds):
+                message = kind(**{**fields, name: value})
+                if is_right:
+                    live.check_bounds(message)
+                else:
+                    with pytest.raises(InvalidRequest) as caught:
+                        live.check_bounds(message)
+                    assert caught.value.data["field"] == name
+                checked += 1
+    assert checked > 40
+
+
+def edges_of(bounds: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield values at the bounds that a schema names, and beyond them."""
+    if "maximum" in bounds:
+        low, high = bounds["minimum"], bounds["maximum"]
+        yield from ((low, True), (high, True), (low - 1, False), (high * 2, False))
+    if "maxLength" in bounds:
+        yield from (("x" * bounds["maxLength"], True), ("x" * (bounds["maxLength"] + 1), False))
+    if "maxLength" in bounds.get("items", {}):  # codes and markets: where they are looked up
+        most = bounds["maxItems"]
+        yield from ((["x"] * most, True), (["x"] * (most + 1), False))
 
 
 def test_a_conversation(talk: Talk, market: Market) -> None:

@@ -16,7 +16,8 @@ from gateway_bench import GatewayProcess, gateway
 from stored_rig import CODES, DAY, GAP, MINUTE_MS, OPEN_MS, SH, SZ, StoredDay, stored_gateway
 from test_gateway_market import problem_of
 
-from qmt_gateway.stored_routes import StreamedRows
+from qmt_gateway.budget import Budget
+from qmt_gateway.streaming import Held, Streamed
 from qmt_protocol.columns import TICK_COLUMNS
 from qmt_standalone.redis_server import RedisServer
 
@@ -186,9 +187,12 @@ async def test_a_caller_who_goes_ends_the_reading() -> None:
             gone.set()
             await asyncio.sleep(20)  # nothing more is taken
 
-    response = StreamedRows(endless(), media_type="text/plain")
+    budget = Budget(1_000_000)
+    response = Streamed(endless(), Held(budget, 1_000), media_type="text/plain")
+    assert budget.held_bytes == 1_000
     await asyncio.wait_for(response({"type": "http"}, receive, send), 120)
     assert made == ["part", "part", "part", "closed"]
+    assert budget.held_bytes == 0
 
 
 def test_without_an_archive(

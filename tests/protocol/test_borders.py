@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
+import math
 import pickle
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgpack
+import numpy as np
 import pandas as pd
 import pytest
 import redis
@@ -15,8 +21,17 @@ from heartbeats import write_heartbeat
 from redis.crc import key_slot
 
 from qmt_protocol import errors
+from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.arrow import history_schema
-from qmt_protocol.codes import asset_class, lot_size, market_of, parse_code, parse_codes
+from qmt_protocol.codes import (
+    asset_class,
+    lot_size,
+    market_of,
+    parse_code,
+    parse_codes,
+    parse_markets,
+)
+from qmt_protocol.documents import parse_json, parse_msgpack
 from qmt_protocol.errors import (
     ConfigurationError,
     InvalidCode,
@@ -24,13 +39,23 @@ from qmt_protocol.errors import (
     QMTError,
     error_from_dict,
 )
+from qmt_protocol.ids import parse_entry_id, parse_job_id
 from qmt_protocol.jobs import CATALOGUE, HistoryParams, job_spec, parse_params
 from qmt_protocol.keys import JobKeys, Keys
 from qmt_protocol.periods import parse_adjust, parse_period, stored_period
 from qmt_protocol.settings import RedisSettings, TerminalSettings, load_settings
 from qmt_protocol.status import Heartbeat, decode_heartbeat, new_heartbeat
 from qmt_protocol.tables import BAR_TABLE
-from qmt_protocol.times import day_of, day_start_ms, parse_end, parse_start, xt_time
+from qmt_protocol.texts import parse_text
+from qmt_protocol.times import (
+    LAST_MS,
+    day_of,
+    day_start_ms,
+    parse_end,
+    parse_ms,
+    parse_start,
+    xt_time,
+)
 
 NINE_THIRTY_MS = 1_767_576_600_000  # 2026-01-05 09:30 in China
 
@@ -58,10 +83,27 @@ def test_a_likely_code_is_proposed(typed: str, meant: str) -> None:
         parse_code(typed)
 
 
-@pytest.mark.parametrize("bad", ["", ".", "600519.", ".SH", "6 0.SH", "{a}.SH", "a*.SH", 600519])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("", ".", "600519.", ".SH", "6 0.SH", "{a}.SH", "a*.SH", 600519),
+        *(
+            "６００５１９.SH",
+            "٠.SH",
+            "600519.ＳＨ",
+            "6\0.SH",
+            "\ud800.SH",
+            "1m|600519.SH",
+            "x" * 10**6,
+        ),
+    ],
+    ids=lambda bad: repr(bad)[:20],
+)
 def test_what_is_no_code_is_refused(bad: object) -> None:
-    with pytest.raises(InvalidCode):
-        parse_code(bad)
+    with pytest.raises(InvalidCode) as caught:
+        parse_code(bad, "stock")
+    assert caught.value.data["field"] == "stock"
+    assert len(json.dumps(caught.value.to_dict())) < 1_000, "it is not sent back at length"
 
 
 def test_lists_of_codes() -> None:
@@ -70,6 +112,28 @@ def test_lists_of_codes() -> None:
         parse_codes([])
     with pytest.raises(InvalidRequest):
         parse_codes([f"{n:06d}.SH" for n in range(10_001)])
+    for none in (5, b"600519.SH", [b"600519.SH"], [["600519.SH"]]):
+        with pytest.raises(InvalidRequest):
+            parse_codes(none)  # type: ignore[arg-type]
+
+
+def test_the_first_code_too_many_ends_the_list() -> None:
+    def endless() -> Iterator[str]:
+        for number in itertools.count():
+            assert number <= 10_000
+            yield f"{number}.SH"
+
+    with pytest.raises(InvalidRequest, match="10000 codes"):
+        parse_codes(endless())
+
+
+def test_lists_of_markets() -> None:
+    assert parse_markets("SH, SZ,SH") == parse_markets(["SH", "SZ"]) == ["SH", "SZ"]
+    assert parse_markets("") == []
+    for bad in ("sh", "ＳＨ", "S H", "0", "SH\0", ["*"], [f"M{n}" for n in range(33)]):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_markets(bad, "markets")
+        assert caught.value.data["field"] == "markets"
 
 
 @pytest.mark.parametrize(
@@ -137,10 +201,108 @@ def test_a_date_is_its_whole_day(value: Any) -> None:
     assert xt_time(end) == "20260105235959"
 
 
-@pytest.mark.parametrize("bad", ["yesterday", "2026-13-01", "20261301", 5, 5.0, pd.NaT, object()])
-def test_what_is_no_time_is_refused(bad: Any) -> None:
-    with pytest.raises(InvalidRequest, match="start="):
-        parse_start(bad)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("yesterday", "2026-13-01", "20261301", 5, 5.0, pd.NaT, object(), b"20260105"),
+        *("0001-01-01", "00010102", "1969-12-31", "21000101", "9999-12-31T23:59:59-08:00"),
+        *(
+            dt.date.min,
+            dt.datetime.max,
+            pd.Timestamp.max,
+            "２０２６-０１-０５",
+            "2026-01-05\0",
+            "\ud800",
+        ),
+    ],
+    ids=repr,
+)
+def test_what_is_no_time_of_our_years_is_refused(bad: Any) -> None:
+    for parse, field in ((parse_start, "start"), (parse_end, "end")):
+        with pytest.raises(InvalidRequest, match=f"{field}=") as caught:
+            parse(bad)
+        assert caught.value.data["field"] == field
+        json.dumps(caught.value.to_dict()).encode()
+
+
+def test_the_first_and_last_day_are_served() -> None:
+    assert (parse_start("1970-01-01"), parse_start("19700101")) == (0, 0), "no id is below zero"
+    assert parse_end("2099-12-31") == LAST_MS
+    assert day_of(LAST_MS) == 20991231
+    assert parse_ms(LAST_MS, "at_ms") == LAST_MS
+    for bad in (-1, LAST_MS + 1, 2**62 + 1, 1.5, True, None, "１２", math.nan):
+        with pytest.raises(InvalidRequest, match="at_ms="):
+            parse_ms(bad, "at_ms")
+
+
+def test_whole_numbers_as_digits_or_numbers() -> None:
+    assert [parse_count(one, "n") for one in (5, "5", np.int64(5))] == [5, 5, 5]
+    for bad in (
+        "１２",
+        "٣",
+        "1_0",
+        " 1",
+        "+1",
+        "1e3",
+        "",
+        "9" * 5000,
+        1.0,
+        True,
+        None,
+        0,
+        -1,
+        10**7,
+    ):
+        with pytest.raises(InvalidRequest, match="n="):
+            parse_count(bad, "n")
+    assert [parse_seconds(one, "s") for one in (0, 2.5, "2.5")] == [0.0, 2.5, 2.5]
+    assert [parse_speed(one) for one in ("max", 10, "0.5")] == [math.inf, 10.0, 0.5]
+    for bad in (math.nan, math.inf, -1, True, "１", "1e3", "nan", 10**5000, None, [1]):
+        for parse in (partial(parse_seconds, field="s"), parse_speed):
+            with pytest.raises(InvalidRequest):
+                parse(bad)
+
+
+def test_ids_are_what_redis_gives() -> None:
+    for right in ("0-0", f"{2**64 - 1}-{2**64 - 1}"):
+        assert parse_entry_id(right, "after") == right
+    for bad in ("", "1", "1-", "-1-0", "1-1-1", "٣-٤", "1-0\n", f"{2**64}-0", "9" * 5000 + "-0", 5):
+        with pytest.raises(InvalidRequest, match="after="):
+            parse_entry_id(bad, "after")
+    for bad in ("", "a b", "a" * 65, "é", None):
+        with pytest.raises(InvalidRequest, match="job's id"):
+            parse_job_id(bad)
+
+
+def test_texts_hold_nothing_that_cannot_be_sent() -> None:
+    assert parse_text("沪深300", "sector", most=64) == "沪深300"
+    for bad in ("", "a\0", "a\nb", "\ud800", "x" * 65, None, 5):
+        with pytest.raises(InvalidRequest, match="sector="):
+            parse_text(bad, "sector", most=64)
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        *((data, "body") for data in (b"", b"{", b"[" * 10**5, b'{"a":NaN}', b'"\xff"', b"1 2")),
+        *((data, "body") for data in ('"\\ud800"', '"\ud800"', '{"a":1e400}', "9" * 5000)),
+        ('{"a":{"b":1,"b":2}}', "b"),
+    ],
+    ids=lambda told: repr(told)[:20],
+)
+def test_what_is_not_json_alone_is_refused(data: bytes | str, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_json(data)
+    assert caught.value.data["field"] == field
+
+
+def test_documents_are_read_strictly() -> None:
+    told = {"a": [1, 2.5, True, None, "沪"]}
+    assert parse_json(json.dumps(told)) == told == parse_msgpack(msgpack.packb(told))
+    twice = b"\x82\xa1a\x01\xa1a\x02"
+    for bad in (b"", b"\xc1", b"\x91" * 10**5, b"\xdd\xff\xff\xff\xff", b"\x01\x01", twice):
+        with pytest.raises(InvalidRequest):
+            parse_msgpack(bad)
 
 
 def test_periods_and_adjustments() -> None:
@@ -166,6 +328,14 @@ def test_periods_and_adjustments() -> None:
         ("history", {"codes": ["600519.SH"], "count": 0}, "count"),
         ("history", {"codes": ["600519.SH"], "fields": ["colour"]}, "colour"),
         ("history", {"codes": ["600519.SH"], "start_ms": 2, "end_ms": 1}, "range"),
+        ("history", {"codes": ["600519.SH"], "start_ms": -1}, "start_ms"),
+        ("history", {"codes": ["600519.SH"], "end_ms": 2**62 + 1}, "end_ms"),
+        ("history", {"codes": ["600519.SH"], "count": True}, "count"),
+        ("history", {"codes": ["600519.SH"], "count": "１２"}, "count"),
+        ("history", {"codes": ["600519.SH"], "fields": ["close"] * 101}, "fields"),
+        ("history", {"codes": ["600519.SH"], "auto_download_rows": 10**30}, "auto_download_rows"),
+        ("download", {"codes": ["600519.SH"], "start_ms": math.nan}, "start_ms"),
+        ("sector_stocks", {"sector": "\ud800"}, "sector"),
         ("history", {"codes": ["600519.SH"], "shell": "rm"}, "shell"),
         ("sector_stocks", {}, "sector"),
         ("order_stock", {}, "order_stock"),

@@ -20,7 +20,7 @@ from rq.serializers import JSONSerializer
 
 from qmt_protocol.errors import CodecError, InvalidRequest
 from qmt_protocol.jobs import CATALOGUE, MAX_JOB_DATA_BYTES, RESULT_TTL_S, JobSpec
-from qmt_protocol.messages import shown
+from qmt_protocol.texts import shown
 
 __all__ = ["CatalogueJob", "Handler", "read_call"]
 

@@ -15,9 +15,10 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from qmt_protocol.errors import CodecError, InvalidRequest, JobFailed, QMTError
-from qmt_protocol.jobs import JOB_ID, MAX_JOB_DATA_BYTES, RESULT_TTL_S
+from qmt_protocol.ids import JOB_ID
+from qmt_protocol.jobs import MAX_JOB_DATA_BYTES, RESULT_TTL_S
 from qmt_protocol.keys import JobKeys
-from qmt_protocol.messages import shown
+from qmt_protocol.texts import shown
 
 from .books import Books
 from .dead import DeadList

@@ -10,8 +10,9 @@ import redis
 import structlog
 
 from qmt_protocol.errors import JobFailed
-from qmt_protocol.jobs import CATALOGUE, JOB_ID
-from qmt_protocol.messages import shown
+from qmt_protocol.ids import JOB_ID
+from qmt_protocol.jobs import CATALOGUE
+from qmt_protocol.texts import shown
 
 from .claims import ENDED, is_of_nobody
 from .intake import JobQueue
@@ -20,7 +21,7 @@ __all__ = ["Orphans"]
 
 _MOST: Final = 1000
 """So many are looked at in one go; the rest has its turn in the next."""
-_STARTED: Final = re.compile(rf"({JOB_ID}):[^:]+".encode())
+_STARTED: Final = re.compile(rf"({JOB_ID[1:-1]}):[^:]+".encode())
 _LONGEST_S: Final = 2 * max(spec.timeout_s for spec in CATALOGUE.values())
 
 _log: Final = structlog.get_logger(__name__)

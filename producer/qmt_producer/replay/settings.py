@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from qmt_protocol.amounts import parse_speed
 from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.keys import Keys
 from qmt_protocol.settings import CommaList, RedisSettings
@@ -58,17 +59,8 @@ class ReplaySettings(RedisSettings):
         InvalidRequest
             When it is neither.
         """
-        if self.speed == "max":
-            return "max"
-        try:
-            speed = float(self.speed)
-        except ValueError:
-            speed = 0.0
-        if not 0 < speed < math.inf:
-            raise InvalidRequest(
-                f"speed={self.speed} is no speed.", hint="Give 1, 10 or max.", field="speed"
-            )
-        return speed
+        speed = parse_speed(self.speed)
+        return "max" if speed == math.inf else speed
 
     @property
     def to_keys(self) -> Keys:

@@ -1,0 +1,54 @@
+"""Ids that callers bring back: of stream entries and of jobs."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .errors import InvalidRequest
+from .texts import shown
+
+__all__ = ["ENTRY_ID", "JOB_ID", "parse_entry_id", "parse_job_id"]
+
+ENTRY_ID: Final = "^[0-9]{1,20}-[0-9]{1,20}$"
+JOB_ID: Final = "^[0-9A-Za-z_-]{1,64}$"
+"""Patterns as OpenAPI spells them."""
+_ENTRY: Final = re.compile(ENTRY_ID.removeprefix("^").removesuffix("$"))
+_JOB: Final = re.compile(JOB_ID.removeprefix("^").removesuffix("$"))
+_LAST_NUMBER: Final = 2**64 - 1
+
+
+def parse_entry_id(value: object, field: str) -> str:
+    """Check the id of a stream entry, ``<ms>-<number>``, and return it unchanged.
+
+    Raises
+    ------
+    InvalidRequest
+        When Redis could not have given it.
+    """
+    if isinstance(value, str) and _ENTRY.fullmatch(value):
+        ms, _, number = value.partition("-")
+        if int(ms) <= _LAST_NUMBER and int(number) <= _LAST_NUMBER:
+            return value
+    raise InvalidRequest(
+        f"{field}={shown(value)} is not an entry id.",
+        hint="Send what an answer gave, such as 1767576600000-0.",
+        field=field,
+    )
+
+
+def parse_job_id(value: object, field: str = "id") -> str:
+    """Check a job's id and return it unchanged.
+
+    Raises
+    ------
+    InvalidRequest
+        When it is none.
+    """
+    if isinstance(value, str) and _JOB.fullmatch(value):
+        return value
+    raise InvalidRequest(
+        f"{field}={shown(value)} is not a job's id.",
+        hint="Send what the submission gave.",
+        field=field,
+    )

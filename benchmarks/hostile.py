@@ -59,7 +59,7 @@ def run(ctx: Context) -> Section:
         **{words[kind]: [kind] for kind in counts},
         "all at once": [*counts],
     }
-    settings = {"api_keys": ",".join(_KEYS)}
+    settings = {"api_keys": ",".join(_KEYS), "limits": ""}
     with (
         terminal(ctx.directory) as source,
         ours(ctx.directory, source, **settings) as stack,

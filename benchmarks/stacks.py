@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,12 @@ class Stack:
     """URL of the streams server, ours only."""
 
 
+_NO_LIMITS: Final = ",".join(
+    f"{name}=0" for name in ("requests_per_s", "jobs_per_s", "jobs_at_once", "connections", "codes")
+)
+"""One address is the whole load here."""
+
+
 @contextmanager
 def terminal(directory: Path, *flags: str) -> Iterator[Terminal]:
     """Run a simulated terminal."""
@@ -71,6 +77,7 @@ def gateway(directory: Path, streams: str, **settings: str) -> Iterator[tuple[st
         "QMT_STREAMS_URL": streams,
         "QMT_JOBS_URL": streams,
         "QMT_LOG_LEVEL": "warning",
+        "QMT_BRIDGE_LIMITS": _NO_LIMITS,
         **{f"QMT_BRIDGE_{name.upper()}": value for name, value in settings.items()},
     }
     command = ["qmt_gateway", "--port", "0", "--exit-with-stdin"]

@@ -18,6 +18,7 @@ from qmt_protocol.errors import (
     CodecError,
     GatewayUnavailable,
     InvalidRequest,
+    LimitExceeded,
     NotFound,
     QMTError,
     error_from_dict,
@@ -45,6 +46,8 @@ __all__ = ["HttpTransport"]
 _ANSWER_WITHIN_S: Final = 15.0
 _STREAM: Final = httpx.Timeout(_ANSWER_WITHIN_S, read=120.0)
 _POLL_S: Final = 5.0
+_PATIENCE_S: Final = 10.0
+"""How long a request waits where the gateway says that it comes too soon."""
 _MAX_FRAME_BYTES: Final = 64 * 2**20
 _CODES_PER_URL: Final = 500
 
@@ -110,15 +113,23 @@ class HttpTransport:
             raise self._away(str(error) or type(error).__name__) from error
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            response = await self._http.request(method, path, **options)
-        except httpx.TimeoutException as error:
-            raise self._away("does not answer in time") from error
-        except httpx.HTTPError as error:
-            raise self._away(str(error) or type(error).__name__) from error
-        if response.is_success:
-            return response
-        raise _error_of(response.content, response.status_code, self._address)
+        patient_until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.TimeoutException as error:
+                raise self._away("does not answer in time") from error
+            except httpx.HTTPError as error:
+                raise self._away(str(error) or type(error).__name__) from error
+            if response.is_success:
+                return response
+            refusal = _error_of(response.content, response.status_code, self._address)
+            wait_s = refusal.data.get("retry_after_s")
+            if not isinstance(refusal, LimitExceeded) or not isinstance(wait_s, (int, float)):
+                raise refusal
+            if time.monotonic() + wait_s > patient_until:
+                raise refusal
+            await asyncio.sleep(wait_s)  # nothing was done, so it may be asked again
 
     def _away(self, reason: str) -> GatewayUnavailable:
         return GatewayUnavailable(
@@ -166,7 +177,7 @@ class HttpTransport:
             raise CodecError(f"The result of {name} cannot be read: {error}.") from error
 
     async def _submit(self, name: str, params: JobParams) -> str:
-        body = params.model_dump(mode="json")
+        body = params.model_dump(mode="json", exclude_unset=True)
         submitted = _document(await self._ask("POST", f"/api/v1/jobs/{name}", json=body))
         return cast("str", submitted["id"])
 
@@ -291,13 +302,15 @@ class _Socket:
             if closed and closed.code == CloseCode.BAD_MESSAGE:
                 raise InvalidRequest(reason or "The gateway refused the subscription.") from error
             if closed and closed.code in (CloseCode.ACCESS_DENIED, 1008):
-                raise _denied(self._transport.address) from error
+                raise _denied(self._transport.address, closed.reason) from error
+            if closed and closed.code == CloseCode.LIMIT_EXCEEDED:
+                raise LimitExceeded(reason, limit="connections") from error
             raise self._transport._away(reason or "the connection was closed") from error
 
 
-def _denied(address: str) -> AccessDenied:
+def _denied(address: str, reason: str = "") -> AccessDenied:
     return AccessDenied(
-        f"The gateway at {address} refused access.",
+        f"The gateway at {address} refused access{f': {reason}' if reason else '.'}",
         hint="Give api_key=..., or set QMT_API_KEY.",
         address=address,
     )
@@ -309,10 +322,11 @@ def _error_of(body: bytes, status: int, address: str) -> QMTError:
         told = json.loads(body)
     except ValueError:
         told = None
+    if isinstance(told, dict) and "error" in told:
+        error = error_from_dict(told)
+        return _denied(address, error.message) if type(error) is AccessDenied else error
     if status in (401, 403):
         return _denied(address)
-    if isinstance(told, dict) and "error" in told:
-        return error_from_dict(told)
     return GatewayUnavailable(
         f"The gateway at {address} answered with HTTP status {status}.",
         hint="Check that a gateway of this version listens there.",

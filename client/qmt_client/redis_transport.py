@@ -248,8 +248,9 @@ class RedisTransport:
         *,
         timeout_s: float,
         on_progress: OnProgress | None = None,
+        check: Callable[[Manifest], None] | None = None,
     ) -> tuple[Manifest, pa.Table | None]:
-        """Have a catalogue job done; see `Transport.run_job`.
+        """Have a catalogue job done; see `Transport.run_job`, and `result` for ``check``.
 
         Raises
         ------

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 from qmt_client.archive import open_archive
 
 from . import job_routes, live_socket, market_routes, metrics, realtime, stored_routes
+from .accepting import most_connections, raise_descriptor_limit
+from .access import Access, Gate
+from .answers import SOURCE_HEADER
+from .body_limit import BodyLimit
 from .bridge import Bridge
 from .budget import Budget
+from .connections import CONNECTIONS, Connections, Tracked
 from .hub import Hub
-from .limits import BodyLimit
 from .live_state import LiveState
 from .models import Problem
 from .problems import UnexpectedErrors, handle_errors
+from .scopes import ROUTES, WEBSOCKET, unlisted
 from .settings import GatewaySettings
 from .streaming import Backpressure
+from .usage import Usages
 
 __all__ = ["create_app"]
 
@@ -34,6 +43,7 @@ ticks from Redis Streams. No trading.
 qmt-bridge-pro also `/ws/realtime` and `/ws/whole_quote`, see docs/gateway.md.
 
 **Keys:** `X-API-Key: <key>` or `Authorization: Bearer <key>`; a browser's WebSocket: `?api_key=`.
+The scope that a route needs is its `x-scope`; docs/security.md has the limits of a key.
 
 **Errors** are problem documents (RFC 9457): what happened, what to do, and the facts.
 
@@ -49,6 +59,22 @@ _TAGS: Final = [
 ]
 
 
+_ROUTERS: Final[tuple[APIRouter, ...]] = (
+    market_routes.router,
+    job_routes.router,
+    stored_routes.router,
+    job_routes.health_router,
+    metrics.router,
+    live_socket.router,
+    realtime.router,
+)
+_EXPOSED: Final = [SOURCE_HEADER, "Location", "RateLimit", "RateLimit-Policy", "Retry-After"]
+_SCHEMES: Final = {
+    "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "HTTPBearer": {"type": "http", "scheme": "bearer"},
+}
+
+
 def create_app(settings: GatewaySettings) -> FastAPI:
     """Return the gateway's application.
 
@@ -61,8 +87,10 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     if settings.archive_url:
         open_archive(settings.archive_url)  # told at the start, not at the first question
 
+    gate = _gate(settings)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         bridge = Bridge(settings)
         hub = Hub(
             bridge.transport,
@@ -72,9 +100,12 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         )
         live = LiveState(hub, bridge, stall_s=settings.bridge_ws_stall_s)
         app.state.bridge, app.state.hub, app.state.live = bridge, hub, live
+        watching = asyncio.create_task(gate.watch(), name="gate")
         try:
-            yield
+            yield {CONNECTIONS: gate.connections}
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await live.close()
             await hub.close()
             await bridge.close()
@@ -88,21 +119,54 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.budget = Budget(settings.bridge_memory_bytes)
-    app.state.keys = settings.api_keys
-    app.include_router(market_routes.router)
-    app.include_router(job_routes.router)
-    app.include_router(stored_routes.router)
-    app.include_router(job_routes.health_router)
-    app.include_router(metrics.router)
-    app.include_router(live_socket.router)
-    app.include_router(realtime.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
-    app.add_middleware(BodyLimit)
+    served = [*_served(app.routes)]
+    for router in _ROUTERS:
+        app.include_router(router)
+        served += _served(router.routes)
+    if missing := unlisted(served):
+        raise RuntimeError(f"qmt_gateway.scopes.ROUTES lacks {missing}")
+    # From the inside out: what is added last is asked first.
+    app.add_middleware(BodyLimit, within_s=settings.bridge_body_timeout_s)
     app.add_middleware(Backpressure, budget=app.state.budget)
     app.add_middleware(UnexpectedErrors)
+    app.add_middleware(Access, gate=gate)
+    if settings.bridge_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.browsers.origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["X-API-Key", "Authorization"],
+            expose_headers=_EXPOSED,
+        )
+    app.add_middleware(Tracked)
     handle_errors(app)
-    _describe_problems(app)
+    _describe(app)
     return app
+
+
+def _gate(settings: GatewaySettings) -> Gate:
+    descriptors = raise_descriptor_limit()
+    most_unadmitted = settings.bridge_unauthenticated_connections
+    connections = Connections(
+        head_s=settings.bridge_head_timeout_s,
+        most=most_connections(descriptors),
+        most_unadmitted=min(most_unadmitted, descriptors // 4 or most_unadmitted),
+    )
+    return Gate(settings.keyring(), settings.browsers, Usages(settings.limits), connections)
+
+
+def _served(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
+    """Yield method, or `WEBSOCKET`, and path of what some routes serve."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield from ((method, route.path) for method in route.methods or () if method != "HEAD")
+        elif isinstance(route, WebSocketRoute):
+            yield WEBSOCKET, route.path
+        elif isinstance(route, Mount):
+            yield "GET", f"{route.path}/{{path:path}}"
+        else:
+            raise RuntimeError(f"{route!r} is no kind of route that qmt_gateway.scopes knows")
 
 
 def _application() -> Callable[..., FastAPI]:
@@ -114,8 +178,8 @@ def _application() -> Callable[..., FastAPI]:
     return offline
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document's schema where the routes' error answers point to."""
+def _describe(app: FastAPI) -> None:
+    """Have the description tell keys, scopes, and the schema of a problem document."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -125,6 +189,13 @@ def _describe_problems(app: FastAPI) -> None:
             schemas["Problem"] = Problem.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
+        document["components"]["securitySchemes"] = _SCHEMES
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                scope = ROUTES[method.upper(), path].scope
+                if scope is not None:
+                    operation["security"] = [{name: []} for name in _SCHEMES]
+                    operation["x-scope"] = scope
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

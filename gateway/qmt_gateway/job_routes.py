@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -16,9 +17,10 @@ from qmt_protocol.ids import ENTRY_ID, JOB_ID
 from qmt_protocol.jobs import CATALOGUE, parse_params
 
 from . import models
+from .access import AdmissionOf
 from .answers import SOURCE_HEADER, answer
-from .auth import require_key
 from .bridge import Bridge, source_name, while_connected
+from .job_rules import allowed, explained
 from .market_routes import BridgeOf, BudgetOf, SettingsOf
 from .parameters import Document, described_body, refuse_unknown
 from .results import held_bytes, one_stream
@@ -29,7 +31,7 @@ __all__ = ["health_router", "router"]
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 _NO_ENTRY = "0-0"
 
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_unknown)])
 health_router = APIRouter()
 
 JobId = Annotated[str, Path(alias="id", pattern=JOB_ID)]
@@ -57,10 +59,10 @@ async def submit(
     params: Document,
     bridge: BridgeOf,
     settings: SettingsOf,
+    admission: AdmissionOf,
 ) -> Response:
-    job_id = await bridge.transport.submit(
-        name, parse_params(name, params), timeout_s=settings.bridge_query_timeout_s
-    )
+    checked = allowed(parse_params(name, params), admission, settings.bridge_auto_download_rows)
+    job_id = await bridge.transport.submit(name, checked, timeout_s=settings.bridge_query_timeout_s)
     accepted = answer({"id": job_id}, simulated=await bridge.simulated(), status=202)
     accepted.headers["Location"] = f"{router.prefix}/jobs/{job_id}"
     return accepted
@@ -77,6 +79,7 @@ async def state(
     request: Request,
     job_id: JobId,
     bridge: BridgeOf,
+    admission: AdmissionOf,
     wait_s: Annotated[
         float, Query(ge=0, le=30, description="how long to wait for news behind `after`")
     ] = 0.0,
@@ -86,7 +89,8 @@ async def state(
 ) -> Response:
     """Long poll: answers when there is news, or with the present state when the wait is over."""
     transport = bridge.transport
-    entry = await while_connected(request, transport.progress(job_id, after, wait_s))
+    with admission.usage.waiting_for_job() if wait_s else nullcontext():
+        entry = await while_connected(request, transport.progress(job_id, after, wait_s))
     if entry is None and after != _NO_ENTRY:
         entry = await transport.progress(job_id)
     told: dict[str, Any] = {"id": job_id, "entry": after, "state": "queued"}
@@ -94,6 +98,8 @@ async def state(
         told |= {"finished": 0, "total": 0, "message": "", "error": None}
     else:
         told |= {"entry": entry[0], **entry[1].model_dump(mode="json")}
+        if entry[1].error:
+            told["error"] = explained(error_from_dict(entry[1].error), admission).to_dict()
     return answer(told, simulated=await bridge.simulated())
 
 
@@ -111,12 +117,15 @@ async def state(
         **models.problems(404, 502, 503, 504),
     },
 )
-async def result(job_id: JobId, bridge: BridgeOf, budget: BudgetOf) -> Response:
+async def result(
+    job_id: JobId, bridge: BridgeOf, budget: BudgetOf, admission: AdmissionOf
+) -> Response:
     """Kept for ten minutes. A failed job answers with its error; an unfinished one with 404."""
     entry = await bridge.transport.progress(job_id)
     if entry is not None and entry[1].state == "failed":
-        raise error_from_dict(entry[1].error or {})
+        raise explained(error_from_dict(entry[1].error or {}), admission)
     manifest = await bridge.transport.manifest(job_id)
+    admission.check_rows(manifest.rows)
     simulated = bool(manifest.meta.get("simulated"))
     if manifest.kind == "document":
         return answer(manifest.model_dump(mode="python"), simulated=simulated)

@@ -1,56 +1,136 @@
-"""A bound on what a caller may send."""
+"""How much one caller may have: figures, and the bucket that counts requests."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import msgspec
 
-from qmt_protocol.errors import QMTError
+from qmt_protocol.errors import ConfigurationError
 
-from .problems import problem
+__all__ = ["BURST_S", "Bucket", "Limits", "limits_with", "parse_limits"]
 
-__all__ = ["BodyLimit"]
-
-MAX_BODY_BYTES: Final = 1_048_576
-"""Ten thousand codes take a seventh of it."""
+BURST_S: Final = 2.0
+"""A bucket holds what comes back in so long."""
 
 
-class _TooLarge(QMTError):
-    """The request's body is too large."""
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of one caller, a key or an address without one; 0 is no limit."""
 
-    slug = "too-large"
-    http_status = 413
+    requests_per_s: float = 200.0
+    """REST requests and WebSocket messages; for a moment twice as many."""
+    jobs_per_s: float = 50.0
+    """Requests that put a job into a queue or take one out; for a moment twice as many."""
+    jobs_at_once: int = 50
+    """Requests that wait for a job at the same time."""
+    connections: int = 500
+    """Connections at a time, WebSocket and HTTP together."""
+    codes_per_connection: int = 20_000
+    """Codes, bars and whole markets (one each) that one WebSocket may be subscribed to."""
+    codes: int = 200_000
+    """The same over all of a caller's WebSockets."""
+    unread_bytes: int = 256_000_000
+    """Bytes that may wait in all of a caller's WebSockets."""
+    rows: int = 50_000_000
+    """Rows of one answer."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            f"A request's body may have {MAX_BODY_BYTES} bytes.", hint="Ask in several requests."
+
+_FIGURES = {field.name: field.type for field in msgspec.structs.fields(Limits)}
+
+
+def parse_limits(parts: Iterable[str]) -> dict[str, float]:
+    """Read ``name=figure`` pairs.
+
+    Raises
+    ------
+    ConfigurationError
+        For a limit that there is not, or a figure that is none.
+    """
+    told: dict[str, float] = {}
+    for part in parts:
+        name, _, figure = part.partition("=")
+        told[name.strip()] = _figure(name.strip(), figure.strip())
+    return told
+
+
+def limits_with(told: Mapping[str, float], base: Limits) -> Limits:
+    """Return limits with some figures in place of their own.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    figures = {name: _figure(name, figure) for name, figure in told.items()}
+    return msgspec.structs.replace(base, **figures)
+
+
+def _figure(name: str, told: object) -> float:
+    kind = _FIGURES.get(name)
+    if kind is None:
+        raise ConfigurationError(
+            f"There is no limit {name!r}.", hint=f"Choose of {', '.join(_FIGURES)}."
         )
+    try:
+        figure = float(str(told))
+    except ValueError:
+        figure = math.nan
+    if not 0 <= figure < math.inf or (kind is int and not figure.is_integer()):
+        raise ConfigurationError(
+            f"{name}={told} is not a figure of that limit.",
+            hint=f"For example {name}={getattr(Limits(), name):g}; 0 is no limit.",
+        )
+    return int(figure) if kind is int else figure
 
 
-class BodyLimit:
-    """Refuse bodies above `MAX_BODY_BYTES`, told beforehand or found out while reading."""
+class Bucket:
+    """A token bucket; times are given, so that it knows no clock.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Parameters
+    ----------
+    per_s
+        Tokens that come back in a second; 0: there is no end of them.
+    """
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told) > MAX_BODY_BYTES:
-            await problem(_TooLarge())(scope, receive, send)
-            return
-        read = 0
+    def __init__(self, per_s: float, now: float) -> None:
+        self.per_s = per_s
+        self._tokens = self.size
+        self._at = now
 
-        async def limited() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY_BYTES:
-                raise _TooLarge
-            return message
+    @property
+    def size(self) -> float:
+        """Most tokens that it holds, and never less than one."""
+        return max(1.0, self.per_s * BURST_S)
 
-        await self.app(scope, limited, send)
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self.size, self._tokens + max(0.0, now - self._at) * self.per_s)
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take a token and return 0; where there is none, return in how many seconds there is."""
+        if not self.per_s:
+            return 0.0
+        self._fill(now)
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) / self.per_s
+        self._tokens -= 1.0
+        return 0.0
+
+    def owe(self, now: float) -> float:
+        """Take a token though there be none, and return the seconds to wait before it is used."""
+        if not self.per_s:
+            return 0.0
+        self._fill(now)
+        self._tokens -= 1.0
+        return max(0.0, -self._tokens / self.per_s)
+
+    def left(self, now: float) -> int:
+        """Return how many tokens there are."""
+        self._fill(now)
+        return max(0, int(self._tokens))
+
+    def full_in_s(self, now: float) -> float:
+        """Return in how many seconds it is full."""
+        self._fill(now)
+        return (self.size - self._tokens) / self.per_s if self.per_s else 0.0

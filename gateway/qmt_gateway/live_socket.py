@@ -9,13 +9,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qmt_client.position import EVENTS, Place
 from qmt_protocol.codes import parse_codes, parse_markets
-from qmt_protocol.errors import (
-    AccessDenied,
-    InvalidRequest,
-    QMTError,
-    RedisUnavailable,
-    Unavailable,
-)
+from qmt_protocol.errors import InvalidRequest, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.keys import want
 from qmt_protocol.live import (
     MAX_ID,
@@ -36,13 +30,13 @@ from qmt_protocol.live import (
 )
 from qmt_protocol.periods import parse_period
 
+from .access import admission_of
 from .answers import SOURCE_HEADER
 from .bridge import Bridge, source_name
 from .catch_up import CatchUp
 from .hub import Hub
 from .live_state import HEARTBEAT_S
 from .market import Mark
-from .realtime import key_of
 from .replays import Replays
 from .subscriber import Sink, Subscriber, Wants
 from .websocket_protocol import SINK
@@ -64,7 +58,6 @@ async def live(ws: WebSocket) -> None:
     source = b""
     refusal: QMTError | None = None
     try:
-        ws.app.state.keys.check(key_of(ws))
         source = source_name(await ws.app.state.bridge.simulated()).encode()
     except QMTError as error:
         refusal = error
@@ -75,9 +68,7 @@ async def live(ws: WebSocket) -> None:
     wire = MSGPACK if chosen == MSGPACK_SUBPROTOCOL else JSON
     subscriber = Subscriber(sink, wire, hub.max_bytes, hub.budget)
     if refusal is not None:
-        denied = isinstance(refusal, AccessDenied)
-        code = CloseCode.ACCESS_DENIED if denied else CloseCode.UNAVAILABLE
-        subscriber.close(code, str(refusal))
+        subscriber.close(CloseCode.UNAVAILABLE, str(refusal))
         await _until_gone(ws)
         return
     await _Session(ws, hub.open(subscriber), source == b"SIMULATED").serve()
@@ -95,6 +86,8 @@ class _Session:
         self._bridge: Bridge = ws.app.state.bridge
         self._settings = ws.app.state.settings
         self._subscriber = subscriber
+        self._admission = admission_of(ws)
+        self._admission.counts(lambda: subscriber.wants.count)
         self._simulated = simulated
         self._replays = Replays(
             subscriber,
@@ -210,6 +203,7 @@ class _Session:
             asked.bars - has.bars,
             asked.markets - has.markets,
         )
+        self._admission.check_codes(new.count)
         place = _place_of(message)
         held = await hub.hold(new.names() | asked.names())
         try:

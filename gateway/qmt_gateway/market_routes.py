@@ -9,18 +9,19 @@ from starlette.responses import Response
 
 from qmt_client.arguments import parse_names
 from qmt_protocol.codes import parse_code, parse_codes
-from qmt_protocol.errors import InstrumentNotFound, InvalidRequest, NotFound
-from qmt_protocol.jobs import Manifest
+from qmt_protocol.errors import HistoryMissing, InstrumentNotFound, InvalidRequest, NotFound
+from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.status import LOST_AFTER_S
 from qmt_protocol.tables import table_of
 from qmt_protocol.times import parse_end, parse_start, to_datetime
 
 from . import models
+from .access import admission_of
 from .answers import SOURCE_HEADER, answer, meta_of
-from .auth import require_key
 from .bridge import Bridge, absent_reasons, source_name, while_connected
 from .budget import Budget
+from .job_rules import allowed, explained
 from .parameters import Count, Document, described_body, parse_document, refuse_unknown
 from .results import held_bytes, json_rows
 from .settings import GatewaySettings
@@ -31,7 +32,7 @@ __all__ = ["router"]
 _DEFAULT_COUNT: Final = 100
 _DEFAULT_FIELDS: Final = "open,high,low,close,volume"
 
-router = APIRouter(prefix="/api", dependencies=[Depends(require_key), Depends(refuse_unknown)])
+router = APIRouter(prefix="/api", dependencies=[Depends(refuse_unknown)])
 
 
 def _bridge(request: Request) -> Bridge:
@@ -86,8 +87,17 @@ class Jobs:
     async def _run(
         self, name: str, document: dict[str, Any], timeout_s: float
     ) -> tuple[str, Manifest]:
-        work = self._bridge.finish(name, document, timeout_s)
-        return await while_connected(self._request, work)
+        admission = admission_of(self._request)
+        most_rows = self._settings.bridge_auto_download_rows
+        params = allowed(parse_params(name, document), admission, most_rows)
+        with admission.usage.waiting_for_job():
+            work = self._bridge.transport.finish_job(name, params, timeout_s=timeout_s)
+            try:
+                job_id, manifest = await while_connected(self._request, work)
+            except HistoryMissing as error:
+                raise explained(error, admission) from None
+        admission.check_rows(manifest.rows)
+        return job_id, manifest
 
     async def rows(
         self,

@@ -240,12 +240,14 @@ class Problem(BaseModel):
 
 
 _MEANINGS: Final[dict[int, str]] = {
-    401: "The API key is missing or wrong.",
+    401: "The API key is missing, wrong, expired or revoked.",
+    403: "The key lacks the scope, or a page of another site asked without one.",
     404: "No such code, sector or job.",
     409: "The history is not in the terminal's cache and was not downloaded.",
     410: "The streams no longer reach back so far, and there is no archive.",
     415: "The body is not JSON in UTF-8.",
     422: "A parameter is wrong; nothing was done.",
+    429: "More than the caller may have, or faster; `Retry-After` where waiting helps.",
     500: "The gateway failed; its log says why.",
     501: "The terminal lacks this function.",
     502: "The terminal or the job failed.",
@@ -255,7 +257,7 @@ _MEANINGS: Final[dict[int, str]] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error answers of a route for OpenAPI; every route has 401, 422 and 500."""
+    """Return the error answers of a route for OpenAPI; all have 401, 403, 422, 429 and 500."""
     return {
         status: {
             "description": _MEANINGS[status],
@@ -263,5 +265,5 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
                 "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
             },
         }
-        for status in sorted({401, 422, 500, *statuses})
+        for status in sorted({401, 403, 422, 429, 500, *statuses})
     }

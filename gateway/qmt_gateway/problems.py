@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qmt_protocol.errors import AccessDenied, InvalidRequest, NotFound, QMTError, Unavailable
+from qmt_protocol.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    QMTError,
+    ScopeMissing,
+    Unavailable,
+)
 from qmt_protocol.texts import shown
 
 from .counts import PROBLEMS
@@ -22,17 +31,24 @@ __all__ = ["PROBLEM_TYPE", "UnexpectedErrors", "handle_errors", "problem"]
 
 PROBLEM_TYPE: Final = "application/problem+json"
 _RETRY_AFTER_S: Final = "5"
+_BEARER: Final = 'Bearer realm="qmt-gateway"'
 _log = structlog.get_logger(__name__)
 
 
-def problem(error: QMTError) -> Response:
+def problem(error: QMTError, more_headers: Mapping[str, str] | None = None) -> Response:
     """Return an error as a problem document: what happened, what to do, and its facts."""
     title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "")
-    headers = {}
-    if isinstance(error, AccessDenied):
-        headers["WWW-Authenticate"] = 'Bearer realm="qmt-gateway"'
+    headers = dict(more_headers or {})
+    if isinstance(error, ScopeMissing):
+        headers["WWW-Authenticate"] = (
+            f'{_BEARER}, error="insufficient_scope", scope="{error.scope}"'
+        )
+    elif error.http_status == 401:
+        headers["WWW-Authenticate"] = _BEARER
     if isinstance(error, Unavailable):
         headers["Retry-After"] = _RETRY_AFTER_S
+    if isinstance(error, LimitExceeded) and error.data.get("retry_after_s"):
+        headers["Retry-After"] = str(math.ceil(error.data["retry_after_s"]))
     return _response(error.slug, title, error.http_status, error.to_dict(), headers)
 
 
@@ -98,7 +114,11 @@ class UnexpectedErrors:
 
         try:
             await self.app(scope, receive, watched)
-        except Exception:
+        except Exception as error:
+            if started and isinstance(error.__cause__, QMTError):
+                # Without its end the answer is not taken for whole, and the connection is closed.
+                _log.warning("answer broken off", path=scope["path"], error=str(error.__cause__))
+                return
             _log.exception("unexpected error", method=scope["method"], path=scope["path"])
             if started:
                 raise

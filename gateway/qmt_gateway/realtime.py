@@ -12,13 +12,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.documents import parse_json
-from qmt_protocol.errors import InvalidRequest, QMTError
+from qmt_protocol.errors import InvalidRequest, LimitExceeded, QMTError
 from qmt_protocol.keys import want
 from qmt_protocol.live import CloseCode, Subscribed
 from qmt_protocol.periods import parse_period
 
+from .access import admission_of
 from .answers import SOURCE_HEADER
-from .auth import ApiKeys
 from .bridge import source_name
 from .hub import Hub
 from .problems import problem
@@ -26,7 +26,7 @@ from .subscriber import Sink, Subscriber, Wants
 from .websocket_protocol import SINK
 from .wires import QUOTE, REALTIME, REALTIME_NOTICES, Wire
 
-__all__ = ["key_of", "router"]
+__all__ = ["router"]
 
 _FIRST_MESSAGE_S: Final = 5.0
 _REALTIME_SHAPE: Final = '{"stocks": ["600519.SH"], "period": "tick"}'
@@ -77,9 +77,7 @@ async def whole_quote(ws: WebSocket) -> None:
 
 
 async def _serve(ws: WebSocket, kind: type[_Realtime | _Quote], wire: Wire, shape: str) -> None:
-    keys: ApiKeys = ws.app.state.keys
     try:
-        keys.check(key_of(ws))
         source = source_name(await ws.app.state.bridge.simulated())
     except QMTError as error:
         await ws.send_denial_response(problem(error))
@@ -90,18 +88,6 @@ async def _serve(ws: WebSocket, kind: type[_Realtime | _Quote], wire: Wire, shap
     subscriber = hub.open(Subscriber(sink, wire, hub.max_bytes, hub.budget))
     subscriber.conflate = wire is QUOTE
     await _Client(ws, hub, subscriber, kind, shape).serve()
-
-
-def key_of(ws: WebSocket) -> str | None:
-    """Return the key that a client sends, if any."""
-    scheme, _, bearer = ws.headers.get("authorization", "").partition(" ")
-    return (
-        ws.headers.get("x-api-key")
-        or (bearer.strip() if scheme.lower() == "bearer" else "")
-        # A browser cannot send headers with a WebSocket.
-        or ws.query_params.get("api_key")
-        or None
-    )
 
 
 class _Client:
@@ -116,6 +102,8 @@ class _Client:
         self._ws = ws
         self._hub = hub
         self._subscriber = subscriber
+        self._admission = admission_of(ws)
+        self._admission.counts(lambda: subscriber.wants.count)
         self._kind = kind
         self._shape = shape
 
@@ -151,6 +139,8 @@ class _Client:
             await self._subscribe(wish)
         except InvalidRequest as error:
             subscriber.close(CloseCode.BAD_MESSAGE, str(error))
+        except LimitExceeded as error:
+            subscriber.close(CloseCode.LIMIT_EXCEEDED, str(error))
         except QMTError as error:
             subscriber.close(CloseCode.UNAVAILABLE, error.message)
 
@@ -168,6 +158,7 @@ class _Client:
         hub, subscriber = self._hub, self._subscriber
         has = subscriber.wants
         wants = wish.wants(has)
+        self._admission.check_codes(wants.count - has.count)
         if subscriber.wire is not QUOTE:
             subscriber.wire = REALTIME_NOTICES if wish.notices else REALTIME
         held = await hub.hold(wants.names())

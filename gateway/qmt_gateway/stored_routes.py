@@ -21,8 +21,8 @@ from qmt_protocol.periods import parse_period
 from qmt_protocol.times import parse_end, parse_start
 
 from . import models
+from .access import Admission, AdmissionOf
 from .answers import SOURCE_HEADER, answer, meta_of
-from .auth import require_key
 from .bridge import Bridge, source_name
 from .budget import Budget
 from .market_routes import BridgeOf, BudgetOf
@@ -36,7 +36,7 @@ _EVERYTHING: Final = "*"
 _ROWS_AT_ONCE: Final[dict[Format, int]] = {"json": 1_024, "arrow": 8_192, "parquet": 8_192}
 _log = structlog.get_logger(__name__)
 
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key), Depends(refuse_unknown)])
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_unknown)])
 
 
 class StoredQuery:
@@ -135,9 +135,12 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     response_model=models.Stored,
     responses=_ANSWERS,
 )
-async def stored_ticks(query: QueryOf, bridge: BridgeOf, budget: BudgetOf) -> Response:
+async def stored_ticks(
+    query: QueryOf, bridge: BridgeOf, budget: BudgetOf, admission: AdmissionOf
+) -> Response:
     """From archive and streams as one; no terminal is asked."""
-    return await _streamed(bridge, budget, await query.wish(bridge, "tick"), query.format)
+    wish = await query.wish(bridge, "tick")
+    return await _streamed(bridge, budget, wish, query.format, admission)
 
 
 @router.get(
@@ -151,17 +154,20 @@ async def stored_bars(
     query: QueryOf,
     bridge: BridgeOf,
     budget: BudgetOf,
+    admission: AdmissionOf,
     period: Annotated[str, Query(description="1m, 5m, 15m, 30m, 1h, 1d ...")] = "1m",
 ) -> Response:
     """A bar is collected while somebody wants it live; others come by `/api/history`."""
     wish = await query.wish(bridge, parse_period(period, bars_only=True))
-    return await _streamed(bridge, budget, wish, query.format)
+    return await _streamed(bridge, budget, wish, query.format, admission)
 
 
-async def _streamed(bridge: Bridge, budget: Budget, wish: StoredWish, form: Format) -> Response:
+async def _streamed(
+    bridge: Bridge, budget: Budget, wish: StoredWish, form: Format, admission: Admission
+) -> Response:
     simulated = await bridge.simulated()
     held = Held(budget, READING_BYTES)
-    batches = bridge.transport.stored().batches(wish, _unreadable)
+    batches = admission.counted(bridge.transport.stored().batches(wish, _unreadable))
     try:
         # What cannot be read from the start is an error answer, and not one that breaks off.
         first = await anext(batches, None)

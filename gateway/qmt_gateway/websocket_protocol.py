@@ -8,11 +8,19 @@ from typing import Any, Final
 
 from .incoming import Incoming
 
-__all__ = ["SINK", "WebSocketProtocol"]
+from .connections import CONNECTION, Connection
+
+__all__ = ["SINK", "WebSocketProtocol", "close_reason"]
 
 SINK: Final = "qmt.sink"
 """ASGI extension: the protocol itself, as a `qmt_gateway.subscriber.Sink`."""
 _GRACE_S: Final = 5.0
+_REASON_BYTES: Final = 123
+
+
+def close_reason(text: str) -> str:
+    """Return a text cut to what a close frame holds."""
+    return text.encode()[:_REASON_BYTES].decode(errors="ignore")
 
 
 class WebSocketProtocol(Incoming):
@@ -29,7 +37,18 @@ class WebSocketProtocol(Incoming):
         """Run the application with the extension in its scope."""
         extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
         extensions[SINK] = self
+        self._connection.socket = self
         await super().run_asgi()
+
+    @property
+    def _connection(self) -> Connection:
+        connection: Connection = self.app_state[CONNECTION]
+        return connection
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called when the client is gone."""
+        self._connection.lost()
+        super().connection_lost(exc)
 
     def push(self, frame: bytes | memoryview) -> None:
         """Send a frame, or the next whole fragments of one."""
@@ -69,7 +88,10 @@ class WebSocketProtocol(Incoming):
         """Close without waiting for room to write."""
         if self.gone:
             return
-        self.conn.send_close(code, reason)
+        if not self.handshake_complete:  # there is nothing yet that could be closed with a code
+            self.transport.abort()
+            return
+        self.conn.send_close(code, close_reason(reason))
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.close_timer = self.loop.call_later(_GRACE_S, self.transport.abort)

@@ -29,7 +29,11 @@
     ├── ArchiveDamaged            a file of the archive that cannot be read
     ├── CodecError                bytes that are not what the schema says
     ├── EncodeError               a tick or bar that the schema cannot hold
-    ├── AccessDenied              key missing, wrong or without the scope
+    ├── AccessDenied              key missing, wrong, expired or revoked
+    │   ├── ScopeMissing          the key is right and may not do this
+    │   ├── HostRefused           called by a name that is not the gateway's
+    │   └── OriginRefused         a page of another site asked, without a key
+    ├── LimitExceeded             more than a key may have, or faster
     └── ConfigurationError        this process cannot start as it is configured
         └── WrongTimezone
 
@@ -53,17 +57,21 @@ __all__ = [
     "Gap",
     "GatewayUnavailable",
     "HistoryMissing",
+    "HostRefused",
     "InstrumentNotFound",
     "InvalidCode",
     "InvalidRequest",
     "JobFailed",
     "JobNotFound",
+    "LimitExceeded",
     "NoProducer",
     "NoWorker",
     "NotFound",
+    "OriginRefused",
     "Overloaded",
     "QMTError",
     "RedisUnavailable",
+    "ScopeMissing",
     "SectorNotFound",
     "TerminalNotConnected",
     "TerminalRefused",
@@ -307,10 +315,45 @@ class EncodeError(QMTError):
 
 
 class AccessDenied(QMTError):
-    """The key is missing, wrong or lacks the scope."""
+    """The key is missing, wrong, expired or revoked."""
 
     slug = "access-denied"
     http_status = 401
+
+
+class ScopeMissing(AccessDenied):
+    """The key is right, but lacks the scope for this."""
+
+    slug = "scope-missing"
+    http_status = 403
+    scope: str
+
+
+class HostRefused(AccessDenied):
+    """The gateway was called by a name that is not its own."""
+
+    slug = "host-refused"
+    http_status = 421
+
+
+class OriginRefused(AccessDenied):
+    """A page of another site asked, without a key."""
+
+    slug = "origin-refused"
+    http_status = 403
+
+
+class LimitExceeded(QMTError):
+    """More than one caller may have, or faster.
+
+    ``limit`` names it and ``allowed`` is its figure; ``retry_after_s`` is there where waiting
+    helps.
+    """
+
+    slug = "limit-exceeded"
+    http_status = 429
+    limit: str
+    allowed: float
 
 
 class ConfigurationError(QMTError):

@@ -80,9 +80,11 @@ class CloseCode(IntEnum):
     BAD_MESSAGE = 4400
     """A message that is none of the protocol; the reason names the fault."""
     ACCESS_DENIED = 4401
-    """Key missing or wrong."""
+    """Key missing, wrong, expired, revoked, or without the scope; the reason says which."""
     STALLED = 4408
-    """The client has read nothing for too long."""
+    """The client has read nothing for too long, or left too much unread."""
+    LIMIT_EXCEEDED = 4429
+    """The key has as many connections as it may."""
     UNAVAILABLE = 4503
     """Redis went away and stayed away."""
     OVERLOADED = 4507

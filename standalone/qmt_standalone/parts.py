@@ -173,7 +173,11 @@ class Stack:
         return Part(
             "gateway",
             command,
-            lambda: {**self._environment(), "QMT_ARCHIVE_URL": str(self.archive_dir)},
+            lambda: {
+                **self._environment(),
+                "QMT_ARCHIVE_URL": str(self.archive_dir),
+                "QMT_BRIDGE_KEYS_FILE": str(self.data_dir / "gateway-keys.json"),
+            },
             lambda _: self.probe.gateway(child_of("producer").pid),
             move=move,
         )

@@ -400,7 +400,15 @@ class Run:
                 client.get(url, headers=headers).status_code
                 for headers in ({"X-API-Key": key}, {}, {"X-API-Key": key[:-1]})
             ]
-        _check(codes == [200, 401, 401], f"with the key, without, with a wrong one: {codes}")
+            _check(codes == [200, 401, 401], f"with the key, without, with a wrong one: {codes}")
+            program = f"{COMPOSE} exec -T gateway qmt-gateway keys"
+            made = self.box.run(f"{program} add reader --expires 1").strip()
+            headers = {"X-API-Key": made}
+            wait_for(lambda: client.get(url, headers=headers).is_success, "a key that is added")
+            refused = client.post(f"{GATEWAY}/api/v1/jobs/download", headers=headers).status_code
+            _check(refused == 403, f"a download without the scope: {refused}")
+            self.box.run(f"{program} revoke reader")
+            wait_for(lambda: client.get(url, headers=headers).status_code == 401, "it is revoked")
         return {"answers": codes}
 
     # -- the Windows half ---------------------------------------------------------------------

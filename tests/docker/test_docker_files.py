@@ -105,8 +105,14 @@ def test_compose_listens_on_loopback_and_keeps_data_by_default() -> None:
     for name in ("streams", "jobs"):
         assert compose["services"][name]["volumes"] == [f"{name}-data:/data"]
     assert compose["services"]["archive"]["volumes"] == ["archive-data:/archive"]
-    assert compose["services"]["gateway"]["volumes"] == ["archive-data:/archive:ro"]
-    assert set(compose["volumes"]) == {"streams-data", "jobs-data", "archive-data"}
+    gateway = compose["services"]["gateway"]
+    assert gateway["volumes"] == ["archive-data:/archive:ro", "gateway-keys:/keys"]
+    # The root is read-only: what `qmt-gateway keys` writes must lie in a volume of its user's.
+    assert gateway["environment"]["QMT_BRIDGE_KEYS_FILE"].startswith("/keys/")
+    dockerfile = (DOCKER / "Dockerfile.gateway").read_text("utf-8")
+    assert "install -d -o 10001 -m 700 /keys" in dockerfile
+    assert "USER 10001" in dockerfile
+    assert set(compose["volumes"]) == {"streams-data", "jobs-data", "archive-data", "gateway-keys"}
 
 
 def test_every_setting_of_compose_is_in_the_example() -> None:

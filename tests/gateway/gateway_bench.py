@@ -224,11 +224,29 @@ class GatewayProcess:
             return log.read()
 
 
+def allow_descriptors(count: int) -> None:
+    """Let this process open no more files than so many, ever."""
+    import resource  # not on every system
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+
 @contextmanager
 def gateway(
-    streams_url: str, jobs_url: str, directory: Any, *flags: str, **settings: str
+    streams_url: str,
+    jobs_url: str,
+    directory: Any,
+    *flags: str,
+    descriptors: int = 0,
+    **settings: str,
 ) -> Iterator[GatewayProcess]:
-    """Run a gateway on a free port until the block ends."""
+    """Run a gateway on a free port until the block ends.
+
+    Parameters
+    ----------
+    descriptors
+        How many files and connections the system lets it open; 0: what it lets this process.
+    """
     log_path = str(directory / f"gateway-{uuid.uuid4().hex[:8]}.log")
     env = {name: value for name, value in os.environ.items() if not name.startswith("QMT_")}
     env |= {"QMT_STREAMS_URL": streams_url, "QMT_JOBS_URL": jobs_url, "PYTHONWARNINGS": "error"}
@@ -242,6 +260,7 @@ def gateway(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            **({"preexec_fn": lambda: allow_descriptors(descriptors)} if descriptors else {}),
         )
     try:
         assert process.stdout is not None

@@ -47,8 +47,9 @@ def test_every_route_is_described_with_its_errors(http: httpx.Client) -> None:
         assert operation["tags"], path
         if path in ("/healthz", "/readyz"):
             continue
-        assert {"401", "422", "500"} <= operation["responses"].keys(), path
+        assert {"401", "403", "422", "429", "500"} <= operation["responses"].keys(), path
         assert operation["security"], path
+        assert operation["x-scope"] in ("read", "download", "admin"), path
         for status, response in operation["responses"].items():
             if int(status) >= 400:
                 schema = response["content"]["application/problem+json"]["schema"]
@@ -80,7 +81,7 @@ async def test_an_unforeseen_error_tells_nothing_of_the_inside() -> None:
         raise RuntimeError("the inside")
 
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         response = await client.get("/fails")
     problem_of(response, 500, "unexpected")
     assert "the inside" not in response.text

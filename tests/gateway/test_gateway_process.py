@@ -15,7 +15,7 @@ from gateway_bench import gateway
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from qmt_gateway.auth import ApiKeys
+from qmt_gateway.auth import parse_api_keys
 from qmt_gateway.settings import GatewaySettings
 from qmt_protocol.errors import ConfigurationError
 from qmt_standalone.redis_server import RedisServer, free_port
@@ -61,7 +61,7 @@ def test_loopback_needs_no_key(host: str) -> None:
 @pytest.mark.parametrize("keys", ["good,sha256:abcdef", "good,sha256:" + "x" * 64, "good,clé"])
 def test_a_malformed_key_is_told_by_its_place(keys: str) -> None:
     with pytest.raises(ConfigurationError, match="Entry 2") as wrong:
-        ApiKeys.parse(keys)
+        parse_api_keys(keys)
     assert keys.partition(",")[2] not in str(wrong.value)
 
 

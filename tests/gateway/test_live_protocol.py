@@ -341,7 +341,7 @@ def test_key_and_shutdown(
 
 
 @contextmanager
-def small_window(url: str, asked: bytes) -> Iterator[ClientConnection]:
+def small_window(url: str, asked: bytes, key: str = "") -> Iterator[ClientConnection]:
     """Connect with a small receive buffer: what is not read soon waits in the gateway."""
     host, port = url.removeprefix("http://").split(":")
     raw = socket.socket()
@@ -353,6 +353,7 @@ def small_window(url: str, asked: bytes) -> Iterator[ClientConnection]:
         sock=raw,
         proxy=None,
         subprotocols=offered,
+        additional_headers={"X-API-Key": key} if key else {},
         max_queue=1,
         close_timeout=1,
         ping_interval=None,  # what waits is before the pong

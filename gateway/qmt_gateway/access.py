@@ -65,10 +65,10 @@ class Admission:
         """Whether the caller has a scope."""
         return scope in self.scopes
 
-    def counts(self, codes: Callable[[], int]) -> None:
-        """Have a function tell how many codes, bars and markets its WebSocket is subscribed to."""
+    def counts(self, codes: Callable[[], int], unread_bytes: Callable[[], int]) -> None:
+        """Have functions tell how much its WebSocket is subscribed to, and what waits for it."""
         if self.connection is not None:
-            self.connection.codes = codes
+            self.connection.codes, self.connection.unread = codes, unread_bytes
 
     def check_codes(self, more: int) -> None:
         """Check that its WebSocket may be subscribed to so much more.

@@ -36,7 +36,7 @@ _log: Final = structlog.get_logger(__name__)
 class Connection:
     """One TCP connection of a client."""
 
-    __slots__ = ("_all", "_unread_bytes", "codes", "socket", "transport", "usage")
+    __slots__ = ("_all", "_unread_bytes", "codes", "socket", "transport", "unread", "usage")
 
     def __init__(self, all_: Connections, transport: asyncio.Transport) -> None:
         self._all = all_
@@ -48,11 +48,13 @@ class Connection:
         """Its WebSocket, where it has become one."""
         self.codes: Callable[[], int] = _none
         """Tells how many codes, bars and markets its WebSocket is subscribed to."""
+        self.unread: Callable[[], int] = _none
+        """Tells how many bytes wait for its WebSocket."""
 
     @property
     def unread_bytes(self) -> int:
         """Bytes that its WebSocket has not taken yet."""
-        return 0 if self.socket is None else self.socket.waiting_bytes
+        return self.unread()
 
     def admit(self, usage: Usage) -> None:
         """Count it among a caller's.

@@ -87,7 +87,7 @@ class _Session:
         self._settings = ws.app.state.settings
         self._subscriber = subscriber
         self._admission = admission_of(ws)
-        self._admission.counts(lambda: subscriber.wants.count)
+        self._admission.counts(lambda: subscriber.wants.count, lambda: subscriber.held_bytes)
         self._simulated = simulated
         self._replays = Replays(
             subscriber,

@@ -103,7 +103,7 @@ class _Client:
         self._hub = hub
         self._subscriber = subscriber
         self._admission = admission_of(ws)
-        self._admission.counts(lambda: subscriber.wants.count)
+        self._admission.counts(lambda: subscriber.wants.count, lambda: subscriber.held_bytes)
         self._kind = kind
         self._shape = shape
 

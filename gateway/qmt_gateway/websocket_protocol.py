@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from .incoming import Incoming
-
 from .connections import CONNECTION, Connection
+from .incoming import Incoming
 
 __all__ = ["SINK", "WebSocketProtocol", "close_reason"]
 

@@ -160,7 +160,10 @@ def test_who_goes_on_a_byte_at_a_time_is_closed_as_well(hasty: GatewayProcess, s
 def test_a_body_that_does_not_come_is_told_so(
     hasty: GatewayProcess, key: str, worker: Worker, how: str
 ) -> None:
-    head = f"POST /api/download HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n{how}\r\n\r\n"
+    head = (
+        f"POST /api/download HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n"
+        f"Content-Type: application/json\r\n{how}\r\n\r\n"
+    )
     with dialled(hasty, 1) as (client,):
         client.sendall(head.encode())
         status, told = read_answer(client)
@@ -173,7 +176,8 @@ def test_a_body_that_grows_beyond_the_bound_is_told_so(
     crowded: GatewayProcess, key: str, worker: Worker
 ) -> None:
     chunks = (b" " * 100_000 for _ in range(20))
-    answer = ask(crowded, "/api/download", key, "POST", content=chunks)
+    kind = {"Content-Type": "application/json"}
+    answer = ask(crowded, "/api/download", key, "POST", content=chunks, headers=kind)
     assert (answer.status_code, answer.json()["error"]) == (413, "too-large")
     assert worker.asked == []
 

@@ -204,7 +204,16 @@ def test_a_date_is_its_whole_day(value: Any) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        *("yesterday", "2026-13-01", "20261301", 5, 5.0, pd.NaT, object(), b"20260105"),
+        *(
+            "yesterday",
+            "2026-13-01",
+            "20261301",
+            5,
+            5.0,
+            pd.NaT,
+            pytest.param(object(), id="object"),
+            b"20260105",
+        ),
         *("0001-01-01", "00010102", "1969-12-31", "21000101", "9999-12-31T23:59:59-08:00"),
         *(
             dt.date.min,

@@ -19,6 +19,7 @@ from qmt_protocol.keys import JobKeys
 from qmt_worker.dead import DeadList
 from qmt_worker.intake import JobQueue
 from qmt_worker.orphans import Orphans
+from qmt_worker.service import _QueueWorker
 
 KEYS = JobKeys()
 QUEUE = f"rq:queue:{QUERY_QUEUE}"
@@ -178,6 +179,16 @@ def test_a_job_that_cannot_be_read_for_an_unknown_reason_is_given_up(
         queue.take(1)
     assert queue.connection.keys("rq:queue:*") == []
     assert "ZeroDivisionError" in queue.dead.last["reason"]
+
+
+def test_a_worker_names_itself_again_when_the_server_came_back_empty(queue: JobQueue) -> None:
+    worker = _QueueWorker(queue, "")
+    worker.register_birth()
+    queue.connection.flushall()
+    worker.heartbeat()
+    worker.run_maintenance_tasks()
+    for key in ("rq:workers", f"rq:workers:{QUERY_QUEUE}"):
+        assert queue.connection.smembers(key) == {worker.key.encode()}
 
 
 def test_the_list_of_dead_jobs_is_bounded(queue: JobQueue) -> None:

@@ -12,7 +12,7 @@ import redis
 import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from rq import Queue, SimpleWorker
+from rq import Queue, SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -81,6 +81,7 @@ class _QueueWorker(SimpleWorker):
     def clean_registries(self) -> None:
         """Put the books right, and find what other processes left behind."""
         self._queue.books.put_aside()
+        worker_registration.register(self)  # the server may have come back without it
         self._queue.books.trim()
         self._orphans.fail_begun()
         self._orphans.put_back_taken()

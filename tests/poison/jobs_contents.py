@@ -279,8 +279,8 @@ SHOWN: Final = {
     "id-pattern": "b'*'",
     "id-path": "b'../../x'",
     "id-chinese": r"b'\xe4\xbd\x9c\xe4\xb8\x9a'",
-    "id-long": "b'" + "x" * 65 + "'",
-    "id-large": "b'" + "y" * 75 + "...",
+    "id-long": "b'" + "x" * 58 + "...",
+    "id-large": "b'" + "y" * 58 + "...",
     "ids-missing": "missing0",
     "ids-empty": "b''",
 }

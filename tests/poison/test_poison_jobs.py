@@ -33,7 +33,7 @@ from qmt_protocol.keys import JobKeys, Keys
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
 
-BATCH: Final = 12
+BATCH: Final = 10  # of ids that follow one another no more are named
 MAY_GROW_KB: Final = 64_000
 """A worker's peak beyond what it takes when it starts; one bomb alone would take 256 MB."""
 

@@ -8,7 +8,7 @@ nothing twice. What the terminal no longer has is named as ``not to be had``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,7 +21,12 @@ import structlog
 from qmt_client.transport import Transport
 from qmt_protocol.archive import ArchivedFile, Manifest, Missing
 from qmt_protocol.columns import TICK_COLUMNS
-from qmt_protocol.errors import DownloadIncomplete, InstrumentNotFound, InvalidRequest
+from qmt_protocol.errors import (
+    CodecError,
+    DownloadIncomplete,
+    InstrumentNotFound,
+    InvalidRequest,
+)
 from qmt_protocol.jobs import Progress, job_spec, parse_params
 from qmt_protocol.tables import TICK_TABLE
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, trading_day
@@ -261,11 +266,12 @@ class Backfill:
         covered = {
             code
             for code, told in read_back.items()
-            if told.get("rows") and told["first_ms"] <= end_ms and told["last_ms"] >= start_ms
+            if told.get("rows") and _overlaps(told, start_ms, end_ms)
         }
         if not covered:
             return TICK_COLUMNS.empty_table(), covered
         table = await self._table("tick", {**of, "codes": sorted(covered)})
+        _check_span(table, start_ms, end_ms)
         return _as_ticks(table), covered
 
     async def _table(self, period: str, of: dict[str, Any]) -> pa.Table:
@@ -493,6 +499,27 @@ _BARS: Final = pa.schema(
         ("closed", pa.bool_()),
     ]
 )
+
+
+def _overlaps(told: Mapping[str, Any], start_ms: int, end_ms: int) -> bool:
+    """Whether what can be read back of a code reaches into a span."""
+    first_ms, last_ms = told.get("first_ms"), told.get("last_ms")
+    if first_ms is None or last_ms is None:
+        return False
+    return bool(first_ms <= end_ms and last_ms >= start_ms)
+
+
+def _check_span(table: pa.Table, start_ms: int, end_ms: int) -> None:
+    """Make sure that a worker gave ticks of the span it was asked for, and no others."""
+    if not len(table):
+        return
+    told = pc.min_max(table.column("time").cast(pa.int64())).as_py()
+    if told["min"] < start_ms or told["max"] > end_ms:
+        raise CodecError(
+            f"A worker gave ticks from {told['min']} to {told['max']} ms, and was asked for those "
+            f"from {start_ms} to {end_ms}.",
+            hint="It may be of another version; nothing of them was stored.",
+        )
 
 
 def _as_ticks(table: pa.Table) -> pa.Table:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from qmt_client.archive import ArchivedBars, ArchivedTicks, ArchiveReader
 from qmt_protocol.bars import BAR_FIELDS
-from qmt_protocol.columns import TICK_COLUMNS
+from qmt_protocol.columns import TICK_COLUMNS, unpack_map
 from qmt_protocol.errors import ArchiveUnavailable
 from qmt_protocol.ticks import TICK_FIELDS
 
@@ -33,7 +32,6 @@ _TICKS: Final = (
     *(name for name in TICK_COLUMNS.names if name.rstrip("12345") in BOOKS),
 )
 _BARS: Final = tuple(name for name, _, _ in BAR_FIELDS if name != "time")
-_unpack: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
 def export_rows(
@@ -162,5 +160,7 @@ def _turned(table: pa.Table, names: Sequence[str], maps: Sequence[str]) -> pa.Ta
 def _as_json(column: pa.ChunkedArray) -> pa.Array:
     texts = np.full(len(column), None, dtype=object)
     for at in np.flatnonzero(column.is_valid().to_numpy()).tolist():
-        texts[at] = json.dumps(_unpack(column[at].as_py()), ensure_ascii=False, default=bytes.hex)
+        texts[at] = json.dumps(
+            unpack_map(column[at].as_py()), ensure_ascii=False, default=bytes.hex
+        )
     return pa.array(texts, pa.string())

@@ -7,6 +7,7 @@ row 1.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import time
@@ -22,10 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from qmt_protocol.arrow_stream import ARROW_ERRORS, check_values
 from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.codes import parse_code
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
-from qmt_protocol.errors import BadFile, InvalidCode
+from qmt_protocol.decoding import reason_of
+from qmt_protocol.errors import BadFile, CodecError, InvalidCode
 from qmt_protocol.periods import DAILY_PERIODS, INTRADAY_MINUTES
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_protocol.times import DAY_MS
@@ -133,9 +136,8 @@ class ForeignFile:
             yield from self._csv() if suffix == ".csv" else self._parquet()
         except FileNotFoundError:
             self.fail("there is no such file", hint="Check the path.")
-        except (OSError, pa.ArrowException) as error:
-            text = " ".join(str(error).split()).rstrip(".")
-            self.fail(f"it cannot be read: {text}")
+        except (*ARROW_ERRORS, CodecError) as error:
+            self.fail(f"it cannot be read: {reason_of(error)}")
 
     def _csv(self) -> Iterator[tuple[pa.RecordBatch, int]]:
         wrong: list[Any] = []
@@ -144,9 +146,7 @@ class ForeignFile:
             wrong.append(row)
             return "skip"
 
-        with self.path.open("rb") as file:
-            if not file.read(1):
-                self.fail("it is empty")
+        self._check_text()
         shape = pv.ParseOptions(invalid_row_handler=note)
         with pv.open_csv(self.path, _one_thread(_BLOCK_BYTES), shape) as opened:
             names = opened.schema.names
@@ -166,6 +166,26 @@ class ForeignFile:
                 row += len(batch)
         self._refuse(wrong)
 
+    def _check_text(self) -> None:
+        """Make sure that a CSV is text: Arrow cannot name a row of another encoding."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        size_bytes, row = 0, 1
+        with self.path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError as error:
+                    row += error.object.count(b"\n", 0, error.start)
+                    self.fail("it is not UTF-8", row, hint="Save it as UTF-8 and import it again.")
+                size_bytes += len(block)
+                row += block.count(b"\n")
+        if not size_bytes:
+            self.fail("it is empty")
+        try:
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            self.fail("it is not UTF-8 to its end", row)
+
     def _refuse(self, wrong: list[Any]) -> None:
         """Raise for the first line that has not as many values as the header."""
         for one in wrong:
@@ -177,6 +197,7 @@ class ForeignFile:
         row = 1
         with pq.ParquetFile(self.path) as opened:
             for batch in opened.iter_batches(_ROWS):
+                check_values(batch, "it")
                 yield batch, row
                 row += len(batch)
 

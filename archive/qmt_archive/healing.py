@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,8 +19,11 @@ from qmt_client.position import BEGINNING, Mark, id_key
 from qmt_client.stored import read_stored
 from qmt_protocol.archive import ArchivedFile, Missing
 from qmt_protocol.bars import Bar, decode_bar
+from qmt_protocol.decoding import printable
 from qmt_protocol.errors import ArchiveDamaged, CodecError
+from qmt_protocol.feed import is_code_of, is_entry_id, split_latest
 from qmt_protocol.keys import Keys, want
+from qmt_protocol.periods import BAR_PERIODS
 
 from .place import Place
 
@@ -34,7 +36,6 @@ _BARS_PER_READ: Final = 500
 _NEWEST_DAYS: Final = 2
 _NEWEST_SPANS: Final = 2
 _NAMED: Final = 500
-_latest: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
 _KEYS: Final = ["code", "id_ms", "id_seq"]
 
 TakeTicks = Callable[[Sequence[tuple[str, str, Any]]], Awaitable[None]]
@@ -65,6 +66,8 @@ class Healer:
     missing: list[Missing] = field(default_factory=list)
     settled: str = BEGINNING
     """Feed entry id up to which the feed may hold what the streams gave already."""
+    unreadable: list[CodecError] = field(default_factory=list)
+    """What the streams hold and cannot be ticks; each names its code and id."""
     damaged: list[ArchiveDamaged] = field(default_factory=list)
     """Files whose last ids could not be read. What only they hold comes again, with its ids."""
 
@@ -86,7 +89,12 @@ class Healer:
         after = {code: self.seen.get(code, BEGINNING) for code in newest}
         trimmed: dict[str, tuple[str, str]] = {}
         async for rows in read_stored(
-            self.connection, self.keys, after, on_trimmed=trimmed.update, address=self.address
+            self.connection,
+            self.keys,
+            after,
+            on_trimmed=trimmed.update,
+            on_unreadable=self.unreadable.append,
+            address=self.address,
         ):
             await self.take_ticks(rows)
             self.seen.update((code, entry_id) for code, entry_id, _ in rows)
@@ -175,11 +183,11 @@ class Healer:
                 cursor, found = await self.connection.scan(
                     cursor, match=f"{head}*", count=1000, _type="stream"
                 )
-            names = [name.decode() for name in found]
             yield {
                 name: (period, code)
-                for name in names
+                for name in map(printable, found)
                 for period, _, code in [name.removeprefix(head).partition(":")]
+                if period in BAR_PERIODS and is_code_of(code, self.market)
             }
             if not cursor:
                 return
@@ -194,6 +202,8 @@ class Healer:
                 last = raw_id.decode()
                 try:
                     bar = decode_bar(fields.get(b"k1", b""), code, period, last)
+                    if not is_entry_id(last):
+                        raise CodecError(f"{last} is the id of no date.")
                 except CodecError as error:
                     log.error("a bar cannot be read", key=key, error=error.message)
                     continue
@@ -210,8 +220,8 @@ def _newest_ids(latest: Mapping[str, bytes]) -> dict[str, str]:
     newest = {}
     for code, data in latest.items():
         try:
-            newest[code] = _latest(data)[0]
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            newest[code], _ = split_latest(data, code)
+        except CodecError:
             newest[code] = BEGINNING
     return newest
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import structlog
 
 from qmt_client.archive import ArchiveReader
+from qmt_client.ordering import conform
 from qmt_protocol.archive import (
     MANIFEST,
     ArchivedFile,
@@ -26,7 +27,15 @@ from qmt_protocol.archive import (
     decode_manifest,
     encode_manifest,
 )
-from qmt_protocol.errors import ArchiveDamaged, ArchiveUnavailable, ConfigurationError
+from qmt_protocol.arrow_stream import ARROW_ERRORS, check_batch
+from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
+from qmt_protocol.decoding import printable
+from qmt_protocol.errors import (
+    ArchiveDamaged,
+    ArchiveUnavailable,
+    CodecError,
+    ConfigurationError,
+)
 
 __all__ = ["Place", "damaged"]
 
@@ -41,6 +50,7 @@ _HINTS: Final = {
 }
 _FOLDERS: Final = ("ticks", "bars")
 _PART: Final = ".part"
+_LONGEST: Final = 500
 _ROWS_PER_READ: Final = 65_536
 
 
@@ -170,13 +180,20 @@ class Place:
         ArchiveUnavailable
             When the place cannot be reached.
         """
+        whole = TICK_COLUMNS if file.kind == "tick" else BAR_COLUMNS
+        wanted = whole if columns is None else pa.schema([whole.field(name) for name in columns])
         with self._opening(file) as parquet:
-            yield from parquet.iter_batches(
-                _ROWS_PER_READ, columns=None if columns is None else list(columns)
-            )
+            for batch in parquet.iter_batches(_ROWS_PER_READ, columns=wanted.names):
+                check_batch(batch, file.path)
+                yield from conform(pa.Table.from_batches([batch]), wanted).to_batches()
 
-    def check_rows(self, file: ArchivedFile) -> pq.FileMetaData:
-        """Make sure that a file has the rows that the manifest says; return its metadata.
+    def check_rows(self, file: ArchivedFile) -> tuple[int, int] | None:
+        """Make sure that a file has the rows that the manifest says.
+
+        Returns
+        -------
+        tuple or None
+            The range of ``id_ms`` by the file's own statistics.
 
         Raises
         ------
@@ -190,14 +207,14 @@ class Place:
                     self.address,
                     f"it has {parquet.metadata.num_rows} rows, the manifest says {file.rows}",
                 )
-            return parquet.metadata
+            return _id_range(parquet.metadata)
 
     @contextmanager
     def _opening(self, file: ArchivedFile) -> Iterator[pq.ParquetFile]:
         try:
             with self.filesystem.open_input_file(self.path_of(file.path)) as opened:
                 yield pq.ParquetFile(opened)
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except (*ARROW_ERRORS, CodecError) as error:
             if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError):
                 with self._reaching("read"):
                     raise
@@ -268,13 +285,26 @@ class Place:
             ) from error
 
 
+def _id_range(metadata: pq.FileMetaData) -> tuple[int, int] | None:
+    low: list[int] = []
+    high: list[int] = []
+    for group in range(metadata.num_row_groups):
+        told = metadata.row_group(group)
+        for number in range(told.num_columns):
+            column = told.column(number)
+            if column.path_in_schema == "id_ms" and column.statistics is not None:
+                low.append(column.statistics.min)
+                high.append(column.statistics.max)
+    return (min(low), max(high)) if low else None
+
+
 class _NoSuchFile(Exception):
     pass
 
 
 def damaged(path: str, address: str, error: object) -> ArchiveDamaged:
     """Return the error that names a file of the archive as damaged."""
-    text = " ".join(str(error).split()).rstrip(".")
+    text = printable(str(error).rstrip("."), _LONGEST)
     return ArchiveDamaged(
         f"{path} of the archive at {address} is damaged: {text}.",
         hint="Put back a copy of it; it is left as it is.",

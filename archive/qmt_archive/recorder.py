@@ -25,6 +25,7 @@ from qmt_client.follow import Batch, Follower, Scope
 from qmt_client.ordering import in_order
 from qmt_client.position import BEGINNING, EVENTS, Mark, id_key
 from qmt_client.position import Place as Position
+from qmt_client.processes import read_status
 from qmt_protocol.archive import (
     ArchivedFile,
     ArchivedMarket,
@@ -43,10 +44,10 @@ from qmt_protocol.errors import (
     QMTError,
     RedisUnavailable,
 )
+from qmt_protocol.feed import decode_rows, is_entry_id
 from qmt_protocol.status import (
     HEARTBEAT_EVERY_S,
     LOST_AFTER_S,
-    decode_heartbeat,
     encode_heartbeat,
     new_heartbeat,
 )
@@ -74,12 +75,9 @@ _RETRY_S: Final = 1.0
 _RETRY_CAP_S: Final = 30.0
 _EVENTS_KEPT: Final = 10_000
 _EVENTS_WAITING: Final = 100
+_ILL_S: Final = 60.0
 _LAST_REPORT_S: Final = 2.0
 _MISSING_KEPT: Final = 10_000
-_rows: Final = msgspec.msgpack.Decoder(list[tuple[str, str, TickRow]]).decode
-_row: Final = msgspec.msgpack.Decoder(TickRow).decode
-_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
-
 
 _T = TypeVar("_T")
 
@@ -125,6 +123,8 @@ class Recorder:
         self._told: deque[dict[str, Any]] = deque(maxlen=_EVENTS_WAITING)
         self._leaving: deque[tuple[float, str]] = deque()
         self._damaged: set[str] = set()
+        self._ill: dict[str, float] = {}
+        """Market whose keys in Redis are not what they must be, and until when it is left alone."""
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._started_ms = time.time_ns() // 1_000_000
@@ -193,11 +193,22 @@ class Recorder:
             except _Broken as error:
                 log.warning("the feed was lost; the streams are asked", reason=str(error))
                 await self._flush()
+            except CodecError as error:
+                self._leave_aside(error)
+                await asyncio.sleep(_RETRY_S)
             except (AccessDenied, RedisUnavailable) as error:
                 if error.message != failure:
                     log.warning("Redis is away", error=str(error))
                 failure = error.message
                 await asyncio.sleep(_RETRY_S)
+
+    def _leave_aside(self, error: CodecError) -> None:
+        """Follow the other markets while what one has in Redis cannot be read."""
+        market = str(error.data.get("market", ""))
+        if market:
+            self._ill[market] = time.monotonic() + _ILL_S
+        log.error("a market cannot be followed", market=market, error=str(error))
+        self._tell("archive unreadable", market=market, reason=error.message)
 
     async def _follow(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """Read the feeds until a market has to be added or healed."""
@@ -253,17 +264,13 @@ class Recorder:
         """Return the markets to follow: those set, or those that were ever published."""
         if self._settings.archive_markets:
             return self._settings.archive_markets
-        async with redis_call(self._address):
-            beats: Any = await self._redis.hvals(self._keys.status)
+        status = await read_status(self._redis, self._keys, self._address)
         found = set(self._place.manifest.markets)
-        for data in beats:
-            try:
-                beat = decode_heartbeat(data)
-            except CodecError:
-                continue
-            if beat.role == "producer":
-                found.update(beat.markets)
-        return sorted(found)
+        for one in status.processes:
+            if one.beat.role == "producer":
+                found.update(one.beat.markets)
+        now = time.monotonic()
+        return sorted(market for market in found if self._ill.get(market, 0.0) <= now)
 
     async def _lost(self, markets: Sequence[str]) -> list[str]:
         """Return the markets whose feed cannot be read on from the manifest's position."""
@@ -294,6 +301,8 @@ class Recorder:
             self._note(missing)
         for error in healer.damaged:
             self._tell_damaged(error)
+        for unreadable in healer.unreadable:
+            self._note_unreadable(unreadable)
         self._marks[market] = mark
         # The streams gave more than there was at the mark. Until the feed has been read so far,
         # only the last id of each code says what is archived: a mark would bring it again.
@@ -303,7 +312,7 @@ class Recorder:
 
     async def _take_stored(self, rows: Sequence[tuple[str, str, Any]]) -> None:
         market = rows[0][0].rpartition(".")[2]
-        self._add_ticks(market, self._decoded(market, rows))
+        self._add_ticks(market, self._decoded(rows))
         if self._is_due():
             await self._flush()
 
@@ -323,11 +332,7 @@ class Recorder:
                 moved = True
         if batch.rows:
             market = batch.rows[0][0].rpartition(".")[2]
-            try:
-                rows = _rows(batch.data) if batch.data is not None else None
-            except _DECODE_ERRORS:
-                rows = None
-            self._add_ticks(market, self._decoded(market, batch.rows) if rows is None else rows)
+            self._add_ticks(market, self._decoded(batch.rows))
         bars = []
         for code, period, entry_id, k1 in batch.bars:
             try:
@@ -347,23 +352,28 @@ class Recorder:
         at = self._place.manifest.markets.get(market)
         return None if at is None else (at.epoch, at.position)
 
-    def _decoded(
-        self, market: str, rows: Sequence[tuple[str, str, Any]]
-    ) -> list[tuple[str, str, TickRow]]:
-        """Decode ticks one by one; name those that are none."""
-        good = []
-        for code, entry_id, t1 in rows:
-            try:
-                good.append((code, entry_id, _row(t1)))
-            except _DECODE_ERRORS as error:
-                log.error("a tick cannot be read", code=code, id=entry_id, error=str(error))
-                at_ms = id_key(entry_id)[0]
-                self._note(
-                    Missing(
-                        market=market, from_ms=at_ms, to_ms=at_ms, codes=[code], reason="unreadable"
-                    )
-                )
+    def _decoded(self, rows: Sequence[tuple[str, str, Any]]) -> list[tuple[str, str, TickRow]]:
+        """Decode ticks; name those that are none."""
+        good, unreadable = decode_rows(rows)
+        for error in unreadable:
+            self._note_unreadable(error)
         return good
+
+    def _note_unreadable(self, error: CodecError) -> None:
+        code, entry_id = str(error.data.get("code", "")), str(error.data.get("id", ""))
+        log.error("a tick cannot be read", code=code, id=entry_id, error=error.message)
+        if not is_entry_id(entry_id):
+            return  # it is of no time
+        at_ms = id_key(entry_id)[0]
+        self._note(
+            Missing(
+                market=code.rpartition(".")[2],
+                from_ms=at_ms,
+                to_ms=at_ms,
+                codes=[code],
+                reason="unreadable",
+            )
+        )
 
     def _add_ticks(self, market: str, rows: list[tuple[str, str, TickRow]]) -> None:
         self._buffers.add_ticks(market, rows)
@@ -386,6 +396,10 @@ class Recorder:
             raise _Broken(gap.message)
         at_ms = 0 if after is None else id_key(after[1])[0]
         codes = told.get("codes") or {}
+        if told.get("reason") == "unreadable":
+            log.error("something cannot be read", error=gap.message)
+            if not (at_ms or told.get("from_ms")):
+                return  # it is of no time
         self._note(
             Missing(
                 market=str(told.get("market") or ""),

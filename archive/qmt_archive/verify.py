@@ -80,8 +80,7 @@ def _check(place: Place, group: Group) -> Checked:
 
 
 def _wrong(place: Place, file: ArchivedFile, codes: set[str]) -> Iterator[str]:
-    metadata = place.check_rows(file)
-    statistics = _id_range(metadata)
+    statistics = place.check_rows(file)
     rows, last = 0, None
     first_ms, last_ms = 2**62, 0
     days: set[int] = set()
@@ -140,17 +139,3 @@ def _increases(
 
     begins = last is None or row(0) > last
     return bool(good.all()) and begins, row(len(batch) - 1)
-
-
-def _id_range(metadata: Any) -> tuple[int, int] | None:
-    """Return the range of ``id_ms`` by the file's own statistics."""
-    low: list[int] = []
-    high: list[int] = []
-    for group in range(metadata.num_row_groups):
-        told = metadata.row_group(group)
-        for number in range(told.num_columns):
-            column = told.column(number)
-            if column.path_in_schema == "id_ms" and column.statistics is not None:
-                low.append(column.statistics.min)
-                high.append(column.statistics.max)
-    return (min(low), max(high)) if low else None

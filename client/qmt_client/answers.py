@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.ticks import Tick
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 else:
     _Frames = dict
 
-__all__ = ["HistoryFrames", "QMTWarning", "Ticks"]
+__all__ = ["HistoryFrames", "Latest", "QMTWarning", "Ticks"]
+
+
+Value = TypeVar("Value")
 
 
 class QMTWarning(UserWarning):
@@ -44,6 +48,31 @@ class HistoryFrames(_Frames):
         self.absent: dict[str, str] = dict(self.meta.get("absent") or {})
         self.simulated = bool(self.meta.get("simulated"))
         self.source = self.meta.get("source", "")
+
+
+class Latest(dict[str, Value], Generic[Value]):
+    """Code to its last stored tick.
+
+    Attributes
+    ----------
+    unreadable : dict
+        Codes (or markets) whose last tick cannot be read, and why; of very many some.
+    """
+
+    def __init__(
+        self, ticks: Mapping[str, Value] | None = None, unreadable: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(ticks or {})
+        self.unreadable = dict(unreadable or {})
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note what cannot be read."""
+        if len(self.unreadable) < MAX_UNREADABLE:
+            self.unreadable[name] = reason
+
+    def of(self, codes: Sequence[str]) -> Latest[Value]:
+        """Return those of some codes, in their order."""
+        return Latest({code: self[code] for code in codes if code in self}, self.unreadable)
 
 
 class Ticks(dict[str, Tick]):

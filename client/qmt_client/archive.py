@@ -22,8 +22,15 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from qmt_protocol.archive import MANIFEST, ArchivedFile, Manifest, decode_manifest
+from qmt_protocol.arrow_stream import ARROW_ERRORS, check_batch
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
-from qmt_protocol.errors import ArchiveDamaged, ArchiveUnavailable, ConfigurationError
+from qmt_protocol.decoding import printable
+from qmt_protocol.errors import (
+    ArchiveDamaged,
+    ArchiveUnavailable,
+    CodecError,
+    ConfigurationError,
+)
 
 from .ordering import KEYS, conform, ids_of, in_order, newest, split, where_code
 
@@ -32,6 +39,7 @@ __all__ = ["ArchiveReader", "ArchivedBars", "ArchivedTicks", "open_archive"]
 _PIECE_ROWS: Final = 65_536
 _LEAST_ROWS: Final = 32_768
 _BAR_ROWS: Final = 1_000_000
+_LONGEST: Final = 500
 _S3_CONNECT_S: Final = 5.0
 _S3_REQUEST_S: Final = 30.0
 _S3_ATTEMPTS: Final = 3
@@ -233,7 +241,7 @@ class ArchiveReader:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return printable(str(error).rstrip("."), _LONGEST) or type(error).__name__
 
 
 def _markets(codes: Sequence[str] | None, markets: Sequence[str] | None) -> frozenset[str] | None:
@@ -390,10 +398,11 @@ class _Rows:
                             _PIECE_ROWS, row_groups=[group], columns=names
                         )
                         for piece in pieces:
+                            check_batch(piece, file.path)
                             yield conform(pa.Table.from_batches([piece]), self.schema)
         except FileNotFoundError as error:
             raise _Gone(file.path) from error
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except (*ARROW_ERRORS, CodecError) as error:
             raise self._reader.failure(file.path, error) from error
 
 

@@ -13,6 +13,7 @@ from qmt_protocol.amounts import parse_seconds
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.errors import (
+    CodecError,
     InstrumentNotFound,
     InvalidRequest,
     NoProducer,
@@ -24,7 +25,7 @@ from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import CHINA, day_of, parse_end, parse_start
 
-from .answers import HistoryFrames, Ticks
+from .answers import HistoryFrames, Latest, Ticks
 from .arguments import (
     Clock,
     Codes,
@@ -40,7 +41,7 @@ from .arguments import (
 )
 from .async_stored import AsyncStored
 from .follow import Batch
-from .live import AsyncLive, bar_of, tick_of
+from .live import AsyncLive, bar_of, tick_of, unreadable
 from .position import Place
 from .processes import Status
 from .progress import ShowProgress, shown
@@ -469,12 +470,15 @@ class AsyncQMTClient(AsyncStored):
                 raise
             warn(f"{error.message} These are the last ticks it published.")
         if absent and len(wanted) == 1:
+            if found.unreadable:
+                raise CodecError(found.unreadable[wanted[0]], code=wanted[0])
             raise InstrumentNotFound(
                 f"No tick of {wanted[0]} was published.",
                 hint="Check the code; or it was not traded since the producer began.",
                 codes=absent,
             )
-        warn_absent(dict.fromkeys(absent, "no tick was published"), "full_tick")
+        reasons = dict.fromkeys(absent, "no tick was published") | found.unreadable
+        warn_absent({code: reasons[code] for code in absent}, "full_tick")
         return Ticks(found, absent, simulated=status.simulated)
 
     async def get_full_tick(self, stocks: Codes) -> Ticks:
@@ -483,11 +487,11 @@ class AsyncQMTClient(AsyncStored):
 
     async def latest(
         self, codes: Codes | None = None, *, markets: Sequence[str] = ()
-    ) -> dict[str, Tick]:
+    ) -> Latest[Tick]:
         """Return the stored latest ticks of codes, or of whole markets, and nothing else.
 
         Unlike `full_tick` it asks nobody whether they are fresh, and codes without a tick are
-        just not there.
+        just not there. Codes whose tick cannot be read are named by ``unreadable``.
         """
         wanted, markets = parse_scope(codes, markets)
         return await self.transport.latest(wanted, markets)
@@ -676,7 +680,10 @@ class AsyncQMTClient(AsyncStored):
             async for batch in batches:
                 data: dict[str, list[Any]] = {}
                 for row in batch.rows or batch.bars:
-                    data.setdefault(row[0], []).append(decode(row))
+                    try:
+                        data.setdefault(row[0], []).append(decode(row))
+                    except CodecError as error:
+                        warn_gap(unreadable(error))
                 if not data:
                     continue
                 waiting = callback(data)

@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from qmt_protocol.errors import AccessDenied, RedisUnavailable
+from qmt_protocol.errors import AccessDenied, CodecError, RedisUnavailable
 from qmt_protocol.urls import check_redis_url
 
 if sys.version_info >= (3, 11):
@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     from async_timeout import timeout
 
-__all__ = ["BLOCK_S", "connect", "connect_async", "redis_call", "redis_errors"]
+__all__ = ["BLOCK_S", "connect", "connect_async", "redis_call", "redis_errors", "timeout"]
 
 BLOCK_S: Final = 1.0
 """Longest single blocking read; longer waits are made of such slices."""
@@ -73,6 +73,8 @@ def redis_errors(address: str) -> Iterator[None]:
     ------
     AccessDenied
         When the user or password is wrong, or the user lacks the command or key.
+    CodecError
+        When a key is of another type.
     RedisUnavailable
         When the server does not answer or refuses to serve.
     """
@@ -92,13 +94,25 @@ def redis_errors(address: str) -> Iterator[None]:
             "version (docker/redis/*.acl).",
             address=address,
         ) from error
+    except redis.ResponseError as error:
+        if "WRONGTYPE" in str(error):  # nothing is wrong with the server
+            raise CodecError(
+                f"A key in Redis at {address} is not of the type that it should be: {error}.",
+                hint="Something else writes under this prefix; see docs/wire.md for its keys.",
+                address=address,
+            ) from error
+        raise _refused(address, error) from error
     except (redis.RedisError, OSError, asyncio.TimeoutError) as error:
-        text = str(error).rstrip(".") or type(error).__name__
-        raise RedisUnavailable(
-            f"Redis at {address} does not serve: {text}.",
-            hint="Check that the server runs and that the address is right.",
-            address=address,
-        ) from error
+        raise _refused(address, error) from error
+
+
+def _refused(address: str, error: Exception) -> RedisUnavailable:
+    text = str(error).rstrip(".") or type(error).__name__
+    return RedisUnavailable(
+        f"Redis at {address} does not serve: {text}.",
+        hint="Check that the server runs and that the address is right.",
+        address=address,
+    )
 
 
 @asynccontextmanager

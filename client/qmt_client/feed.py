@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import msgspec
 import redis
 import redis.asyncio
 
+from qmt_protocol.decoding import printable
+from qmt_protocol.errors import CodecError
+from qmt_protocol.events import decode_event
+from qmt_protocol.feed import is_code_of
 from qmt_protocol.keys import Keys
+from qmt_protocol.limits import MAX_UNREADABLE
 
 from .connections import BLOCK_S, redis_call
 from .position import BEGINNING, EVENTS, Mark, id_key
@@ -21,7 +25,7 @@ __all__ = ["Break", "FeedEntry", "FeedReader", "Reading"]
 _ENTRIES_PER_READ: Final = 16  # times at most 500 ticks: what one read may hold in memory
 _EVENTS_PER_READ: Final = 100
 _LOOK_AFTER_S: Final = 0.1
-_event: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_LONGEST_EPOCH: Final = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class FeedReader:
         Id of the last event read; empty: events are not followed.
     limits : dict
         Market to the entry id beyond which nothing is read.
+    strange : list
+        What `begin` found among the latest ticks of a market and is none of it.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class FeedReader:
         self.events_id = marks[EVENTS][1] if events and EVENTS in marks else ""
         self._with_events = events
         self.limits: dict[str, str] = {}
+        self.strange: list[CodecError] = []
         self._market_of_feed = {keys.feed(market): market for market in self.markets}
         self._trusted: set[str] = set()
         self._sure = False
@@ -143,6 +150,7 @@ class FeedReader:
             When the server does not answer.
         """
         latest: dict[str, bytes] = {}
+        self.strange.clear()
         for market, codes in wanted.items():
             async with redis_call(self._address), self._connection.pipeline() as pipe:
                 pipe.get(self._keys.epoch(market))
@@ -151,11 +159,13 @@ class FeedReader:
                     pipe.hgetall(self._keys.latest(market))
                 elif codes:
                     pipe.hmget(self._keys.latest(market), list(codes))
-                epoch, feed, *found = _checked(await pipe.execute(raise_on_error=False))
-            self.epochs[market] = _text(epoch)
+                replies = _checked(await pipe.execute(raise_on_error=False))
+            self._check_types(market, replies)
+            epoch, feed, *found = replies
+            self.epochs[market] = self._epoch(market, epoch)
             self.positions[market] = _last_id(feed)
             if codes is None:
-                latest |= {_text(code): data for code, data in found[0].items()}
+                latest |= self._of_market(market, found[0])
             elif codes:
                 latest |= {
                     code: data
@@ -186,6 +196,8 @@ class FeedReader:
         ------
         RedisUnavailable
             When the server does not answer; the same read may be done again.
+        CodecError
+            When a market's epoch or feed is not what it must be.
         """
         try:
             # Between reads that follow at once nothing can be trimmed: a feed is kept for longer.
@@ -220,8 +232,10 @@ class FeedReader:
         for market in markets:
             epoch, entries = next(replies), next(replies)
             at_start = self.positions[market] == BEGINNING
-            whole = _is_whole(next(replies)) if at_start else None
-            await self._judge(market, _text(epoch), entries, whole, found)
+            stream = next(replies) if at_start else None
+            self._check_types(market, (epoch, entries, stream))
+            whole = _is_whole(stream) if at_start else None
+            await self._judge(market, self._epoch(market, epoch), entries, whole, found)
         if self.events_id:
             self._take_events(next(replies), found)
         self._sure = len(markets) == len(self.markets)
@@ -294,7 +308,7 @@ class FeedReader:
         renewed = {
             market
             for market, epoch in zip(self.markets, epochs, strict=True)
-            if _text(epoch) != self.epochs[market]
+            if self._epoch(market, epoch) != self.epochs[market]
         }
         if renewed:
             self._sure = False  # what was read of these may belong to either history: look
@@ -315,15 +329,61 @@ class FeedReader:
         for entry_id, fields in entries:
             self.events_id = _text(entry_id)
             try:
-                found.events.append((self.events_id, _event(fields.get(b"e", b""))))
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                continue  # an event of another version says nothing to us
+                event = decode_event(fields.get(b"e", b""), self.events_id)
+            except CodecError as error:  # it may have named a gap
+                event = {"kind": "gap", "reason": "unreadable", "message": error.message}
+            found.events.append((self.events_id, event))
+
+    def _check_types(self, market: str, replies: Iterable[Any]) -> None:
+        """Raise for a market whose keys are not what they must be."""
+        for reply in replies:
+            if isinstance(reply, Exception) and "wrongtype" in str(reply).lower():
+                raise CodecError(
+                    f"A key of {market} in Redis at {self._address} is not of the type that it "
+                    f"should be: {reply}.",
+                    hint="Something else writes under this prefix; see docs/wire.md for its keys.",
+                    market=market,
+                )
+
+    def _of_market(self, market: str, found: Mapping[bytes, bytes]) -> dict[str, bytes]:
+        """Return what has the name of a code of a market, and note what has not."""
+        named = {printable(code): data for code, data in found.items()}
+        self.strange += [
+            CodecError(f"{name!r} has a latest tick and is no code of {market}.", code=name)
+            for name in named
+            if not is_code_of(name, market)
+        ][:MAX_UNREADABLE]
+        return {code: data for code, data in named.items() if is_code_of(code, market)}
+
+    def _epoch(self, market: str, epoch: bytes | None) -> str:
+        """Return a market's epoch as text.
+
+        Raises
+        ------
+        CodecError
+            When it cannot be one.
+        """
+        if epoch is None:
+            return ""
+        name = printable(epoch, _LONGEST_EPOCH)
+        if len(epoch) > _LONGEST_EPOCH or name.encode() != epoch:
+            raise CodecError(
+                f"{self._keys.epoch(market)} in Redis at {self._address} is no epoch: {name!r}.",
+                hint="The producer writes a new one when the key is removed.",
+                market=market,
+            )
+        return name
+
+
+_EXPECTED: Final = ("no such key", "wrongtype")
 
 
 def _checked(replies: list[Any]) -> list[Any]:
-    """Raise the first error among replies; XINFO's of a stream that is not there is none."""
+    """Raise the first error among replies; that a key is not there, or no stream, is none."""
     for reply in replies:
-        if isinstance(reply, Exception) and "no such key" not in str(reply).lower():
+        if isinstance(reply, Exception) and not any(
+            expected in str(reply).lower() for expected in _EXPECTED
+        ):
             raise reply
     return replies
 

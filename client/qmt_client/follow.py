@@ -9,12 +9,23 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import msgspec
 import redis.asyncio
 
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import Gap, RedisUnavailable
+from qmt_protocol.decoding import printable
+from qmt_protocol.errors import CodecError, Gap, RedisUnavailable
+from qmt_protocol.feed import (
+    EncodedBar,
+    EncodedTick,
+    is_code_of,
+    is_entry_id,
+    split_bar_batch,
+    split_batch,
+    split_latest,
+)
 from qmt_protocol.keys import Keys, want
+from qmt_protocol.limits import MAX_UNREADABLE
+from qmt_protocol.ticks import decode_row
 
 from .connections import redis_call
 from .feed import Break, FeedEntry, FeedReader, Reading
@@ -22,14 +33,10 @@ from .position import BEGINNING, EVENTS, Mark, Place, id_key, just_before
 from .stored import Row, read_stored
 from .transport import OnGap
 
-__all__ = ["BarRow", "Batch", "Follower", "Kind", "Scope", "gap_of_event"]
+__all__ = ["BarRow", "Batch", "Follower", "Kind", "Scope", "codes_among", "gap_of_event"]
 
 _BACKOFF_S: Final = 0.1
 _BACKOFF_CAP_S: Final = 2.0
-_ticks: Final = msgspec.msgpack.Decoder(list[tuple[str, str, msgspec.Raw]]).decode
-_bars: Final = msgspec.msgpack.Decoder(list[tuple[str, str, str, msgspec.Raw]]).decode
-_latest: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw]).decode
-_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
 
 Kind = Literal["begin", "snapshot", "stored", "missed", "now", "live"]
 """``stored``: from the codes' own streams; ``missed``: from before the reading began."""
@@ -202,14 +209,18 @@ class Follower:
             await tails.begin(dict.fromkeys(resumed, ()))
             self._missed_up_to = {m: id_key(tails.positions[m]) for m in resumed}
         latest = await reader.begin(fresh)
+        for error in reader.strange:
+            self._tell_left_out(error)
         for market in fresh:
             for code in self.scope.codes_of(market) or ():
                 self.last_ids.setdefault(code, BEGINNING)
         for code, data in latest.items():
             try:
-                entry_id, t1 = _latest(data)
-            except _DECODE_ERRORS:
-                continue  # the code's next tick puts it right
+                entry_id, t1 = split_latest(data, code)
+                decode_row(t1, code, entry_id)
+            except CodecError as error:  # the code's next tick puts it right
+                self._tell_left_out(error)
+                continue
             self.last_ids[code] = entry_id
             self._told[code] = id_key(entry_id)
             if self._snapshot:
@@ -291,7 +302,8 @@ class Follower:
                 for raw_id, fields in entries:
                     entry_id = raw_id.decode()
                     self._told[want(period, code)] = id_key(entry_id)
-                    bars.append((code, period, entry_id, fields[b"k1"]))
+                    if b"k1" in fields and is_entry_id(entry_id):
+                        bars.append((code, period, entry_id, fields[b"k1"]))
         return bars
 
     async def _read(self, block: bool, retry: _Retry) -> Reading:
@@ -343,25 +355,20 @@ class Follower:
         rows: list[Row] = []
         bars: list[BarRow] = []
         whole = False
+        unreadable: list[CodecError] = []
         try:
             if entry.ticks is not None:
-                rows, whole = self._wanted_ticks(entry.ticks)
+                every, unreadable = split_batch(entry.ticks, market)
+                rows = self._wanted_ticks(every)
+                whole = len(rows) == len(every) and not unreadable
             elif entry.bars is not None:
-                wanted = self.scope.bars
-                bars = [
-                    row
-                    for row in _bars(entry.bars)
-                    if (wanted is None or (row[0], row[1]) in wanted)
-                    and self._is_news(want(row[1], row[0]), row[2])
-                ]
-        except _DECODE_ERRORS as error:
-            self._tell(
-                f"Feed entry {entry.id} of {market} cannot be read: {error}.",
-                "Producer and reader may be of different versions.",
-                market=market,
-                reason="unreadable",
-                after=mark,
-            )
+                every_bar, unreadable = split_bar_batch(entry.bars, market)
+                bars = self._wanted_bars(every_bar)
+            else:
+                raise CodecError(f"A feed entry of {market} has neither ticks nor bars.")
+        except CodecError as error:
+            unreadable = [error]
+        self._tell_unreadable(unreadable, entry, mark)
         limit = self._missed_up_to.get(market)
         if limit is not None and id_key(entry.id) > limit:
             del self._missed_up_to[market]
@@ -369,16 +376,60 @@ class Follower:
         kind: Kind = "live" if limit is None else "missed"
         return Batch(kind, rows, bars, marks, entry.ticks if whole else None)
 
-    def _wanted_ticks(self, data: bytes) -> tuple[list[Row], bool]:
+    def _tell_left_out(self, error: CodecError) -> None:
+        """Name a stored tick that cannot be read."""
+        code, entry_id = (str(error.data.get(name, "")) for name in ("code", "id"))
+        market = code.rpartition(".")[2]
+        facts: dict[str, Any] = {}
+        if is_entry_id(entry_id):
+            at_ms = id_key(entry_id)[0]
+            facts = {"from_ms": at_ms, "to_ms": at_ms, "codes": {code: [entry_id, entry_id]}}
+        self._tell(
+            error.message,
+            "Its writer may be of another version.",
+            market=market if market in self.scope.markets else "",
+            reason="unreadable",
+            **facts,
+        )
+
+    def _tell_unreadable(self, errors: Sequence[CodecError], entry: FeedEntry, after: Mark) -> None:
+        """Name what of an entry cannot be read, and count it where it is much."""
+        for error in errors[:MAX_UNREADABLE]:
+            self._tell(
+                f"In feed entry {entry.id} of {entry.market}: {error.message}",
+                "Producer and reader may be of different versions.",
+                market=entry.market,
+                reason="unreadable",
+                after=after,
+            )
+        if len(errors) > MAX_UNREADABLE:
+            self._tell(
+                f"Feed entry {entry.id} of {entry.market} has {len(errors)} things that cannot be "
+                "read.",
+                "",
+                market=entry.market,
+                reason="unreadable",
+                after=after,
+            )
+
+    def _wanted_ticks(self, every: list[EncodedTick]) -> list[Row]:
         codes, told = self.scope.codes, self._told
-        every = _ticks(data)
         rows: list[Row] = every if codes is None else [row for row in every if row[0] in codes]
         if told:
             rows = [row for row in rows if self._is_news(row[0], row[1])]
         last_ids = self.last_ids
         for code, entry_id, _ in rows:
             last_ids[code] = entry_id
-        return rows, len(rows) == len(every)
+        return rows
+
+    def _wanted_bars(self, every: list[EncodedBar]) -> list[BarRow]:
+        wanted = self.scope.bars
+        return [
+            row
+            for row in every
+            if (wanted is None or (row[0], row[1]) in wanted)
+            and self._is_news(want(row[1], row[0]), row[2])
+        ]
 
     def _is_news(self, key: str, entry_id: str) -> bool:
         told = self._told.get(key)
@@ -437,7 +488,7 @@ class Follower:
                     if codes is None:
                         async with redis_call(self._address):
                             names: Any = await self._connection.hkeys(self._keys.latest(market))
-                        codes = sorted(bytes(name).decode() for name in names)
+                        codes = codes_among(names, market)
                     default = BEGINNING
                     if self._start_ms is not None:
                         default = just_before(self._start_ms)
@@ -455,6 +506,7 @@ class Follower:
                     self._keys,
                     after,
                     on_trimmed=self._tell_trimmed,
+                    on_unreadable=self._tell_left_out,
                     address=self._address,
                 ):
                     self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)
@@ -505,6 +557,12 @@ class Follower:
             self._on_gap(Gap(message, hint=hint, **facts))
 
 
+def codes_among(names: Iterable[bytes], market: str) -> list[str]:
+    """Return the fields of a market's ``latest`` that are codes of it, sorted."""
+    found = (printable(name) for name in names)
+    return sorted(code for code in found if is_code_of(code, market))
+
+
 def gap_of_event(event: Mapping[str, Any], scope: Scope | None = None) -> Gap | None:
     """Return the gap that a producer's event names, where it concerns a scope (unless ``None``)."""
     if event.get("kind") != "gap":
@@ -521,7 +579,7 @@ def gap_of_event(event: Mapping[str, Any], scope: Scope | None = None) -> Gap | 
         return None
     reason = str(event.get("reason", "unknown"))
     return Gap(
-        f"Ticks were lost before they were published: {reason}.",
+        str(event.get("message", f"Ticks were lost before they were published: {reason}.")),
         hint="Read them as history.",
         market=market or "",
         reason=reason,

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.errors import CodecError
@@ -18,6 +17,7 @@ from qmt_protocol.tables import Column, table_of
 from qmt_protocol.times import CHINA
 
 from .answers import HistoryFrames
+from .ordering import moments
 
 __all__ = ["frames_of", "long_frame_of", "stored_frame"]
 
@@ -129,19 +129,17 @@ def stored_frame(
 ) -> pd.DataFrame:
     """Return stored rows, in their order, as one frame whose first column is ``code``.
 
-    A tick without a time of its own has that of its entry id.
+    A tick without a time of its own, or with one that is none, has that of its entry id.
     """
     whole = table_of(period)
     columns = {column.name: column for column in whole}
     if fields is not None:
         columns = {name: columns[name] for name in fields if name in columns}
-    moment = table.schema.field("time").type
-    at = pc.coalesce(table.column("time"), table.column("id_ms").cast(moment))
     code = table.column("code").combine_chunks()
     code = code.chunk(0) if isinstance(code, pa.ChunkedArray) else code
     names = code.dictionary.to_pylist()
     numbers = code.indices.to_numpy()
-    index = _index(at, tz)
+    index = _index(moments(table), tz)
     frame = pd.DataFrame(
         {
             "code": pd.Categorical.from_codes(numbers, categories=pd.Index(names, dtype=str)),

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
 from pydantic import ValidationError
 
+from qmt_protocol.decoding import decode_document, printable, reason_of
 from qmt_protocol.errors import (
-    AccessDenied,
     CodecError,
     GatewayUnavailable,
     InvalidRequest,
     LimitExceeded,
     NotFound,
-    QMTError,
-    error_from_dict,
 )
-from qmt_protocol.jobs import JobParams, Manifest, Progress, job_spec
+from qmt_protocol.jobs import JobParams, Manifest, Progress, decode_manifest, job_spec
+from qmt_protocol.limits import MAX_DOCUMENT_BYTES, MAX_FRAME_BYTES
 from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
 
+from .answers import Latest
+from .connections import timeout
+from .gateway_answers import Accepted, Archive, JobState, LatestTicks, denied, error_of
 from .job_end import submit_and_wait
-from .jobs import from_stream
+from .jobs import ResultStream
 from .live_gateway import GatewayFollower
 from .processes import Status
 from .transport import OnGap, OnProgress, Wish
@@ -48,8 +48,14 @@ _STREAM: Final = httpx.Timeout(_ANSWER_WITHIN_S, read=120.0)
 _POLL_S: Final = 5.0
 _PATIENCE_S: Final = 10.0
 """How long a request waits where the gateway says that it comes too soon."""
-_MAX_FRAME_BYTES: Final = 64 * 2**20
+_MIN_WAIT_S: Final = 0.05
+_WHOLE_WITHIN_S: Final = 120.0
+_TABLE_WITHIN_S: Final = 900.0
+"""How long the rest of an answer may take that has begun."""
 _CODES_PER_URL: Final = 500
+_PLAIN: Final = {"Accept-Encoding": "identity"}
+_VERSIONS: Final = "Check that a gateway of this version listens there."
+_T = TypeVar("_T")
 
 
 class HttpTransport:
@@ -71,10 +77,14 @@ class HttpTransport:
         self._url = url.rstrip("/")
         self._address = address_of(url)
         self._headers = {"X-API-Key": api_key} if api_key else {}
+        self._whose = f"the gateway at {self._address}"
         self._give_up_after_s = give_up_after_s
         # A gateway stands in the same network: proxies of the environment do not reach it.
         self._http = httpx.AsyncClient(
-            base_url=self._url, headers=self._headers, timeout=_ANSWER_WITHIN_S, trust_env=False
+            base_url=self._url,
+            headers={**self._headers, **_PLAIN},
+            timeout=_ANSWER_WITHIN_S,
+            trust_env=False,
         )
 
     @property
@@ -90,46 +100,104 @@ class HttpTransport:
         """Return where stored rows are read from: the gateway."""
         from .stored_gateway import GatewayStored
 
-        async def ask(path: str, query: dict[str, str]) -> dict[str, Any]:
-            return _document(await self._ask("GET", path, params=query))
+        async def archive() -> Archive:
+            return await self._document("GET", "/api/v1/archive", Archive)
 
-        return GatewayStored(self._stream, ask)
+        return GatewayStored(self._stream, archive, self._whose)
 
     @asynccontextmanager
     async def _stream(
         self, path: str, query: dict[str, str]
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open an answer that is read as it comes."""
+        # Between two pieces any time may pass: a slow reader holds the gateway back.
+        async with self._opened("GET", path, params=query, timeout=_STREAM) as body:
+            yield body
+
+    @asynccontextmanager
+    async def _opened(
+        self, method: str, path: str, **options: Any
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send a request; give the body of an answer that is no error, as it was sent.
+
+        Raises
+        ------
+        GatewayUnavailable
+            When it does not answer, or what it sends is no HTTP.
+        CodecError
+            When it sends the body in an encoding, which nobody asked for: there is no bound to
+            what one may grow to.
+        QMTError
+            The gateway's own.
+        """
         try:
-            # Between two pieces any time may pass: a slow reader holds the gateway back.
-            async with self._http.stream("GET", path, params=query, timeout=_STREAM) as response:
+            async with self._http.stream(method, path, **options) as response:
+                encoding = response.headers.get("Content-Encoding", "identity")
+                if encoding.lower() != "identity":
+                    raise CodecError(
+                        f"The gateway at {self._address} answered {path} in the encoding "
+                        f"{printable(encoding)!r}, which was not asked for.",
+                        hint="Let the proxy in front of it send answers as they are.",
+                    )
                 if not response.is_success:
-                    await response.aread()
-                    raise _error_of(response.content, response.status_code, self._address)
-                yield response.aiter_bytes()
+                    body = await self._whole(response.aiter_raw(), path)
+                    raise error_of(body, response.status_code, self._address)
+                yield response.aiter_raw()
         except httpx.TimeoutException as error:
             raise self._away("does not answer in time") from error
-        except httpx.HTTPError as error:
-            raise self._away(str(error) or type(error).__name__) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._away(reason_of(error)) from error
 
-    async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _ask(
+        self, method: str, path: str, *, within_s: float = _ANSWER_WITHIN_S, **options: Any
+    ) -> bytes:
+        """Return the body of an answer, of `MAX_DOCUMENT_BYTES` at most.
+
+        Parameters
+        ----------
+        within_s
+            How long the gateway may be silent.
+        """
         patient_until = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                response = await self._http.request(method, path, **options)
-            except httpx.TimeoutException as error:
-                raise self._away("does not answer in time") from error
-            except httpx.HTTPError as error:
-                raise self._away(str(error) or type(error).__name__) from error
-            if response.is_success:
-                return response
-            refusal = _error_of(response.content, response.status_code, self._address)
-            wait_s = refusal.data.get("retry_after_s")
-            if not isinstance(refusal, LimitExceeded) or not isinstance(wait_s, (int, float)):
-                raise refusal
-            if time.monotonic() + wait_s > patient_until:
-                raise refusal
-            await asyncio.sleep(wait_s)  # nothing was done, so it may be asked again
+                async with (
+                    timeout(within_s + _WHOLE_WITHIN_S),
+                    self._opened(method, path, timeout=within_s, **options) as body,
+                ):
+                    return await self._whole(body, path)
+            except asyncio.TimeoutError as error:
+                raise self._away("does not come to the end of its answer") from error
+            except LimitExceeded as refusal:
+                wait_s = refusal.data.get("retry_after_s")
+                if not isinstance(wait_s, (int, float)):
+                    raise
+                if not time.monotonic() + wait_s <= patient_until:
+                    raise
+            # Nothing was done, so it may be asked again.
+            await asyncio.sleep(max(wait_s, _MIN_WAIT_S))
+
+    async def _whole(self, body: AsyncIterator[bytes], path: str) -> bytes:
+        parts: list[bytes] = []
+        left = MAX_DOCUMENT_BYTES
+        async for part in body:
+            left -= len(part)
+            if left < 0:
+                raise CodecError(
+                    f"The answer of {self._whose} to {path} has more than {MAX_DOCUMENT_BYTES} "
+                    "bytes.",
+                    hint="Ask for fewer codes.",
+                )
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _document(self, method: str, path: str, kind: type[_T], **options: Any) -> _T:
+        return decode_document(
+            await self._ask(method, path, **options), kind, self._answer(path), hint=_VERSIONS
+        )
+
+    def _answer(self, path: str) -> str:
+        return f"The answer of {self._whose} to {path}"
 
     def _away(self, reason: str) -> GatewayUnavailable:
         return GatewayUnavailable(
@@ -168,39 +236,61 @@ class HttpTransport:
             on_progress=on_progress,
         )
         left_s = max(_ANSWER_WITHIN_S, deadline - time.monotonic())
-        response = await self._ask("GET", f"/api/v1/jobs/{job_id}/result", timeout=left_s)
+        path = f"/api/v1/jobs/{job_id}/result"
         if job_spec(name).result == "table":
-            return await asyncio.to_thread(from_stream, response.content)
+            return await self._table(
+                path, ResultStream(name, params, job_id, self._address), left_s
+            )
+        answer = await self._ask("GET", path, within_s=left_s)
+        return decode_manifest(answer, f"{self._answer(path)}", name), None
+
+    async def _table(
+        self, path: str, result: ResultStream, within_s: float
+    ) -> tuple[Manifest, pa.Table]:
         try:
-            return Manifest.model_validate_json(response.content), None
-        except ValidationError as error:
-            raise CodecError(f"The result of {name} cannot be read: {error}.") from error
+            async with (
+                timeout(within_s + _TABLE_WITHIN_S),
+                self._opened("GET", path, timeout=within_s) as pieces,
+            ):
+                async for piece in pieces:
+                    result.feed(piece)
+        except asyncio.TimeoutError as error:
+            raise self._away("does not come to the end of its answer") from error
+        return await asyncio.to_thread(result.end)
 
     async def _submit(self, name: str, params: JobParams) -> str:
         body = params.model_dump(mode="json", exclude_unset=True)
-        submitted = _document(await self._ask("POST", f"/api/v1/jobs/{name}", json=body))
-        return cast("str", submitted["id"])
+        accepted = await self._document("POST", f"/api/v1/jobs/{name}", Accepted, json=body)
+        return accepted.id
 
     async def progress(
         self, job_id: str, after: str = "0-0", wait_s: float = 0.0
     ) -> tuple[str, Progress] | None:
         """Return a job's newest progress entry behind ``after`` with its id; see `JobCarrier`."""
         wait_s = min(wait_s, _POLL_S)
-        response = await self._ask(
+        told = await self._document(
             "GET",
             f"/api/v1/jobs/{job_id}",
+            JobState,
             params={"wait_s": f"{wait_s:.3f}", "after": after},
-            timeout=wait_s + _ANSWER_WITHIN_S,
+            within_s=wait_s + _ANSWER_WITHIN_S,
         )
-        told = _document(response)
-        if not told.get("entry") or told["entry"] == after:
+        if told.entry == after or told.state == "queued":
             return None
         try:
-            return told["entry"], Progress.model_validate(
-                {key: told[key] for key in Progress.model_fields if told.get(key) is not None}
+            return told.entry, Progress(
+                state=told.state,
+                finished=told.finished,
+                total=told.total,
+                message=told.message,
+                error=told.error,
             )
         except ValidationError as error:
-            raise CodecError(f"Progress of job {job_id} cannot be read: {error}.") from error
+            raise CodecError(
+                f"The progress of job {job_id} from {self._address} cannot be read: "
+                f"{reason_of(error)}.",
+                hint=_VERSIONS,
+            ) from error
 
     async def cancel(self, job_id: str) -> None:
         """Give a job up."""
@@ -210,7 +300,7 @@ class HttpTransport:
 
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> dict[str, Tick]:
+    ) -> Latest[Tick]:
         """Return the last stored tick of the codes, or of markets; see `Transport.latest`."""
         asked = [{"markets": ",".join(markets)}] if markets else []
         some = codes or ()
@@ -218,15 +308,16 @@ class HttpTransport:
             {"codes": ",".join(some[start : start + _CODES_PER_URL])}
             for start in range(0, len(some), _CODES_PER_URL)
         ]
-        found: dict[str, Tick] = {}
+        found: Latest[Tick] = Latest()
         for params in asked:
             try:
-                told = _document(await self._ask("GET", "/api/v1/latest", params=params))
+                told = await self._document("GET", "/api/v1/latest", LatestTicks, params=params)
             except NotFound:
                 continue
-            for code, one in told["ticks"].items():
-                found[code] = Tick(_sent(one["tick"]), code, one["id"], one["flags"])
-        return found if codes is None else {code: found[code] for code in codes if code in found}
+            found.unreadable.update(told.unreadable)
+            for code, one in told.ticks.items():
+                found[code] = Tick(_sent(one.tick), code, one.id, one.flags)
+        return found if codes is None else found.of(codes)
 
     async def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
         """Yield live data as they are published, each once; see `Transport.live`.
@@ -248,6 +339,7 @@ class HttpTransport:
             on_gap,
             codes=codes,
             give_up_after_s=self._give_up_after_s,
+            address=self._address,
         )
         async with aclosing(follower.batches()) as batches:
             async for batch in batches:
@@ -258,7 +350,8 @@ class HttpTransport:
 
     async def status(self) -> Status:
         """Return who is alive, as the gateway tells."""
-        return Status.from_dict(_document(await self._ask("GET", "/api/v1/status")))
+        path = "/api/v1/status"
+        return Status.from_json(await self._ask("GET", path), self._answer(path))
 
 
 class _Socket:
@@ -274,7 +367,7 @@ class _Socket:
             additional_headers=headers,
             proxy=None,
             compression=None,
-            max_size=_MAX_FRAME_BYTES,
+            max_size=MAX_FRAME_BYTES,
             subprotocols=[Subprotocol(MSGPACK_SUBPROTOCOL)],
             open_timeout=_ANSWER_WITHIN_S,
         )
@@ -286,9 +379,9 @@ class _Socket:
             return await self._connect.__aenter__()
         except InvalidStatus as error:
             body, status = error.response.body, error.response.status_code
-            raise _error_of(bytes(body or b""), status, self._transport.address) from error
+            raise error_of(bytes(body or b""), status, self._transport.address) from error
         except (WebSocketException, OSError, TimeoutError, asyncio.TimeoutError) as error:
-            raise self._transport._away(str(error) or type(error).__name__) from error
+            raise self._transport._away(reason_of(error)) from error
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         from websockets.exceptions import ConnectionClosed
@@ -302,46 +395,10 @@ class _Socket:
             if closed and closed.code == CloseCode.BAD_MESSAGE:
                 raise InvalidRequest(reason or "The gateway refused the subscription.") from error
             if closed and closed.code in (CloseCode.ACCESS_DENIED, 1008):
-                raise _denied(self._transport.address, closed.reason) from error
+                raise denied(self._transport.address, printable(reason)) from error
             if closed and closed.code == CloseCode.LIMIT_EXCEEDED:
-                raise LimitExceeded(reason, limit="connections") from error
-            raise self._transport._away(reason or "the connection was closed") from error
-
-
-def _denied(address: str, reason: str = "") -> AccessDenied:
-    return AccessDenied(
-        f"The gateway at {address} refused access{f': {reason}' if reason else '.'}",
-        hint="Give api_key=..., or set QMT_API_KEY.",
-        address=address,
-    )
-
-
-def _error_of(body: bytes, status: int, address: str) -> QMTError:
-    """Rebuild the error that a problem document tells."""
-    try:
-        told = json.loads(body)
-    except ValueError:
-        told = None
-    if isinstance(told, dict) and "error" in told:
-        error = error_from_dict(told)
-        return _denied(address, error.message) if type(error) is AccessDenied else error
-    if status in (401, 403):
-        return _denied(address)
-    return GatewayUnavailable(
-        f"The gateway at {address} answered with HTTP status {status}.",
-        hint="Check that a gateway of this version listens there.",
-        address=address,
-    )
-
-
-def _document(response: httpx.Response) -> dict[str, Any]:
-    try:
-        told = response.json()
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise CodecError(f"{quote(response.url.path)} did not answer with a JSON object.")
-    return told
+                raise LimitExceeded(printable(reason), limit="connections") from error
+            raise self._transport._away(printable(reason) or "the connection was closed") from error
 
 
 def _sent(values: Mapping[str, Any]) -> dict[str, Any]:

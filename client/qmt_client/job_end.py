@@ -7,7 +7,14 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
-from qmt_protocol.errors import JobFailed, QMTError, TimedOut, Unavailable, error_from_dict
+from qmt_protocol.errors import (
+    CodecError,
+    JobFailed,
+    QMTError,
+    TimedOut,
+    Unavailable,
+    error_from_dict,
+)
 from qmt_protocol.jobs import Progress
 
 from .transport import OnProgress
@@ -81,7 +88,7 @@ async def submit_and_wait(
             job=job_id,
         )
     except QMTError as error:
-        ended = not isinstance(error, (TimedOut, Unavailable))
+        ended = not isinstance(error, (TimedOut, Unavailable, CodecError))
         raise
     finally:
         if not ended:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
 from qmt_protocol.errors import CodecError, InvalidRequest
-from qmt_protocol.jobs import MAX_JOB_DATA_BYTES, RESULT_TTL_S, JobParams, JobSpec, Manifest
+from qmt_protocol.jobs import (
+    MAX_JOB_DATA_BYTES,
+    RESULT_TTL_S,
+    HistoryParams,
+    JobParams,
+    JobSpec,
+    Manifest,
+    decode_manifest,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
     "MANIFEST_KEY",
+    "ResultStream",
     "enqueue",
-    "from_stream",
-    "read_chunks",
+    "read_chunk",
     "rq_key",
     "withdraw",
 ]
@@ -81,35 +88,89 @@ def withdraw(connection: redis.Redis, queue: str, job_id: str) -> bool:
     return bool(line.remove(job_id))
 
 
-def read_chunks(chunks: Iterable[bytes]) -> pa.Table:
-    """Put a result's chunks, each a complete Arrow IPC stream, together in one table.
+def read_chunk(chunk: bytes, params: JobParams | None, job_id: str) -> pa.Table:
+    """Read a part of a result: a complete Arrow IPC stream.
+
+    Parameters
+    ----------
+    params
+        What was asked for; ``None``: not known, then any table of the catalogue will do.
 
     Raises
     ------
     CodecError
-        When a chunk is no Arrow stream, or they do not fit together.
+        When it is not exactly that; it names the job.
     """
-    import pyarrow as pa
+    from qmt_protocol.arrow import read_history
 
-    try:
-        return pa.concat_tables([pa.ipc.open_stream(chunk).read_all() for chunk in chunks])
-    except (pa.ArrowException, OSError) as error:
-        raise CodecError(f"A result chunk is not an Arrow stream: {error}.") from error
+    return read_history([chunk], _of_job(job_id), **_promised(params))
 
 
-def from_stream(data: bytes) -> tuple[Manifest, pa.Table]:
-    """Read a result as a gateway sends it: one Arrow IPC stream that carries its manifest.
+def _of_job(job_id: str) -> str:
+    return f"The result of job {job_id}"
 
-    Raises
-    ------
-    CodecError
-        When it is no such stream.
+
+def _promised(params: JobParams | None) -> dict[str, Any]:
+    if not isinstance(params, HistoryParams):
+        return {}
+    return {"period": params.period, "fields": params.fields, "codes": set(params.codes)}
+
+
+class ResultStream:
+    """Reads a result as a gateway sends it: one Arrow IPC stream that carries its manifest.
+
+    Parameters
+    ----------
+    params
+        What was asked for.
+    job_id, address
+        Whose result it is and who sends it, for the error.
     """
-    table = read_chunks([data])
-    told = (table.schema.metadata or {}).get(MANIFEST_KEY)
-    if told is None:
-        raise CodecError("The result carries no manifest.")
-    try:
-        return Manifest.model_validate_json(told), table
-    except ValueError as error:
-        raise CodecError(f"The result's manifest cannot be read: {error}.") from error
+
+    def __init__(self, name: str, params: JobParams, job_id: str, address: str) -> None:
+
+        from qmt_protocol.arrow import history_schema
+        from qmt_protocol.arrow_stream import ArrowStream
+
+        promised = _promised(params)
+        schema = history_schema(promised["period"], promised["fields"])
+        self._name = name
+        self._codes = promised["codes"]
+        self._what = f"{_of_job(job_id)} from {address}"
+        self._stream = ArrowStream(schema.equals, self._what)
+        self._batches: list[pa.RecordBatch] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes.
+
+        Raises
+        ------
+        CodecError
+            When they are not what was asked for.
+        """
+        self._batches += self._stream.feed(data)
+
+    def end(self) -> tuple[Manifest, pa.Table]:
+        """Return what was read.
+
+        Raises
+        ------
+        CodecError
+            When it breaks off, or carries no manifest of that job.
+        """
+        import pyarrow as pa
+
+        from qmt_protocol.arrow import check_history
+
+        schema = self._stream.end()
+        told = (schema.metadata or {}).get(MANIFEST_KEY)
+        if told is None:
+            raise CodecError(f"{self._what} carries no manifest.")
+        manifest = decode_manifest(told, self._what, self._name)
+        table = pa.Table.from_batches(self._batches, schema=schema)
+        check_history(table, self._what, self._codes)
+        if len(table) != manifest.rows:
+            raise CodecError(
+                f"{self._what} has {len(table)} rows, and its manifest says {manifest.rows}."
+            )
+        return manifest, table

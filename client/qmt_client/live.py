@@ -19,7 +19,7 @@ from .transport import OnGap
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["NOW_LIVE", "AsyncLive", "Live", "NowLive", "bar_of", "tick_of"]
+__all__ = ["NOW_LIVE", "AsyncLive", "Live", "NowLive", "bar_of", "tick_of", "unreadable"]
 
 Item = TypeVar("Item")
 
@@ -148,7 +148,7 @@ class AsyncLive(Generic[Item]):
             try:
                 item = self._decode(row)
             except CodecError as error:
-                self._on_gap(Gap(error.message, hint=error.hint, reason="unreadable", **error.data))
+                self._on_gap(unreadable(error))
                 continue
             self._note(row)
             return item
@@ -206,13 +206,19 @@ class Live(Generic[Item]):
         return self._live.full_position
 
 
+def unreadable(error: CodecError) -> Gap:
+    """Return what could not be read as the `Gap` that a reader is told."""
+    facts = {"reason": "unreadable", **error.data}
+    return Gap(error.message, hint=error.hint or "Its writer may be of another version.", **facts)
+
+
 def tick_of(row: Row) -> Tick:
     """Decode one row of ticks."""
     code, entry_id, t1 = row
-    return decode_tick(bytes(t1), code, entry_id)
+    return decode_tick(t1, code, entry_id)
 
 
 def bar_of(row: BarRow) -> Bar:
     """Decode one row of bars."""
     code, period, entry_id, k1 = row
-    return decode_bar(bytes(k1), code, period, entry_id)
+    return decode_bar(k1, code, period, entry_id)

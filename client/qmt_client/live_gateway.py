@@ -10,26 +10,18 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
+from qmt_protocol.decoding import DECODE_ERRORS, check_plain, printable, reason_of
 from qmt_protocol.errors import CodecError, Gap, QMTError, Unavailable, error_from_dict
+from qmt_protocol.events import Moment
 from qmt_protocol.keys import want
-from qmt_protocol.live import (
-    Failure,
-    GapNotice,
-    HeartbeatNotice,
-    NowLive,
-    Shutdown,
-    Skipped,
-    Subscribe,
-    Subscribed,
-    Unsubscribed,
-    Welcome,
-)
+from qmt_protocol.live import Subscribe
 
 from .follow import Batch, Kind
+from .gateway_answers import Code, EntryId, TickId
 from .position import BEGINNING, EVENTS, Mark, Place, id_key, just_before
 from .transport import OnGap, Wish
 
@@ -44,30 +36,86 @@ _BACKOFF_S: Final = 0.1
 _BACKOFF_CAP_S: Final = 3.0
 _SILENT_S: Final = 20.0
 """The gateway sends a heartbeat every few seconds: after so long the connection is dead."""
+_ERROR_BYTES: Final = 2**20
+_MESSAGE_LENGTH: Final = 2_000
+
+# The messages of `qmt_protocol.live`, as far as they are read here, and as they must be.
+
+_Mark = tuple[Annotated[str, msgspec.Meta(max_length=64)], EntryId]
+_Position = dict[Annotated[str, msgspec.Meta(max_length=16)], _Mark]
 
 
-class _Live(msgspec.Struct, tag_field="type", tag="live"):
-    """`qmt_protocol.live.Live` with its ticks and bars left encoded."""
+class _FromGateway(msgspec.Struct, tag_field="type"):
+    pass
+
+
+class _Live(_FromGateway, tag="live"):
+    """The ticks and bars are left encoded."""
 
     kind: Kind
-    position: dict[str, Mark]
-    ticks: list[tuple[str, str, msgspec.Raw]]
-    bars: list[tuple[str, str, str, msgspec.Raw]]
+    position: _Position
+    ticks: list[tuple[Code, TickId, msgspec.Raw]]
+    bars: list[tuple[Code, str, TickId, msgspec.Raw]]
+
+
+class _Subscribed(_FromGateway, tag="subscribed"):
+    position: _Position
+
+
+class _NowLive(_FromGateway, tag="now"):
+    position: _Position
+
+
+class _Heartbeat(_FromGateway, tag="heartbeat"):
+    position: _Position
+
+
+class _Gap(_FromGateway, tag="gap"):
+    market: str = ""
+    reason: str = ""
+    message: str = ""
+    after: _Mark | None = None
+    from_ms: Moment = 0
+    to_ms: Moment = 0
+    event: Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,20}-[0-9]{1,20})?$")] = ""
+    ticks: int = 0
+    codes: dict[str, list[int | str]] = {}
+
+
+class _Failure(_FromGateway, tag="error"):
+    error: msgspec.Raw
+
+
+class _Skipped(_FromGateway, tag="skipped"):
+    pass
+
+
+class _Welcome(_FromGateway, tag="welcome"):
+    pass
+
+
+class _Unsubscribed(_FromGateway, tag="unsubscribed"):
+    pass
+
+
+class _Shutdown(_FromGateway, tag="shutdown"):
+    pass
 
 
 _Message = (
     _Live
-    | Welcome
-    | Subscribed
-    | Unsubscribed
-    | NowLive
-    | GapNotice
-    | Skipped
-    | HeartbeatNotice
-    | Shutdown
-    | Failure
+    | _Welcome
+    | _Subscribed
+    | _Unsubscribed
+    | _NowLive
+    | _Gap
+    | _Skipped
+    | _Heartbeat
+    | _Shutdown
+    | _Failure
 )
 _decode: Final = msgspec.msgpack.Decoder(_Message).decode
+_decode_error: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -88,6 +136,8 @@ class GatewayFollower:
         Codes that the wish may be about, where it begins with stored ticks.
     give_up_after_s
         How long a lost connection is tried again; ``None``: without limit.
+    address
+        ``host:port`` for messages.
     """
 
     def __init__(
@@ -99,10 +149,13 @@ class GatewayFollower:
         *,
         codes: Sequence[str] = (),
         give_up_after_s: float | None = None,
+        address: str = "",
     ) -> None:
         self._connect = connect
         self._away = away
+        self._address = address
         self._wish = wish
+        self._codes = frozenset(wish.codes or ())
         self._on_gap = on_gap
         self._give_up_after_s = give_up_after_s
         place = wish.place or Place()
@@ -126,26 +179,32 @@ class GatewayFollower:
             When the gateway stays away for ``give_up_after_s``.
         AccessDenied, InvalidRequest, Unavailable
             When it refuses.
+        CodecError
+            When it sends what is no message.
         """
         lost_at: float | None = None
         pause_s = _BACKOFF_S
         while True:
+            before = dict(self._marks)
             try:
                 async with self._connect() as socket:
                     async for batch in self._read(socket):
                         lost_at, pause_s = None, _BACKOFF_S
                         yield batch
             except _Behind:
-                continue
+                if self._marks != before:
+                    continue
+                lost: QMTError = self._away("it leaves out all that is wanted")
             except Unavailable as error:
                 if error.slug != "gateway-unavailable":
                     raise
-                now = time.monotonic()
-                lost_at = now if lost_at is None else lost_at
-                if self._give_up_after_s is not None and now - lost_at >= self._give_up_after_s:
-                    raise
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
+                lost = error
+            now = time.monotonic()
+            lost_at = now if lost_at is None else lost_at
+            if self._give_up_after_s is not None and now - lost_at >= self._give_up_after_s:
+                raise lost
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
 
     def _request(self) -> Subscribe:
         wish = self._wish
@@ -175,33 +234,52 @@ class GatewayFollower:
                 raise self._away(f"it was silent for {_SILENT_S:g} s") from None
             try:
                 message = _decode(data if isinstance(data, bytes) else data.encode())
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise CodecError(f"Not a message of protocol v1: {error}.") from error
+            except DECODE_ERRORS as error:
+                raise self._strange(error) from error
             for batch in self._take(message):
                 yield batch
 
     def _take(self, message: Any) -> list[Batch]:
         if isinstance(message, _Live):
             return self._take_live(message)
-        if isinstance(message, Subscribed):
+        if isinstance(message, _Subscribed):
             self._marks |= message.position
             is_resumed = bool(self._wish.place) or self._wish.start_ms is not None
             return self._begin() if is_resumed else []
-        if isinstance(message, HeartbeatNotice):
+        if isinstance(message, _Heartbeat):
             return self._moved("live", message.position)
-        if isinstance(message, NowLive):
+        if isinstance(message, _NowLive):
             self._marks |= message.position
             if self._wish.start_ms is None or self._now_told:
                 return [Batch("live", marks=message.position)]
             self._now_told = True
             return [Batch("now", marks=message.position)]
-        if isinstance(message, GapNotice):
+        if isinstance(message, _Gap):
             return self._tell_gap(message)
-        if isinstance(message, Skipped) and not self._wish.conflate:
+        if isinstance(message, _Skipped) and not self._wish.conflate:
             raise _Behind
-        if isinstance(message, Failure):
-            raise error_from_dict(message.error)
+        if isinstance(message, _Failure):
+            raise self._failure(message)
         return []
+
+    def _failure(self, message: _Failure) -> QMTError:
+        try:
+            packed = bytes(message.error)
+            if len(packed) > _ERROR_BYTES:
+                raise ValueError("an error that is too long")
+            told = _decode_error(packed)
+            check_plain(told)
+        except DECODE_ERRORS as error:
+            return self._strange(error)
+        return error_from_dict(told)
+
+    def _strange(self, error: Exception) -> CodecError:
+        return CodecError(
+            f"What the gateway at {self._address} sent is no message of protocol v1: "
+            f"{reason_of(error)}.",
+            hint="Check that a gateway of this version listens there.",
+            address=self._address,
+        )
 
     def _moved(self, kind: Kind, position: dict[str, Mark]) -> list[Batch]:
         if not self._begun:
@@ -212,8 +290,9 @@ class GatewayFollower:
     def _take_live(self, frame: _Live) -> list[Batch]:
         if frame.kind == "snapshot":
             return self._take_snapshot(frame)
-        rows = [row for row in frame.ticks if self._is_news(row[0], row[1])]
-        bars = [row for row in frame.bars if self._is_news(want(row[1], row[0]), row[2])]
+        ticks, of_bars = self._wanted(frame)
+        rows = [row for row in ticks if self._is_news(row[0], row[1])]
+        bars = [row for row in of_bars if self._is_news(want(row[1], row[0]), row[2])]
         self._ids.update((code, entry_id) for code, entry_id, _ in rows)
         self._ids.update((want(period, code), entry_id) for code, period, entry_id, _ in bars)
         self._marks |= frame.position
@@ -221,9 +300,10 @@ class GatewayFollower:
 
     def _take_snapshot(self, frame: _Live) -> list[Batch]:
         """Learn where every code stands; the last frame of a snapshot has the position."""
-        self._ids.update((code, entry_id) for code, entry_id, _ in frame.ticks)
-        self._ids.update((want(period, code), at) for code, period, at, _ in frame.bars)
-        self._first += [*frame.ticks, *frame.bars]
+        ticks, bars = self._wanted(frame)
+        self._ids.update((code, entry_id) for code, entry_id, _ in ticks)
+        self._ids.update((want(period, code), at) for code, period, at, _ in bars)
+        self._first += [*ticks, *bars]
         if not frame.position:
             return []
         self._marks |= frame.position
@@ -237,9 +317,18 @@ class GatewayFollower:
         begin = self._begin()
         if not self._wish.snapshot:
             return begin
-        ticks = [row for row in first if len(row) == 3]
-        bars = [row for row in first if len(row) == 4]
-        return [*begin, Batch("snapshot", ticks, bars)]
+        first_ticks = [row for row in first if len(row) == 3]
+        first_bars = [row for row in first if len(row) == 4]
+        return [*begin, Batch("snapshot", first_ticks, first_bars)]
+
+    def _wanted(self, frame: _Live) -> tuple[list[Any], list[Any]]:
+        """Return the ticks and bars of a frame that were asked for; a gateway sends no others."""
+        wish, codes = self._wish, self._codes
+        if wish.period != "tick":
+            return [], [row for row in frame.bars if row[0] in codes and row[1] == wish.period]
+        if not wish.markets:
+            return [row for row in frame.ticks if row[0] in codes], []
+        return [row for row in frame.ticks if row[0].rpartition(".")[2] in wish.markets], []
 
     def _begin(self) -> list[Batch]:
         if self._begun:
@@ -257,13 +346,14 @@ class GatewayFollower:
         del self._told[key]
         return True
 
-    def _tell_gap(self, notice: GapNotice) -> list[Batch]:
+    def _tell_gap(self, notice: _Gap) -> list[Batch]:
         if notice.reason == "epoch":
             # The publisher may tell part of the story again.
             self._told |= {key: id_key(at) for key, at in self._ids.items()}
         facts = msgspec.to_builtins(notice)
         for unused in ("type", "event"):
             facts.pop(unused)
-        message = facts.pop("message") or f"Data of {notice.market} can no longer be had."
+        message = printable(facts.pop("message"), _MESSAGE_LENGTH)
+        message = message or f"Data of {printable(notice.market)} can no longer be had."
         self._on_gap(Gap(message, hint="Read them as history.", **facts))
         return self._moved("live", {EVENTS: ("", notice.event)}) if notice.event else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ __all__ = [
     "ids_of",
     "in_order",
     "last_key",
+    "moments",
     "newest",
     "split",
     "where_code",
@@ -25,6 +26,7 @@ __all__ = [
 
 KEYS: Final = ("code", "id_ms", "id_seq")
 """Columns that say which row it is."""
+_LAST_MS: Final = 9_000_000_000_000
 _SPAN_BITS: Final = 31
 _CODE_BITS: Final = 16
 _NUMBER_BITS: Final = 16
@@ -38,6 +40,14 @@ def ids_of(table: pa.Table | pa.RecordBatch) -> Ints:
     """Return the ``id_ms`` of each row."""
     column = table.column("id_ms")
     return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def moments(table: pa.Table | pa.RecordBatch) -> Any:
+    """Return the exchange time of each row; its entry id's where it has none a frame can hold."""
+    own, entry = table.column("time"), table.column("id_ms")
+    ms = own.cast(pa.int64())
+    good = pc.and_(pc.greater(ms, 0), pc.less_equal(ms, _LAST_MS))
+    return pc.if_else(pc.fill_null(good, False), ms, entry).cast(own.type)
 
 
 def split(table: pa.Table, at_ms: int) -> tuple[pa.Table, pa.Table]:
@@ -62,7 +72,16 @@ def behind(batch: pa.RecordBatch, key: Key) -> pa.RecordBatch:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table in a schema; columns that it lacks are null."""
+    """Return a table in a schema; columns that it lacks are null.
+
+    Raises
+    ------
+    KeyError
+        When it lacks one that cannot be.
+    """
+    for field in schema:
+        if not field.nullable and field.name not in table.column_names:
+            raise KeyError(field.name)
     if table.schema.equals(schema):
         return pa.Table.from_arrays(table.columns, schema=schema)  # without Parquet's own marks
     columns = [

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
+import redis.asyncio
 
+from qmt_protocol.decoding import decode_document, printable
 from qmt_protocol.errors import CodecError, NoProducer, NoWorker, TerminalNotConnected
-from qmt_protocol.status import LOST_AFTER_S, Heartbeat, decode_heartbeat
-from qmt_protocol.times import to_datetime
+from qmt_protocol.keys import Keys
+from qmt_protocol.limits import MAX_HEARTBEAT_BYTES, MAX_HEARTBEATS, MAX_UNREADABLE
+from qmt_protocol.status import (
+    LOST_AFTER_S,
+    Heartbeat,
+    check_heartbeat,
+    decode_heartbeat,
+    forgotten,
+    is_of_the_future,
+)
+from qmt_protocol.times import redis_ms, to_datetime
 
-__all__ = ["Process", "Status"]
+from .connections import redis_call
+
+__all__ = ["Process", "Status", "Unreadable", "read_status"]
 
 _NO_TERMINAL: Final = {
     "not_running": (
@@ -55,18 +68,38 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A heartbeat that says nothing: whose it is, and why.
+
+    Attributes
+    ----------
+    member : str
+        The process, as role, host and process id.
+    reason : str
+    """
+
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Status:
-    """All processes that ever sent a heartbeat, the freshest first.
+    """The processes that sent a heartbeat, the freshest first.
+
+    One that ended more than a day ago is here only if it was the last of its role and host.
 
     Attributes
     ----------
     now_ms : int
         When this was read, by the clock of Redis.
     processes : tuple of Process
+    unreadable : tuple of Unreadable
+        Heartbeats that could not be read; of very many the last one counts the others.
     """
 
     now_ms: int
     processes: tuple[Process, ...]
+    unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def simulated(self) -> bool:
@@ -75,46 +108,62 @@ class Status:
         return any(one.beat.simulated for one in living)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"processes": [...], "simulated", "now_ms"}``, ready for JSON."""
+        """Return ``{"processes", "unreadable", "simulated", "now_ms"}``, ready for JSON."""
         return {
             "processes": [one.to_dict() for one in self.processes],
+            "unreadable": [{"member": one.member, "reason": one.reason} for one in self.unreadable],
             "simulated": self.simulated,
             "now_ms": self.now_ms,
         }
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Status:
-        """Rebuild a status from `to_dict`.
+    def from_json(cls, data: bytes, what: str) -> Status:
+        """Rebuild a status from `to_dict` as JSON.
+
+        Parameters
+        ----------
+        what
+            Whose it is, for the error.
 
         Raises
         ------
         CodecError
             When it is none.
         """
-        try:
-            processes = tuple(
-                Process(msgspec.convert(one, Heartbeat), int(one["age_ms"]))
-                for one in document["processes"]
-            )
-            return cls(int(document.get("now_ms", 0)), processes)
-        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-            raise CodecError(f"Not a status document: {error}.") from error
+        told = decode_document(data, _StatusDocument, what)
+        for one in told.processes:
+            check_heartbeat(one, what)
+        return cls(
+            told.now_ms,
+            tuple(Process(one, one.age_ms) for one in told.processes),
+            tuple(Unreadable(one.member, one.reason) for one in told.unreadable),
+        )
 
     @classmethod
     def from_redis(
-        cls,
-        beats: Mapping[bytes, bytes],
-        seen: Iterable[tuple[bytes, float]],
-        time: tuple[int, int],
+        cls, beats: Iterable[tuple[bytes, bytes | None]], seen: Mapping[bytes, float], now_ms: int
     ) -> Status:
-        """Build it from ``status``, ``seen`` (scores) and Redis ``TIME``."""
-        now_ms = time[0] * 1000 + time[1] // 1000
-        processes = [
-            Process(decode_heartbeat(beats[member]), max(0, now_ms - int(score)))
-            for member, score in seen
-            if member in beats
-        ]
-        return cls(now_ms, tuple(sorted(processes, key=lambda one: one.age_ms)))
+        """Build it from ``status`` and ``seen``.
+
+        Parameters
+        ----------
+        beats
+            Member and value of ``status``; ``None``: one that is too long.
+        seen
+            Member to its score.
+        """
+        processes: list[Process] = []
+        unreadable: list[Unreadable] = []
+        for member, data in beats:
+            try:
+                processes.append(_process(member, data, seen[member], now_ms))
+            except CodecError as error:
+                unreadable.append(Unreadable(printable(member), error.message))
+        more = len(unreadable) - MAX_UNREADABLE
+        if more > 0:
+            unreadable[MAX_UNREADABLE:] = [Unreadable("", f"and {more} more")]
+        processes.sort(key=lambda one: one.age_ms)
+        return cls(now_ms, tuple(processes), tuple(unreadable))
 
     def require_worker(self, queue: str) -> None:
         """Raise when nobody can answer jobs of a queue.
@@ -183,3 +232,76 @@ class Status:
         if seen_ms is None:
             return "none was ever seen"
         return f"last seen {to_datetime(seen_ms):%Y-%m-%d %H:%M:%S} China time"
+
+
+class _Told(Heartbeat, kw_only=True):
+    """A process as `Status.to_dict` tells it."""
+
+    age_ms: int
+
+
+class _Unread(msgspec.Struct):
+    member: str
+    reason: str
+
+
+class _StatusDocument(msgspec.Struct):
+    processes: list[_Told]
+    now_ms: int = 0
+    unreadable: list[_Unread] = []
+
+
+def _process(member: bytes, data: bytes | None, seen_ms: float, now_ms: int) -> Process:
+    if data is None:
+        raise CodecError(f"It is longer than {MAX_HEARTBEAT_BYTES} bytes.")
+    if is_of_the_future(seen_ms, now_ms):
+        raise CodecError("It was heard in the future.")
+    return Process(decode_heartbeat(data, member), max(0, now_ms - int(seen_ms)))
+
+
+async def read_status(connection: redis.asyncio.Redis, keys: Keys, address: str) -> Status:
+    """Read who is alive, by the heartbeats on the streams server.
+
+    Each value is asked for its length first, and only the newest `MAX_HEARTBEATS` are read.
+
+    Raises
+    ------
+    RedisUnavailable
+    """
+    async with redis_call(address), connection.pipeline(transaction=False) as pipe:
+        pipe.time()
+        of_newest: dict[str, Any] = {"offset": 0, "num": MAX_HEARTBEATS, "withscores": True}
+        pipe.zrange(keys.seen, "+inf", "-inf", desc=True, byscore=True, **of_newest)
+        time, scored = await pipe.execute()
+        now_ms = redis_ms(time)
+        seen: dict[bytes, float] = dict(scored)
+        gone = forgotten({_name(one): at for one, at in seen.items()}, now_ms)
+        members = [
+            one
+            for one, at in seen.items()
+            if _name(one) not in gone or is_of_the_future(at, now_ms)
+        ]
+        for member in members:
+            pipe.hstrlen(keys.status, member)
+        lengths = await pipe.execute()
+        short = [
+            one
+            for one, length in zip(members, lengths, strict=True)
+            if 0 < length <= MAX_HEARTBEAT_BYTES
+        ]
+        values: list[Any] = await connection.hmget(keys.status, short) if short else []
+    found = dict(zip(short, values, strict=True))
+    beats = [
+        (member, found.get(member))
+        for member, length in zip(members, lengths, strict=True)
+        if length and (member not in found or found[member] is not None)
+    ]
+    status = Status.from_redis(beats, seen, now_ms)
+    if len(seen) < MAX_HEARTBEATS:
+        return status
+    more = Unreadable("", f"there are {MAX_HEARTBEATS} heartbeats or more: only these were read")
+    return replace(status, unreadable=(*status.unreadable, more))
+
+
+def _name(member: bytes) -> str:
+    return member.decode("utf-8", "backslashreplace")

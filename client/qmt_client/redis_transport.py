@@ -7,12 +7,12 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
-from pydantic import ValidationError
 
 from qmt_protocol.codes import market_of
+from qmt_protocol.decoding import printable
 from qmt_protocol.errors import (
     CodecError,
     ConfigurationError,
@@ -20,18 +20,33 @@ from qmt_protocol.errors import (
     JobNotFound,
     QMTError,
 )
-from qmt_protocol.feed import decode_latest
+from qmt_protocol.feed import decode_latest, is_code_of
 from qmt_protocol.ids import parse_entry_id
-from qmt_protocol.jobs import RESULT_TTL_S, JobParams, Manifest, Progress, job_spec
+from qmt_protocol.jobs import (
+    RESULT_TTL_S,
+    JobParams,
+    Manifest,
+    Progress,
+    decode_manifest,
+    decode_progress,
+    job_spec,
+)
 from qmt_protocol.keys import JobKeys, Keys, want
+from qmt_protocol.limits import (
+    MAX_ARROW_BODY_BYTES,
+    MAX_ARROW_HEADER_BYTES,
+    MAX_DOCUMENT_BYTES,
+    MAX_RESULT_BYTES,
+)
 from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
 
-from .connections import BLOCK_S, connect, connect_async, redis_call
+from .answers import Latest
+from .connections import BLOCK_S, connect, connect_async, redis_call, redis_errors
 from .follow import Batch, Follower, Scope
 from .job_end import submit_and_wait
-from .jobs import enqueue, read_chunks, rq_key, withdraw
-from .processes import Status
+from .jobs import enqueue, read_chunk, rq_key, withdraw
+from .processes import Status, read_status
 from .transport import OnGap, OnProgress, Wish
 from .wants import Wants
 
@@ -41,6 +56,8 @@ if TYPE_CHECKING:
     from .stored_source import RedisStored
 
 __all__ = ["RedisTransport"]
+
+_MOST_CHUNK_BYTES: Final = MAX_ARROW_HEADER_BYTES + MAX_ARROW_BODY_BYTES
 
 
 class RedisTransport:
@@ -159,19 +176,18 @@ class RedisTransport:
     async def _newest_progress(
         self, job_id: str, after: str, wait_s: float
     ) -> tuple[str, Progress] | None:
+        jobs, stream = self._need_jobs(), self.job_keys.progress(job_id)
         block_ms = int(wait_s * 1000)
         async with redis_call(self._jobs_address):
-            reply = await self._need_jobs().xread(
-                {self.job_keys.progress(job_id): after}, block=block_ms if block_ms > 0 else None
-            )
-        if not reply:
+            if block_ms > 0:
+                await jobs.xread({stream: after}, count=1, block=block_ms)
+            # The newest alone: how many there are, and how long, is their writer's choice.
+            entries = await jobs.xrevrange(stream, min=f"({after}", count=1)
+        if not entries:
             return None
-        entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-        entry_id, fields = entries[-1]
-        try:
-            return entry_id.decode(), Progress.model_validate_json(fields[b"p"])
-        except (KeyError, ValidationError) as error:
-            raise CodecError(f"Progress of job {job_id} cannot be read: {error}.") from error
+        entry_id, fields = entries[0]
+        what = f"The progress of job {job_id}"
+        return entry_id.decode(), decode_progress(fields.get(b"p", b""), what)
 
     async def _has_failed(self, job_id: str) -> bool:
         """Whether RQ gave up a job; raises when it is gone, or has nobody to run it."""
@@ -188,40 +204,78 @@ class RedisTransport:
         if state in (b"failed", b"stopped", b"canceled"):
             return True
         if queue and state != b"finished":
-            (await self.status()).require_worker(queue.decode(errors="replace"))
+            (await self.status()).require_worker(printable(queue))
         return False
 
-    async def manifest(self, job_id: str) -> Manifest:
+    async def manifest(self, job_id: str, name: str | None = None) -> Manifest:
         """Return what a finished job left behind.
+
+        Parameters
+        ----------
+        name
+            Which job it was, where that is known.
 
         Raises
         ------
         JobNotFound
             When there is no such result (yet, or any more).
+        CodecError
+            When it is no result, or none of that job, or too large.
         """
-        async with redis_call(self._jobs_address):
-            told = await self._need_jobs().get(self.job_keys.manifest(job_id))
-        if told is None:
-            raise _no_result(job_id)
-        try:
-            return Manifest.model_validate_json(told)
-        except ValidationError as error:
-            raise CodecError(f"Manifest of job {job_id} cannot be read: {error}.") from error
+        what = f"The manifest of job {job_id}"
+        told = await self._part(self.job_keys.manifest(job_id), MAX_DOCUMENT_BYTES, job_id)
+        return decode_manifest(told, what, name)
 
-    async def chunks(self, job_id: str, manifest: Manifest) -> AsyncGenerator[bytes, None]:
-        """Yield a table's chunks in order, each a complete Arrow IPC stream, read when asked for.
+    async def tables(
+        self, job_id: str, manifest: Manifest, params: JobParams | None = None
+    ) -> AsyncGenerator[pa.Table, None]:
+        """Yield a table's parts in order, each read when asked for, and checked.
+
+        Parameters
+        ----------
+        params
+            What was asked for; ``None``: not known, then any table of the catalogue will do.
 
         Raises
         ------
         JobNotFound
             When they have expired.
+        CodecError
+            When they are not what was asked for, or too large.
         """
+        left_bytes, rows = MAX_RESULT_BYTES, 0
         for number in range(manifest.chunks):
-            async with redis_call(self._jobs_address):
-                chunk = await self._need_jobs().get(self.job_keys.chunk(job_id, number))
-            if chunk is None:
-                raise _no_result(job_id)
-            yield chunk
+            key = self.job_keys.chunk(job_id, number)
+            chunk = await self._part(key, min(left_bytes, _MOST_CHUNK_BYTES), job_id)
+            left_bytes -= len(chunk)
+            table = await asyncio.to_thread(read_chunk, chunk, params, job_id)
+            del chunk
+            rows += len(table)
+            yield table
+            del table  # a reader that waits holds nothing twice
+        if rows != manifest.rows:
+            raise CodecError(
+                f"The result of job {job_id} has {rows} rows, and its manifest says "
+                f"{manifest.rows}.",
+                hint="The worker may be of another version.",
+            )
+
+    async def _part(self, key: str, most_bytes: int, job_id: str) -> bytes:
+        """Return a part of a result, which is asked for its length first."""
+        jobs = self._need_jobs()
+        async with redis_call(self._jobs_address):
+            size_bytes = await jobs.strlen(key)
+            if size_bytes > most_bytes:
+                raise CodecError(
+                    f"The result of job {job_id} is too large: {key} has {size_bytes} bytes, and "
+                    f"may have {most_bytes}.",
+                    hint="Ask for fewer codes, or a shorter range.",
+                    job=job_id,
+                )
+            part: bytes | None = await jobs.get(key) if size_bytes else None
+        if part is None:
+            raise _no_result(job_id)
+        return part
 
     async def cancel(self, job_id: str) -> None:
         """Give a job up: out of the queue when it still waits there, else told to the worker."""
@@ -248,9 +302,8 @@ class RedisTransport:
         *,
         timeout_s: float,
         on_progress: OnProgress | None = None,
-        check: Callable[[Manifest], None] | None = None,
     ) -> tuple[Manifest, pa.Table | None]:
-        """Have a catalogue job done; see `Transport.run_job`, and `result` for ``check``.
+        """Have a catalogue job done; see `Transport.run_job`.
 
         Raises
         ------
@@ -259,13 +312,17 @@ class RedisTransport:
         QMTError
             Whatever made the job fail.
         """
+        import pyarrow as pa
+
         job_id, manifest = await self.finish_job(
             name, params, timeout_s=timeout_s, on_progress=on_progress
         )
         if manifest.kind == "document":
             return manifest, None
-        chunks = [chunk async for chunk in self.chunks(job_id, manifest)]
-        return manifest, await asyncio.to_thread(read_chunks, chunks)
+        tables = [table async for table in self.tables(job_id, manifest, params)]
+        if not tables:
+            raise CodecError(f"The result of job {job_id} has no part.")
+        return manifest, pa.concat_tables(tables)
 
     async def finish_job(
         self,
@@ -284,7 +341,7 @@ class RedisTransport:
             timeout_s=timeout_s,
             on_progress=on_progress,
         )
-        return job_id, await self.manifest(job_id)
+        return job_id, await self.manifest(job_id, name)
 
     def _need_jobs(self) -> Any:
         if self._jobs is None:
@@ -302,22 +359,29 @@ class RedisTransport:
 
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> dict[str, Tick]:
+    ) -> Latest[Tick]:
         """Return the last stored tick of the codes, or of whole markets.
 
-        Codes without a tick are left out; the order is the codes'.
+        Codes without a tick are left out; the order is the codes'. What cannot be read is named
+        by ``unreadable``.
         """
         values = await self.latest_values(codes, markets)
-        return {code: decode_latest(data, code) for code, data in values.items()}
+        found: Latest[Tick] = Latest(unreadable=values.unreadable)
+        for code, data in values.items():
+            try:
+                found[code] = decode_latest(data, code)
+            except CodecError as error:
+                found.leave_out(code, error.message)
+        return found
 
     async def latest_values(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> dict[str, bytes]:
+    ) -> Latest[bytes]:
         """Do as `latest`, and leave the ticks encoded; see `decode_latest`."""
         by_market: dict[str, list[str]] = {market: [] for market in markets}
         for code in codes or ():
             by_market.setdefault(market_of(code), []).append(code)
-        found: dict[str, bytes] = {}
+        found: Latest[bytes] = Latest()
         async with (
             redis_call(self._address),
             self.streams.pipeline(transaction=False) as pipe,
@@ -328,14 +392,25 @@ class RedisTransport:
                     pipe.hmget(key, wanted)
                 else:
                     pipe.hgetall(key)
-            replies = await pipe.execute()
-        for wanted, reply in zip(by_market.values(), replies, strict=True):
+            replies = await pipe.execute(raise_on_error=False)
+        for (market, wanted), reply in zip(by_market.items(), replies, strict=True):
+            if isinstance(reply, Exception):
+                try:
+                    with redis_errors(self._address):
+                        raise reply
+                except CodecError as error:
+                    found.leave_out(market, error.message)
+                    continue
             pairs = zip(wanted, reply, strict=True) if wanted else reply.items()
             for name, data in pairs:
-                if data is not None:
-                    code = name if isinstance(name, str) else name.decode()
+                if data is None:
+                    continue
+                code = name if isinstance(name, str) else printable(name)
+                if is_code_of(code, market):
                     found[code] = data
-        return found if codes is None else {code: found[code] for code in codes if code in found}
+                else:
+                    found.leave_out(code, f"{code!r} is no code of {market}.")
+        return found if codes is None else found.of(codes)
 
     def follower(self, scope: Scope, **options: Any) -> Follower:
         """Return a reader over the feeds of a scope; see `Follower` for the options."""
@@ -422,15 +497,7 @@ class RedisTransport:
 
     async def status(self) -> Status:
         """Return who is alive, by the heartbeats on the streams server."""
-        async with (
-            redis_call(self._address),
-            self.streams.pipeline(transaction=False) as pipe,
-        ):
-            pipe.hgetall(self.keys.status)
-            pipe.zrange(self.keys.seen, 0, -1, withscores=True)
-            pipe.time()
-            beats, seen, now = await pipe.execute()
-        return Status.from_redis(beats, seen, now)
+        return await read_status(self.streams, self.keys, self._address)
 
 
 def _no_result(job_id: str) -> JobNotFound:

@@ -6,8 +6,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Final
 
+import redis
 import redis.asyncio
 
+from qmt_protocol.errors import CodecError
+from qmt_protocol.feed import is_entry_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of
 
@@ -23,6 +26,7 @@ _STREAMS_PER_CALL: Final = 200
 Row = tuple[str, str, Any]
 """Code, entry id, ``t1`` or ``k1`` (bytes, or msgspec's view of them)."""
 OnTrimmed = Callable[[dict[str, tuple[str, str]]], None]
+OnUnreadable = Callable[[CodecError], None]
 
 
 class _Stream:
@@ -37,15 +41,35 @@ class _Stream:
         self.rows: deque[tuple[tuple[int, int], Row]] = deque()
 
     def fill(
-        self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]], name: bytes, count: int
+        self,
+        entries: Iterable[tuple[bytes, dict[bytes, bytes]]],
+        name: bytes,
+        count: int,
+        on_unreadable: OnUnreadable,
     ) -> None:
         for raw_id, fields in entries:
             self.after = raw_id.decode()
-            if name in fields:
+            if name in fields and is_entry_id(self.after):
                 row = (self.code, self.after, fields[name])
                 self.rows.append((id_key(self.after), row))
+            else:
+                what = "an id of no date" if name in fields else f"no {name.decode()}"
+                on_unreadable(
+                    CodecError(
+                        f"{self.code} {self.after}: it has {what}.", code=self.code, id=self.after
+                    )
+                )
             count -= 1
         self.ended = count > 0
+
+    def give_up(self, error: redis.ResponseError, on_unreadable: OnUnreadable) -> None:
+        """End with a key that is no stream; whatever else is wrong is raised."""
+        if "WRONGTYPE" not in str(error):
+            raise error
+        self.ended = True
+        on_unreadable(
+            CodecError(f"What {self.code} has in Redis is no stream: {error}.", code=self.code)
+        )
 
 
 async def read_stored(
@@ -54,6 +78,7 @@ async def read_stored(
     after: dict[str, str],
     *,
     on_trimmed: OnTrimmed,
+    on_unreadable: OnUnreadable,
     until: str = "+",
     period: str = "tick",
     address: str = "Redis",
@@ -69,6 +94,8 @@ async def read_stored(
         Code to the entry id behind which to begin.
     on_trimmed
         Told the codes whose streams no longer reach back so far: code to (id, first id left).
+    on_unreadable
+        Told what is there and cannot be a tick or bar; it is left out.
     until
         Last entry id wanted.
     period
@@ -95,8 +122,12 @@ async def read_stored(
             async with redis_call(address), connection.pipeline(transaction=False) as pipe:
                 for one in some:
                     pipe.xrange(keys_of[one.code], f"({one.after}", until, count=count)
-                for one, entries in zip(some, await pipe.execute(), strict=True):
-                    one.fill(entries, name, count)
+                replies = await pipe.execute(raise_on_error=False)
+                for one, entries in zip(some, replies, strict=True):
+                    if isinstance(entries, redis.ResponseError):
+                        one.give_up(entries, on_unreadable)
+                    else:
+                        one.fill(entries, name, count, on_unreadable)
         # Up to here every stream is known: later ones may still hold earlier ticks.
         known = (one.rows[-1][0] for one in streams if one.rows and not one.ended)
         horizon = min(known, default=None)

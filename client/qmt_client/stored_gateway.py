@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import queue
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Final
+from typing import Final
 
-import msgspec
+import numpy as np
 import pyarrow as pa
 
 from qmt_protocol.archive import Missing
+from qmt_protocol.arrow_stream import ArrowStream
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import CodecError
 from qmt_protocol.times import to_datetime
 
-from .ordering import conform, where_code
+from .gateway_answers import Archive
+from .ordering import ids_of, where_code
 from .stored_source import StoredWish, finished
 from .transport import OnGap
 
 __all__ = ["GatewayStored"]
 
-_AHEAD_CHUNKS: Final = 16
 _CODES_PER_URL: Final = 500
-_BUFFER_BYTES: Final = 1 << 18
-_BROKE_WITHIN_S: Final = 1.0
+_FED_BYTES: Final = 1 << 18
+"""What is decoded at once, in a thread."""
 
 Open = Callable[[str, dict[str, str]], AbstractAsyncContextManager[AsyncIterator[bytes]]]
-Ask = Callable[[str, dict[str, str]], Any]
 
 
 class GatewayStored:
@@ -39,13 +36,16 @@ class GatewayStored:
     ----------
     stream
         Opens a GET request: path and query to an iterator of its body.
-    ask
-        Coroutine function: path and query to the document answered.
+    archive
+        Coroutine function: what the archive holds.
+    whose
+        The gateway, for messages.
     """
 
-    def __init__(self, stream: Open, ask: Ask) -> None:
+    def __init__(self, stream: Open, archive: Callable[[], Awaitable[Archive]], whose: str) -> None:
         self._stream = stream
-        self._ask = ask
+        self._archive = archive
+        self._whose = whose
 
     async def batches(
         self, wish: StoredWish, on_gap: OnGap
@@ -55,7 +55,9 @@ class GatewayStored:
         Raises
         ------
         GatewayUnavailable
-            Also when the answer breaks off.
+            Also when the connection breaks.
+        CodecError
+            When the answer is not what was asked for, or has no end.
         QMTError
             Whatever the gateway answers with.
         """
@@ -65,15 +67,21 @@ class GatewayStored:
         query = {**_query(wish), "format": "arrow"}
         if wish.columns is not None:
             query["fields"] = ",".join(wish.columns)
+        what = f"The answer of {self._whose} to {path}"
+        stream = ArrowStream(wish.schema.equals, what, most_bytes=None)
+        last_ms = 0
         async with (
             self._stream(path, query) as body,
-            aclosing(_decoded(body)) as batches,
+            aclosing(_decoded(body, stream)) as batches,
         ):
             async for batch in batches:
-                table = conform(pa.Table.from_batches([batch]), wish.schema)
-                if wish.codes is not None and len(wish.codes) > _CODES_PER_URL:
-                    wanted = pa.array(wish.codes, pa.string())
-                    table = table.take(where_code(table.column("code"), wanted))
+                last_ms = _check_order(batch, last_ms, what)
+                if wish.codes is None or len(wish.codes) <= _CODES_PER_URL:
+                    yield batch
+                    continue
+                wanted = pa.array(wish.codes, pa.string())
+                table = pa.Table.from_batches([batch])
+                table = table.take(where_code(table.column("code"), wanted))
                 for one in table.combine_chunks().to_batches():
                     yield one
 
@@ -81,17 +89,21 @@ class GatewayStored:
         """Return what is known to be absent; see `StoredSource`."""
         if wish.period != "tick":
             return []
-        told = await self._ask("/api/v1/archive", {})
-        try:
-            found = msgspec.convert(told.get("missing") or [], list[Missing])
-        except (msgspec.ValidationError, AttributeError) as error:
-            raise CodecError(f"/api/v1/archive did not answer with an archive: {error}.") from error
-        return wish.concerned(found)
+        return wish.concerned((await self._archive()).missing)
 
     async def markets(self) -> list[str]:
         """Return the markets that are archived."""
-        told = await self._ask("/api/v1/archive", {})
-        return sorted(told.get("markets") or [])
+        return sorted((await self._archive()).markets)
+
+
+def _check_order(batch: pa.RecordBatch, last_ms: int, what: str) -> int:
+    """Make sure that no row lies before the one before it; return where the last one lies."""
+    ids = ids_of(batch)
+    if not len(ids):
+        return last_ms
+    if ids[0] < last_ms or np.any(ids[1:] < ids[:-1]):
+        raise CodecError(f"{what} is not in the order of time.")
+    return int(ids[-1])
 
 
 def _query(wish: StoredWish) -> dict[str, str]:
@@ -111,78 +123,17 @@ def _query(wish: StoredWish) -> dict[str, str]:
     return query
 
 
-async def _decoded(body: AsyncIterator[bytes]) -> AsyncGenerator[pa.RecordBatch, None]:
-    """Decode an Arrow IPC stream; what is read ahead is bounded."""
-    pipe = _Pipe()
-
-    async def pump() -> None:
-        try:
-            async for data in body:
-                await pipe.put(data)
-        finally:
-            pipe.end()
-
-    pumping = asyncio.ensure_future(pump())
-    try:
-        reader = await finished(_opened, pipe)
-        while (batch := await finished(_next, reader)) is not None:
-            yield batch
-        await pumping
-    except (pa.ArrowException, OSError) as error:
-        done, _ = await asyncio.wait([pumping], timeout=_BROKE_WITHIN_S)
-        for one in done:
-            one.result()  # when the connection broke, that is the reason
-        raise CodecError(f"The gateway's answer is not an Arrow stream: {error}.") from error
-    finally:
-        pipe.close()
-        pumping.cancel()
-        await asyncio.wait([pumping])
-
-
-def _opened(pipe: _Pipe) -> Any:
-    return pa.ipc.open_stream(io.BufferedReader(pipe, _BUFFER_BYTES))
-
-
-def _next(reader: Any) -> pa.RecordBatch | None:
-    try:
-        return reader.read_next_batch()
-    except StopIteration:
-        return None
-
-
-class _Pipe(io.RawIOBase):
-    """A file that a thread reads while the event loop fills it; what waits is bounded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._rest = memoryview(b"")
-        self._room = asyncio.Semaphore(_AHEAD_CHUNKS)
-        self._loop = asyncio.get_running_loop()
-        self._over = False
-
-    async def put(self, data: bytes) -> None:
-        if data:
-            await self._room.acquire()
-            self._chunks.put(data)
-
-    def end(self) -> None:
-        """Tell the reader that nothing more comes."""
-        self._chunks.put(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest and not self._over:
-            data = self._chunks.get()
-            if not data:
-                self._over = True
-                break
-            self._rest = memoryview(data)
-            self._loop.call_soon_threadsafe(self._room.release)
-        target = memoryview(buffer).cast("B")
-        size = min(len(target), len(self._rest))
-        target[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+async def _decoded(
+    body: AsyncIterator[bytes], stream: ArrowStream
+) -> AsyncGenerator[pa.RecordBatch, None]:
+    """Decode an Arrow IPC stream as it comes; a message of it is held, no more."""
+    waiting = bytearray()
+    async for data in body:
+        waiting += data
+        if len(waiting) >= _FED_BYTES:
+            for batch in await finished(stream.feed, bytes(waiting)):
+                yield batch
+            waiting.clear()
+    for batch in await finished(stream.feed, bytes(waiting)):
+        yield batch
+    stream.end()

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS, bars_from, ticks_from
 from qmt_protocol.tables import table_of
 
+from .ordering import moments
+
 __all__ = ["write_batches"]
 
 _TIME: Final = "%Y-%m-%d %H:%M:%S"
@@ -72,8 +74,7 @@ def _schema(period: str, names: Sequence[str]) -> pa.Schema:
 def _table(
     batch: pa.RecordBatch, names: Sequence[str], schema: pa.Schema, *, as_text: bool
 ) -> pa.Table:
-    time = batch.column("time")
-    time = pc.coalesce(time, batch.column("id_ms").cast(time.type))
+    time = moments(batch)
     columns = []
     for name, field in zip(names, schema, strict=True):
         if name != "time":

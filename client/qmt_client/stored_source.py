@@ -14,19 +14,20 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-import msgspec
 import pyarrow as pa
 
 from qmt_protocol.archive import Missing
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS, bars_table, ticks_table
 from qmt_protocol.errors import CodecError, Gap, Unavailable
+from qmt_protocol.feed import decode_rows
 from qmt_protocol.keys import Keys
-from qmt_protocol.ticks import TickRow
 from qmt_protocol.times import day_of, to_datetime
 
 from .archive import ArchivedBars, ArchivedTicks, ArchiveReader
 from .connections import redis_call
+from .follow import codes_among
+from .live import unreadable
 from .ordering import KEYS, Key, behind, in_order, last_key, newest, split
 from .position import BEGINNING, id_key, just_before
 from .stored import Row, read_stored
@@ -41,8 +42,6 @@ _LAST_NUMBER: Final = 2**64 - 1
 _BACKOFF_S: Final = 0.1
 _BACKOFF_CAP_S: Final = 2.0
 _DECODED_ROWS: Final = 4_096
-_tick: Final = msgspec.msgpack.Decoder(TickRow).decode
-_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
 _T = TypeVar("_T")
 
 
@@ -191,6 +190,7 @@ class RedisStored:
             self._keys,
             dict.fromkeys(codes, after),
             on_trimmed=on_trimmed,
+            on_unreadable=lambda error: on_gap(unreadable(error)),
             until=until,
             period=wish.period,
             address=self._address,
@@ -201,9 +201,9 @@ class RedisStored:
             async for rows in read:
                 # Of the last ms more may come: of another code.
                 to_ms = id_key(rows[-1][1])[0]
-                made, unreadable = await finished(_in_parts, make, rows, wish)
+                made, gaps = await finished(_in_parts, make, rows, wish)
                 rows.clear()  # a reader that waits holds nothing twice
-                for told in unreadable:
+                for told in gaps:
                     on_gap(told)
                 due, rest = split(in_order([rest, made]), to_ms)
                 del made
@@ -219,7 +219,8 @@ class RedisStored:
         ):
             for market in wish.markets:
                 pipe.hkeys(self._keys.latest(market))
-            return [name.decode() for names in await pipe.execute() for name in names]
+            found = zip(wish.markets, await pipe.execute(), strict=True)
+            return [code for market, names in found for code in codes_among(names, market)]
 
     async def markets(self) -> list[str]:
         """Return the markets that are archived.
@@ -298,32 +299,22 @@ def _in_parts(make: _Make, rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Ta
 
 
 def _ticks(rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
-    decoded: list[tuple[str, str, TickRow]] = []
-    unreadable: list[Gap] = []
-    for code, entry_id, t1 in rows:
-        try:
-            decoded.append((code, entry_id, _tick(t1)))
-        except _DECODE_ERRORS as error:
-            unreadable.append(_unreadable(f"{code} {entry_id}: not a t1 tick: {error}.", code))
-    return ticks_table(decoded), unreadable
+    decoded, errors = decode_rows(rows)
+    return ticks_table(decoded), [unreadable(error) for error in errors]
 
 
 def _bars(rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
     bars: list[Bar] = []
-    unreadable: list[Gap] = []
+    gaps: list[Gap] = []
     for code, entry_id, k1 in rows:
         try:
-            bar = decode_bar(bytes(k1), code, wish.period, entry_id)
+            bar = decode_bar(k1, code, wish.period, entry_id)
         except CodecError as error:
-            unreadable.append(_unreadable(f"{code} {entry_id}: {error.message}", code))
+            gaps.append(unreadable(error))
             continue
         if bar.closed:
             bars.append(bar)
-    return bars_table(bars), unreadable
-
-
-def _unreadable(message: str, code: str) -> Gap:
-    return Gap(message, hint="It is of another version.", reason="unreadable", code=code)
+    return bars_table(bars), gaps
 
 
 def _refuse_trimmed(trimmed: Mapping[str, tuple[str, str]], start_ms: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from qmt_protocol.bars import Bar
 from qmt_protocol.ticks import Tick
 
-from .answers import HistoryFrames, Ticks
+from .answers import HistoryFrames, Latest, Ticks
 from .arguments import Codes
 from .async_client import AsyncQMTClient, OnData
 from .async_stored import Form
@@ -284,7 +284,7 @@ class QMTClient:
     def get_full_tick(self, stocks: Codes) -> Ticks:
         return self._run(self._client.get_full_tick(stocks))
 
-    def latest(self, codes: Codes | None = None, *, markets: Sequence[str] = ()) -> dict[str, Tick]:
+    def latest(self, codes: Codes | None = None, *, markets: Sequence[str] = ()) -> Latest[Tick]:
         return self._run(self._client.latest(codes, markets=markets))
 
     def ticks(

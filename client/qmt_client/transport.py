@@ -10,6 +10,7 @@ from qmt_protocol.errors import Gap
 from qmt_protocol.jobs import JobParams, Manifest, Progress
 from qmt_protocol.ticks import Tick
 
+from .answers import Latest
 from .position import Place
 from .processes import Status
 
@@ -78,7 +79,7 @@ class Transport(Protocol):
 
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> dict[str, Tick]:
+    ) -> Latest[Tick]:
         """Return the last stored tick of the codes, or of whole markets; some may be missing."""
 
     def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:

@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 import redis.asyncio
 
-from qmt_protocol.errors import AccessDenied, QMTError, RedisUnavailable, Unavailable
+from qmt_protocol.decoding import decode_document, printable
+from qmt_protocol.errors import AccessDenied, CodecError, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.keys import Keys, parse_want
 from qmt_protocol.times import redis_ms
 
@@ -93,7 +94,7 @@ class Wants:
                     await self._renew()
                     renewed = loop.time()
                 await self._look(loop.time())
-            except RedisUnavailable:
+            except (CodecError, RedisUnavailable):
                 renewed = float("-inf")
             except AccessDenied as error:
                 for member in self.held:
@@ -143,9 +144,13 @@ class Wants:
         )
 
 
+class _Refusal(msgspec.Struct):
+    reason: str
+
+
 def _reason(document: bytes) -> str:
     try:
-        told: Any = msgspec.json.decode(document)
-    except msgspec.MsgspecError:
-        told = None
-    return str(told.get("reason", "")) if isinstance(told, dict) else document.decode()
+        told = decode_document(document, _Refusal, "A refusal")
+    except CodecError:
+        return printable(document)
+    return printable(told.reason)

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import redis
 from starlette.requests import Request
 
+from qmt_client.answers import Latest
 from qmt_client.archive import ArchiveReader
 from qmt_client.connections import redis_call
 from qmt_client.processes import Status
@@ -17,7 +18,7 @@ from qmt_client.redis_transport import RedisTransport
 from qmt_client.stored_source import finished
 from qmt_protocol.archive import Manifest as ArchiveManifest
 from qmt_protocol.codes import market_of
-from qmt_protocol.errors import AccessDenied, InstrumentNotFound, QMTError
+from qmt_protocol.errors import AccessDenied, CodecError, InstrumentNotFound, QMTError
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import Tick
 
@@ -98,11 +99,13 @@ class Bridge:
         params = parse_params(name, document)
         return await self.transport.finish_job(name, params, timeout_s=timeout_s)
 
-    async def latest(self, codes: Sequence[str]) -> dict[str, Tick]:
+    async def latest(self, codes: Sequence[str]) -> Latest[Tick]:
         """Return the last stored tick of each code that has one.
 
         Raises
         ------
+        CodecError
+            When there is none that can be read, and one that cannot.
         NoProducer
             When there is none at all, for want of a producer.
         InstrumentNotFound
@@ -110,6 +113,8 @@ class Bridge:
         """
         ticks = await self.transport.latest(codes)
         if not ticks:
+            for reason in ticks.unreadable.values():
+                raise CodecError(reason, codes=list(ticks.unreadable))
             await self._explain_absence(codes)
         return ticks
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -20,18 +21,22 @@ import structlog
 from qmt_client.connections import redis_call
 from qmt_client.feed import FeedReader
 from qmt_client.follow import Batch, Scope, gap_of_event
+from qmt_client.live import unreadable
 from qmt_client.position import EVENTS, id_key
 from qmt_client.redis_transport import RedisTransport
 from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import (
     AccessDenied,
+    CodecError,
     Gap,
     InvalidRequest,
     QMTError,
     RedisUnavailable,
     Unavailable,
 )
+from qmt_protocol.feed import is_entry_id, readable
+from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
 
 from .budget import Budget
@@ -272,9 +277,15 @@ class Hub:
             stream = self.transport.keys.bar(period, code)
             async with redis_call(self.transport.address):
                 last: Any = await self.transport.streams.xrevrange(stream, count=1)
-            if last and key not in self._topics:
-                row = Row(code, period, last[0][0].decode(), last[0][1][b"k1"])
-                self._markets[market_of(code)].take_bar(row)
+            if not last or key in self._topics:
+                continue
+            entry_id, k1 = last[0][0].decode(), last[0][1].get(b"k1", b"")
+            market = self._markets[market_of(code)]
+            good, bad = readable([(code, period, entry_id, k1)])
+            for error in bad:
+                self._on_gap(market, unreadable(error))
+            if good and is_entry_id(entry_id):
+                market.take_bar(Row(code, period, entry_id, k1))
 
     def marks(self, names: Iterable[str]) -> dict[str, Mark]:
         """Return where the hub stands in markets, and in the producers' events."""
@@ -340,7 +351,18 @@ class Hub:
             if batch.kind == "snapshot":
                 market.begin(batch.rows, batch.marks[market.name])
             elif batch.kind != "begin":
-                self._take(market, batch)
+                self._take(market, self._checked(market, batch))
+
+    def _checked(self, market: Market, batch: Batch) -> Batch:
+        """Leave out, and name, what nobody could decode: it would be each client's to find."""
+        ticks, bad_ticks = readable(batch.rows)
+        bars, bad_bars = readable(batch.bars)
+        bad = [*bad_ticks, *bad_bars]
+        if not bad:
+            return batch
+        for error in bad[:MAX_UNREADABLE]:
+            self._on_gap(market, unreadable(error))
+        return replace(batch, rows=ticks, bars=bars, data=None)
 
     def _ended(self, market: Market, task: asyncio.Task[None]) -> None:
         failure = None if task.cancelled() else task.exception()
@@ -468,7 +490,7 @@ class Hub:
                 if not reader.events_id:
                     await self._load_events(reader)
                 reading = await reader.read()
-            except (AccessDenied, RedisUnavailable):
+            except (AccessDenied, CodecError, RedisUnavailable):
                 await asyncio.sleep(_AGAIN_S)
                 continue
             for event_id, event in reading.events:

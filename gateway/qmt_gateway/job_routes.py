@@ -10,8 +10,9 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from qmt_client.answers import Latest
 from qmt_protocol.codes import parse_codes, parse_markets
-from qmt_protocol.errors import error_from_dict
+from qmt_protocol.errors import CodecError, error_from_dict
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.ids import ENTRY_ID, JOB_ID
 from qmt_protocol.jobs import CATALOGUE, parse_params
@@ -130,7 +131,7 @@ async def result(
     if manifest.kind == "document":
         return answer(manifest.model_dump(mode="python"), simulated=simulated)
     return await streamed_or_whole(
-        one_stream(manifest, bridge.transport.chunks(job_id, manifest)),
+        one_stream(manifest, bridge.transport.tables(job_id, manifest)),
         Held(budget, held_bytes(manifest)),
         headers={SOURCE_HEADER: source_name(simulated)},
         media_type=ARROW_STREAM,
@@ -164,21 +165,29 @@ async def latest(
 ) -> Response:
     """Read from Redis alone; codes without a tick are left out.
 
-    `id` is the tick's entry id in the stream of its code.
+    `id` is the tick's entry id in the stream of its code. A tick that cannot be read is left out
+    too, and `unreadable` says of which code, and why.
     """
     whole = parse_markets(markets)
     some = parse_codes(codes) if codes or not whole else []
     found = await bridge.transport.latest_values(some or None, whole)
     if some and whole:
-        found |= await bridge.transport.latest_values(some)
-    told = {code: _encoded(code, data) for code, data in found.items()}
+        more = await bridge.transport.latest_values(some)
+        found.update(more)
+        found.unreadable.update(more.unreadable)
+    told = {code: one for code, data in found.items() if (one := _encoded(found, code, data))}
     simulated = await bridge.simulated()
-    return answer({"ticks": told, "simulated": simulated}, simulated=simulated)
+    document = {"ticks": told, "unreadable": found.unreadable, "simulated": simulated}
+    return answer(document, simulated=simulated)
 
 
-def _encoded(code: str, data: bytes) -> msgspec.Raw:
-    """Return a tick as JSON, a fifth of what it takes decoded."""
-    tick = decode_latest(data, code)
+def _encoded(found: Latest[bytes], code: str, data: bytes) -> msgspec.Raw | None:
+    """Return a tick as JSON, a fifth of what it takes decoded; note one that cannot be read."""
+    try:
+        tick = decode_latest(data, code)
+    except CodecError as error:
+        found.leave_out(code, error.message)
+        return None
     return msgspec.Raw(msgspec.json.encode({"id": tick.id, "flags": int(tick.flags), "tick": tick}))
 
 
@@ -190,7 +199,10 @@ def _encoded(code: str, data: bytes) -> msgspec.Raw:
     responses=models.problems(503),
 )
 async def status(bridge: BridgeOf) -> Response:
-    """Last heartbeats of producers, workers and gateways, with their ages by Redis time."""
+    """Last heartbeats of producers, workers and gateways, with their ages by Redis time.
+
+    One that cannot be read is left out, and named in `unreadable`.
+    """
     told = await bridge.transport.status()
     return answer(told.to_dict(), simulated=told.simulated)
 

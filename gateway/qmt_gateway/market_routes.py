@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from qmt_client.arguments import parse_names
 from qmt_protocol.codes import parse_code, parse_codes
 from qmt_protocol.errors import HistoryMissing, InstrumentNotFound, InvalidRequest, NotFound
-from qmt_protocol.jobs import Manifest, parse_params
+from qmt_protocol.jobs import JobParams, Manifest, parse_params
 from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.status import LOST_AFTER_S
 from qmt_protocol.tables import table_of
@@ -59,6 +59,14 @@ Stocks = Annotated[
 ]
 
 
+class Done(NamedTuple):
+    """A job that is done: what was asked for and what it left."""
+
+    job_id: str
+    params: JobParams
+    manifest: Manifest
+
+
 class Jobs:
     """Has jobs done for one request; a caller who hangs up cancels them."""
 
@@ -72,21 +80,19 @@ class Jobs:
 
     async def query(self, name: str, document: dict[str, Any]) -> Manifest:
         """Run a query job; return what it left."""
-        return (await self._run(name, document, self._settings.bridge_query_timeout_s))[1]
+        return (await self._run(name, document, self._settings.bridge_query_timeout_s)).manifest
 
-    async def history(self, codes: list[str], query: HistoryQuery) -> tuple[str, Manifest]:
-        """Run a history job; return its id and what it left."""
+    async def history(self, codes: list[str], query: HistoryQuery) -> Done:
+        """Run a history job."""
         document = {"codes": codes, **query.document}
         return await self._run("history", document, self._settings.bridge_query_timeout_s)
 
     async def download(self, document: dict[str, Any]) -> Manifest:
         """Run a download; return what it left."""
         timeout_s = self._settings.bridge_download_timeout_s
-        return (await self._run("download", document, timeout_s))[1]
+        return (await self._run("download", document, timeout_s)).manifest
 
-    async def _run(
-        self, name: str, document: dict[str, Any], timeout_s: float
-    ) -> tuple[str, Manifest]:
+    async def _run(self, name: str, document: dict[str, Any], timeout_s: float) -> Done:
         admission = admission_of(self._request)
         most_rows = self._settings.bridge_auto_download_rows
         params = allowed(parse_params(name, document), admission, most_rows)
@@ -97,21 +103,21 @@ class Jobs:
             except HistoryMissing as error:
                 raise explained(error, admission) from None
         admission.check_rows(manifest.rows)
-        return job_id, manifest
+        return Done(job_id, params, manifest)
 
     async def rows(
         self,
-        job_id: str,
-        manifest: Manifest,
+        done: Done,
         head: dict[str, Any],
         query: HistoryQuery,
         codes: list[str] | None,
     ) -> Response:
         """Answer with a history job's rows, read and sent chunk by chunk."""
-        chunks = self._bridge.transport.chunks(job_id, manifest)
+        manifest = done.manifest
+        tables = self._bridge.transport.tables(done.job_id, manifest, done.params)
         head |= {"period": query.period, "count": query.count}
         return await streamed_or_whole(
-            json_rows(head, _meta(manifest), chunks, query.period, query.columns, codes),
+            json_rows(head, _meta(manifest), tables, query.period, query.columns, codes),
             Held(self._budget, held_bytes(manifest)),
             headers={SOURCE_HEADER: source_name(_simulated(manifest))},
             media_type="application/json",
@@ -199,9 +205,9 @@ async def history(
 ) -> Response:
     """Bars or ticks, oldest first, read by the worker from the terminal."""
     code = parse_code(stock, "stock")
-    job_id, manifest = await jobs.history([code], query)
-    _raise_absent(manifest, code)
-    return await jobs.rows(job_id, manifest, {"stock": code}, query, None)
+    done = await jobs.history([code], query)
+    _raise_absent(done.manifest, code)
+    return await jobs.rows(done, {"stock": code}, query, None)
 
 
 @router.get(
@@ -216,8 +222,8 @@ async def batch_history(
 ) -> Response:
     """As `/api/history`; codes without data are empty and named in `meta.absent`."""
     codes = parse_codes(stocks, "stocks")
-    job_id, manifest = await jobs.history(codes, query)
-    return await jobs.rows(job_id, manifest, {"stocks": codes}, query, codes)
+    done = await jobs.history(codes, query)
+    return await jobs.rows(done, {"stocks": codes}, query, codes)
 
 
 def _raise_absent(manifest: Manifest, code: str) -> None:
@@ -267,6 +273,7 @@ async def full_tick(stocks: Stocks, bridge: BridgeOf) -> Response:
     meta = meta_of(
         simulated,
         absent=[code for code in codes if code not in ticks],
+        unreadable=ticks.unreadable,
         age_ms={code: status.now_ms - tick.time_ms for code, tick in ticks.items()},
         producer={
             "alive": age_ms is not None and age_ms <= LOST_AFTER_S * 1000,

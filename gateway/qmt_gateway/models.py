@@ -85,8 +85,9 @@ class FullTick(BaseModel):
 
     data: dict[str, dict[str, Any]] = Field(examples=[{"600519.SH": _TICK}])
     meta: Meta = Field(
-        description="with `absent` (codes without a tick), `age_ms` (code to the age of its tick) "
-        "and `producer` (`alive`, `last_seen_ms`)"
+        description="with `absent` (codes without a tick), `unreadable` (code to why its tick "
+        "cannot be read), `age_ms` (code to the age of its tick) and `producer` (`alive`, "
+        "`last_seen_ms`)"
     )
 
 
@@ -163,6 +164,9 @@ class Latest(BaseModel):
     ticks: dict[str, dict[str, Any]] = Field(
         examples=[{"600519.SH": {"id": "1767576600000-0", "flags": 0, "tick": _TICK}}]
     )
+    unreadable: dict[str, str] = Field(
+        description="codes (or markets) whose last tick cannot be read, and why; at most 50"
+    )
     simulated: bool
 
 
@@ -194,12 +198,17 @@ class Archive(BaseModel):
 
 
 class Status(BaseModel):
-    """Last heartbeats of all processes, the dead ones included."""
+    """Last heartbeats of all processes; what ended longer than a day ago has its last ones."""
 
     processes: list[dict[str, Any]] = Field(
         description="heartbeats with `age_ms` (by Redis time) and `alive`"
     )
+    unreadable: list[dict[str, str]] = Field(
+        description="heartbeats that cannot be read: `member` and `reason`",
+        examples=[[{"member": "worker:WIN-QMT:4711", "reason": "It is longer than 65536 bytes."}]],
+    )
     simulated: bool
+    now_ms: int = Field(description="Redis time")
 
 
 class Health(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import pyarrow as pa
 
-from qmt_client.jobs import MANIFEST_KEY, read_chunks
+from qmt_client.jobs import MANIFEST_KEY
 from qmt_protocol.errors import CodecError
 from qmt_protocol.jobs import Manifest
 
@@ -24,7 +24,7 @@ _ROW_BYTES: Final = 1_000
 _MOST_BYTES: Final = 32_000_000
 """Of one answer, as measured: a chunk, its table, and some rows of it decoded."""
 _json: Final = msgspec.json.Encoder().encode
-Chunks = AsyncGenerator[bytes, None]
+Tables = AsyncGenerator[pa.Table, None]
 
 
 def held_bytes(manifest: Manifest) -> int:
@@ -32,8 +32,8 @@ def held_bytes(manifest: Manifest) -> int:
     return min(_MOST_BYTES, max(1, manifest.rows) * _ROW_BYTES)
 
 
-async def one_stream(manifest: Manifest, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """Yield one Arrow IPC stream of all chunks, which carries the manifest.
+async def one_stream(manifest: Manifest, tables: Tables) -> AsyncGenerator[bytes, None]:
+    """Yield one Arrow IPC stream of all of a job's tables, which carries the manifest.
 
     Raises
     ------
@@ -41,9 +41,8 @@ async def one_stream(manifest: Manifest, chunks: Chunks) -> AsyncGenerator[bytes
     """
     told = {MANIFEST_KEY: manifest.model_dump_json().encode()}
     maker = None
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            table = await asyncio.to_thread(read_chunks, [chunk])
+    async with aclosing(tables):
+        async for table in tables:
             if maker is None:
                 schema = table.schema.with_metadata({**(table.schema.metadata or {}), **told})
                 maker = maker_of("arrow", schema, {})
@@ -63,7 +62,7 @@ async def one_stream(manifest: Manifest, chunks: Chunks) -> AsyncGenerator[bytes
 async def json_rows(
     head: dict[str, Any],
     meta: dict[str, Any],
-    chunks: Chunks,
+    tables: Tables,
     period: str,
     fields: Sequence[str] | None,
     codes: Sequence[str] | None,
@@ -81,9 +80,8 @@ async def json_rows(
     """
     writer = _Rows(codes)
     yield _json(head)[:-1] + b',"data":' + writer.begin()
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            table = await asyncio.to_thread(read_chunks, [chunk])
+    async with aclosing(tables):
+        async for table in tables:
             for start in range(0, len(table), _ROWS_AT_ONCE):
                 part = table.slice(start, _ROWS_AT_ONCE)
                 yield await asyncio.to_thread(_written, writer, part, period, fields)

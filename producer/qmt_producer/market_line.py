@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import structlog
 
+from qmt_protocol.decoding import printable
+from qmt_protocol.errors import CodecError
 from qmt_protocol.keys import Keys, parse_want
 
 from .figures import Figures
@@ -105,6 +107,8 @@ class MarketLine:
         ------
         RedisUnavailable
             When Redis is away; the same batch comes again.
+        CodecError
+            When what Redis has of this market cannot be read.
         """
         if not self._listening() and not self._ring.oldest_after(self.market, self.cursor):
             return False  # nothing to give: another producer may have the lease
@@ -271,20 +275,23 @@ class MarketLine:
             COMPLETE,
         ]
         answer = self._functions.call("lease", names, arguments)
-        holder = answer[0].decode()
+        holder = printable(answer[0])
         if holder != self._holder:
             self._stand_by(holder)
             return False
         took_over = not self.holding
         self._figures.standby.pop(self.market, None)
         self._renew(now)
-        applied, redis_ms = int(answer[1]), int(answer[3])
+        applied, redis_ms = self._number(answer[1]), int(answer[3])
         self._skew_ms = _now_ms() - redis_ms
         lost = applied < self._ring.acked(self.market)
         if lost or took_over:
             tail_ms = int(answer[2].partition(b"-")[0] or 0)
-            told_ms, _, ring = answer[4].decode().partition(" ")
-            complete_ms = int(told_ms or 0) or max(tail_ms - _MARGIN_MS, 0)
+            told_ms, _, ring = printable(answer[4]).partition(" ")
+            # What says no time says that nothing is known to be complete.
+            complete_ms = int(told_ms) if told_ms.isascii() and told_ms.isdigit() else 0
+            if not 0 < complete_ms <= redis_ms:
+                complete_ms = max(tail_ms - _MARGIN_MS, 0)
             self._apart_ms = 0 if ring == self._ring.id else _APART_MS
             # Carried over to this clock; rather a little too early than too late.
             local_ms = complete_ms + asked_ms - redis_ms if complete_ms else 0
@@ -299,6 +306,23 @@ class MarketLine:
         if took_over:
             self._on_event({"kind": "lease taken", "market": self.market, "holder": self._holder})
         return True
+
+    def _number(self, told: bytes) -> int:
+        """Return the number of the batch that Redis has last of this ring.
+
+        Raises
+        ------
+        CodecError
+            When it is no number.
+        """
+        text = printable(told)
+        if text.isascii() and text.isdigit():
+            return int(text)
+        raise CodecError(
+            f"{self._acked_key} in Redis has {text!r} of the ring {self._ring.id}, and no number.",
+            hint="Remove the field: HDEL.",
+            market=self.market,
+        )
 
     def _renew(self, now: float) -> None:
         self._renewed = now

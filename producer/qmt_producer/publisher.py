@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import structlog
 
-from qmt_protocol.errors import RedisUnavailable
+from qmt_protocol.errors import CodecError, RedisUnavailable
 from qmt_protocol.keys import Keys
 
 from .figures import Figures
 from .functions import Functions
 from .market_line import MarketLine
-from .redis_link import connect, end_soon
+from .redis_link import connect, end_soon, is_of_one_key
 from .ring import Ring
 
 __all__ = ["Publisher"]
@@ -70,6 +70,8 @@ class Publisher:
         self.more = threading.Event()
         self._functions = Functions(self._redis)
         self._lines: dict[str, MarketLine] = {}
+        self._ill: dict[str, tuple[str, float]] = {}
+        """Market that cannot be published, why, and when that is tried again."""
         for market in [*markets, *ring.markets]:
             self.add(market)
         self.thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -164,7 +166,7 @@ class Publisher:
                 if not ready:
                     self._functions.ensure()
                     ready = True
-                busy = [line.step() for line in self._lines.values()]
+                busy = [self._step(line) for line in self._lines.values()]
                 failures = 0
                 self._back()
             except RedisUnavailable as error:
@@ -178,6 +180,28 @@ class Publisher:
             if not any(busy):
                 self.more.wait(_IDLE_S)
         self._release()
+
+    def _step(self, line: MarketLine) -> bool:
+        """Publish of one market; what is wrong with its keys alone does not hold up the others."""
+        told, again_at = self._ill.get(line.market, ("", 0.0))
+        if time.monotonic() < again_at:
+            return False
+        try:
+            busy = line.step()
+        except CodecError as error:
+            failure = error.message
+        except RedisUnavailable as error:
+            if not is_of_one_key(error):
+                raise
+            failure = error.message
+        else:
+            self._ill.pop(line.market, None)
+            return busy
+        if failure != told:
+            log.error("a market cannot be published", market=line.market, error=failure)
+            self._on_event({"kind": "unreadable", "market": line.market, "reason": failure})
+        self._ill[line.market] = failure, time.monotonic() + _STUCK_S
+        return False
 
     def _away(self, error: RedisUnavailable) -> None:
         if not self.figures.redis_away:

@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from qmt_protocol.errors import RedisUnavailable
 
-__all__ = ["connect", "end_soon", "reach"]
+__all__ = ["connect", "end_soon", "is_of_one_key", "reach"]
 
 SOCKET_TIMEOUT_S: Final = 5.0
 _LAST_CALL_S: Final = 1.0
@@ -61,3 +61,9 @@ def reach(call: Callable[[], _T]) -> _T:
         raise RedisUnavailable(f"Redis does not answer: {error}.") from error
     except redis.RedisError as error:
         raise RedisUnavailable(f"Redis refuses: {type(error).__name__}: {error}.") from error
+
+
+def is_of_one_key(error: RedisUnavailable) -> bool:
+    """Whether Redis refused because a key is of another type, and serves all others."""
+    cause = error.__cause__
+    return isinstance(cause, redis.ResponseError) and "WRONGTYPE" in str(cause)

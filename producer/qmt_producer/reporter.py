@@ -13,7 +13,7 @@ import structlog
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
 from qmt_protocol.schema import schema_documents
-from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat
+from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat, forgotten
 from qmt_protocol.times import redis_ms
 
 from .redis_link import connect, end_soon, reach
@@ -24,6 +24,9 @@ __all__ = ["Reporter"]
 log: Final = structlog.get_logger(__name__)
 
 _EVENTS_KEPT: Final = 10_000
+_TIDY_EVERY_S: Final = 3600.0
+_LOOKED_AT: Final = 10_000
+_REMOVED_AT_ONCE: Final = 500
 
 
 class Reporter:
@@ -51,6 +54,7 @@ class Reporter:
         self._redis = connect(url)
         self._stopping = threading.Event()
         self._schema_written = False
+        self._next_tidy = 0.0
         self.thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -87,9 +91,33 @@ class Reporter:
             pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
             pipe.zadd(self._keys.seen, {beat.member: now_ms})
             pipe.execute()
+        if time.monotonic() >= self._next_tidy:
+            self._next_tidy = time.monotonic() + _TIDY_EVERY_S
+            self._forget(now_ms)
         while events := self._ring.events():
             for _, body in events:
                 self._redis.xadd(
                     self._keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
                 )
             self._ring.told(events[-1][0])
+
+    def _forget(self, now_ms: int) -> None:
+        """Remove heartbeats that nobody needs to hear of any more, and those without a time."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrange(self._keys.seen, 0, _LOOKED_AT - 1, withscores=True)
+            pipe.hkeys(self._keys.status)
+            scored, fields = pipe.execute()
+        seen: dict[bytes, float] = dict(scored)
+        named = {member.decode("utf-8", "backslashreplace"): member for member in seen}
+        of_name = {name: seen[member] for name, member in named.items()}
+        gone = [named[name] for name in forgotten(of_name, now_ms)]
+        if len(seen) < _LOOKED_AT:
+            gone += [field for field in fields if field not in seen]
+        for begin in range(0, len(gone), _REMOVED_AT_ONCE):
+            some = gone[begin : begin + _REMOVED_AT_ONCE]
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hdel(self._keys.status, *some)
+                pipe.zrem(self._keys.seen, *some)
+                pipe.execute()
+        if gone:
+            log.info("heartbeats were removed", count=len(gone))

@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import structlog
 
+from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError, RedisUnavailable
-from qmt_protocol.feed import decode_bar_batch, decode_batch
+from qmt_protocol.feed import split_bar_batch, split_batch
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms
 
@@ -44,6 +45,7 @@ _PART_MS: Final = 30 * 60_000
 _FORCED_STEPS: Final = 50
 _ARCHIVE_SEEN_MS: Final = DAY_MS
 _FEED_LOOK: Final = 20
+_is_position: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Sweeper:
             rb"\{" + re.escape(keys.prefix.encode()) + rb":([^}]+)\}:(tick|bar):.+", re.DOTALL
         )
         self._cut_ms: dict[str, int] = {}
+        self._unreadable: dict[str, str] = {}
         self._trimmed = 0
         self.figures: dict[str, Any] = {}
         """Memory, entries, days kept per market; for the heartbeat."""
@@ -172,9 +175,9 @@ class Sweeper:
             match=f"{{{self._keys.prefix}:*}}:*", count=200, _type="stream"
         )
         wanted = (
-            (match.group(1).decode(), match.group(2).decode(), name)
+            (printable(match.group(1)), printable(match.group(2)), name)
             for name in names
-            if (match := self._name.fullmatch(name)) and match.group(1).decode() in found
+            if (match := self._name.fullmatch(name)) and printable(match.group(1)) in found
         )
         while chunk := list(islice(wanted, _CHUNK)):
             if self._stopping.wait(_PAUSE_S):
@@ -220,14 +223,25 @@ class Sweeper:
         archived: Any = self._redis.get(self._keys.archived(market))
         if archived is None:
             return 0
-        position = archived.decode()
+        position = printable(archived)
+        if not _is_position(position):
+            self._tell_unreadable(market, position)
+            return 0
         needed_ms: int | None = None
         feed = self._keys.feed(market)
         behind: Any = self._redis.xrange(feed, min=f"({position}", count=_FEED_LOOK)
         for _, fields in behind:
-            for entry_id in _ids(fields):
+            for entry_id in _ids(market, fields):
                 needed_ms = min(_ms(entry_id), _ms(position), needed_ms or _ms(entry_id))
         return needed_ms
+
+    def _tell_unreadable(self, market: str, position: str) -> None:
+        """Name, once, a position of the archive that is none: as if nothing were archived."""
+        if self._unreadable.get(market) != position:
+            self._unreadable[market] = position
+            key = self._keys.archived(market)
+            log.error("the archive's position cannot be read", key=key, position=position)
+            self._on_event({"kind": "unreadable", "market": market, "key": key, "value": position})
 
     # -- trimming -----------------------------------------------------------------------------
 
@@ -330,12 +344,18 @@ def _ms(entry_id: bytes | str) -> int:
     return int(text.partition("-")[0])
 
 
-def _ids(fields: dict[bytes, bytes]) -> list[str]:
+def _ids(market: str, fields: dict[bytes, bytes]) -> list[str]:
     """Return the entry ids that a feed entry names."""
     try:
         if b"b1" in fields:
-            return [tick.id for tick in decode_batch(fields[b"b1"])]
-        return [bar.id for bar in decode_bar_batch(fields[b"c1"])]
+            rows, unreadable = split_batch(fields[b"b1"], market)
+            found = [entry_id for _, entry_id, _ in rows]
+        else:
+            bars, unreadable = split_bar_batch(fields[b"c1"], market)
+            found = [entry_id for _, _, entry_id, _ in bars]
     except (CodecError, KeyError):
-        log.error("a feed entry cannot be read")
+        log.error("a feed entry cannot be read", market=market)
         return ["0-0"]  # then nothing is safe to trim
+    for error in unreadable[:1]:
+        log.error("part of a feed entry cannot be read", error=error.message)
+    return found

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from .decoding import DECODE_ERRORS, reason_of
 from .errors import ArchiveDamaged
 from .periods import DAILY_PERIODS
 
@@ -170,9 +171,9 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     try:
         manifest = _decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise ArchiveDamaged(
-            f"{MANIFEST} cannot be read: {error}.",
+            f"{MANIFEST} cannot be read: {reason_of(error)}.",
             hint="Put back a copy of it, or begin a new archive in an empty folder.",
         ) from error
     if manifest.version != _VERSION:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from .arrow_stream import read_table
+from .errors import CodecError
 from .tables import table_of
 
-__all__ = ["history_schema"]
+__all__ = ["check_history", "history_schema", "is_history", "read_history"]
 
 _TYPES: Final[dict[str, Any]] = {
     "float64": pa.float64(),
@@ -16,6 +20,8 @@ _TYPES: Final[dict[str, Any]] = {
     "int32": pa.int32(),
     "bool": pa.bool_(),
 }
+_FIRST_MS, _LAST_MS = -86_400_000, 9_000_000_000_000
+"""Labels that a frame's nanoseconds can tell: from the day before 1970 to 2255."""
 
 
 def history_schema(period: str, fields: list[str] | None = None) -> pa.Schema:
@@ -35,3 +41,60 @@ def history_schema(period: str, fields: list[str] | None = None) -> pa.Schema:
             ),
         ]
     )
+
+
+def is_history(schema: pa.Schema) -> bool:
+    """Whether a schema is that of a history answer, of whatever period and fields."""
+    fields = schema.names[2:]
+    return any(schema.equals(history_schema(period, fields)) for period in ("tick", "1d"))
+
+
+def read_history(
+    chunks: Iterable[bytes],
+    what: str,
+    *,
+    period: str | None = None,
+    fields: list[str] | None = None,
+    codes: Collection[str] | None = None,
+) -> pa.Table:
+    """Put a history answer's chunks, each a complete Arrow IPC stream, together in one table.
+
+    Parameters
+    ----------
+    what
+        Whose answer it is, for the error.
+    period, fields, codes
+        What was asked for; ``None`` as period: not known, any will do.
+
+    Raises
+    ------
+    CodecError
+        When it is not exactly that.
+    """
+
+    def accepts(schema: pa.Schema) -> bool:
+        return (
+            is_history(schema) if period is None else schema.equals(history_schema(period, fields))
+        )
+
+    table = read_table(chunks, accepts, what)
+    check_history(table, what, codes)
+    return table
+
+
+def check_history(table: pa.Table, what: str, codes: Collection[str] | None) -> None:
+    """Make sure that a table's codes were asked for, and that its labels are times.
+
+    Raises
+    ------
+    CodecError
+    """
+    if not table.num_rows:
+        return
+    if codes is not None:
+        strange = set(pc.unique(table.column("code")).to_pylist()).difference(codes)
+        if strange:
+            raise CodecError(f"{what} has rows of {min(strange)}, which was not asked for.")
+    told = pc.min_max(table.column("time").cast(pa.int64())).as_py()
+    if told["min"] < _FIRST_MS or told["max"] > _LAST_MS:
+        raise CodecError(f"{what} has a row of no time, {told['min']} to {told['max']} ms.")

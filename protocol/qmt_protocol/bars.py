@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
+from .decoding import DECODE_ERRORS, printable, reason_of
 from .errors import CodecError, EncodeError
 from .numbers import decode_price, encode_number, encode_price
+from .ticks import check_extra
 
 __all__ = ["BAR_FIELDS", "Bar", "BarRow", "bar_from_row", "decode_bar", "encode_bar"]
 
@@ -97,11 +99,11 @@ class Bar(dict[str, Any]):
     @property
     def closed(self) -> bool:
         """Whether the bar will not change any more."""
-        return bool(self["closed"])
+        return bool(self.get("closed"))
 
 
-def decode_bar(data: bytes, code: str = "", period: str = "", entry_id: str = "") -> Bar:
-    """Decode ``k1`` bytes into a bar with xtquant's names, prices in yuan.
+def decode_bar(data: Any, code: str = "", period: str = "", entry_id: str = "") -> Bar:
+    """Decode ``k1`` bytes (or a view of them) into a bar with xtquant's names, prices in yuan.
 
     Raises
     ------
@@ -110,8 +112,15 @@ def decode_bar(data: bytes, code: str = "", period: str = "", entry_id: str = ""
     """
     try:
         row = _decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CodecError(f"Not a k1 bar: {error}.") from error
+        if row[12]:
+            check_extra(row[12], _NAMES)
+    except DECODE_ERRORS as error:
+        name = printable(code)
+        raise CodecError(
+            f"{name} {printable(period)} {printable(entry_id)}: not a k1 bar: {reason_of(error)}.",
+            code=name,
+            id=printable(entry_id),
+        ) from error
     return bar_from_row(row, code, period, entry_id)
 
 

@@ -10,6 +10,8 @@ from .errors import InvalidCode, InvalidRequest
 from .texts import shown
 
 __all__ = [
+    "CODE",
+    "MARKET",
     "AssetClass",
     "asset_class",
     "lot_size",
@@ -21,11 +23,14 @@ __all__ = [
     "parts_of",
 ]
 
+MARKET: Final = "[A-Z][A-Z0-9]{0,7}"
 # Printable ASCII, as exchanges give codes (a full-width digit would name another stream than the
 # one it looks like), without what would break a key's name, a want, a URL's list or a glob:
 # { } : , * ? [ ] \ / |
-_CODE: Final = re.compile(r"[!-)+\-.0-9;->@-Z^-z~]{1,24}\.[A-Z][A-Z0-9]{0,7}")
-_MARKET: Final = re.compile(r"[A-Z][A-Z0-9]{0,7}")
+CODE: Final = rf"[!-)+\-.0-9;->@-Z^-z~]{{1,24}}\.{MARKET}"
+"""What they are, as regular expressions that Python and Arrow read alike."""
+_CODE: Final = re.compile(CODE)
+_MARKET: Final = re.compile(MARKET)
 _BARE_A_SHARE: Final = re.compile(
     r"(?:(?P<p>[A-Za-z]{2})\.?)?(?P<n>\d{6})(?:\.(?P<s>[A-Za-z]+))?", re.ASCII
 )

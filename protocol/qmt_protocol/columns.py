@@ -8,7 +8,7 @@ not of five levels, a number that the wire spells unusually) stands as it was on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .bars import BAR_FIELDS, Bar
+from .decoding import DECODE_ERRORS, check_plain, reason_of
 from .errors import CodecError
 from .numbers import PRICE_SCALE, decode_price, decode_prices, scale_prices
 from .ticks import TICK_FIELDS, Tick, TickFlag, TickRow
@@ -30,6 +31,7 @@ __all__ = [
     "rows_from",
     "ticks_from",
     "ticks_table",
+    "unpack_map",
 ]
 
 _LEVELS: Final = range(1, 6)
@@ -50,7 +52,8 @@ _ARROW: Final = {
 }
 _LISTS: Final = {"prices": "price", "ints": "int"}
 _NAMES: Final = tuple(name for name, _, _ in TICK_FIELDS)
-_KINDS: Final = {name: kind for name, kind, _ in TICK_FIELDS}
+_KINDS: Final = {**{name: kind for name, kind, _ in TICK_FIELDS}, "flags": "int"}
+_BAR_KINDS: Final = {name: kind for name, kind, _ in BAR_FIELDS if kind != "bool"}
 
 
 def _field(name: str, kind: pa.DataType, unit: str, *, null: bool = True) -> pa.Field:
@@ -112,6 +115,7 @@ BAR_COLUMNS: Final = pa.schema(
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 _unpack: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_unpack_odd: Final = msgspec.msgpack.Decoder(dict[str, float | int | list[float | int]]).decode
 _Odd = dict[int, dict[str, Any]]
 _Mask = npt.NDArray[np.bool_]
 
@@ -311,7 +315,12 @@ def ticks_from(batch: pa.RecordBatch) -> list[Tick]:
     Parameters
     ----------
     batch
-        All of `TICK_COLUMNS`.
+        All of `TICK_COLUMNS`, checked (`qmt_protocol.arrow_stream.check_batch`).
+
+    Raises
+    ------
+    CodecError
+        When ``extra`` or ``odd`` of a row cannot be read.
     """
     if not batch.num_rows:
         return []
@@ -348,7 +357,13 @@ _FLAGS: Final = [TickFlag(bits) for bits in range(0x80)]
 
 
 def rows_from(batch: pa.RecordBatch) -> list[tuple[str, str, TickRow]]:
-    """Return the ticks of a batch as they were on the wire: code, entry id, ``t1`` array."""
+    """Return the ticks of a batch as they were on the wire: code, entry id, ``t1`` array.
+
+    Raises
+    ------
+    CodecError
+        When ``extra`` or ``odd`` of a row cannot be read.
+    """
     if not batch.num_rows:
         return []
     columns, flags, extra = _read_ticks(batch, wire=True)
@@ -358,10 +373,16 @@ def rows_from(batch: pa.RecordBatch) -> list[tuple[str, str, TickRow]]:
 
 
 def bars_from(batch: pa.RecordBatch) -> list[Bar]:
-    """Return the bars of a batch exactly as they were read live."""
+    """Return the bars of a batch exactly as they were read live.
+
+    Raises
+    ------
+    CodecError
+        When ``extra`` or ``odd`` of a row cannot be read.
+    """
     if not batch.num_rows:
         return []
-    odd = _maps_of(batch, "odd")
+    odd = _odd_of(batch, _BAR_KINDS)
     columns = {}
     for name, kind, _ in BAR_FIELDS:
         if kind == "bool":
@@ -371,7 +392,7 @@ def bars_from(batch: pa.RecordBatch) -> list[Bar]:
     for at, fields in odd.items():
         for name, value in fields.items():
             columns[name][at] = value
-    extra = _maps_of(batch, "extra")
+    extra = _extra_of(batch)
     rows = zip(_texts(batch, "code"), _texts(batch, "period"), _entry_ids(batch), strict=True)
     bars = []
     for at, ((code, period, entry_id), values) in enumerate(
@@ -433,7 +454,7 @@ def _read_ticks(
 ) -> tuple[list[_Column], list[int], dict[int, dict[str, Any]]]:
     columns = [_Column(batch, name, kind=kind, wire=wire) for name, kind, _ in TICK_FIELDS]
     flags: list[int] = batch.column("flags").to_numpy(zero_copy_only=False).tolist()
-    for at, fields in _maps_of(batch, "odd").items():
+    for at, fields in _odd_of(batch, _KINDS).items():
         for name, value in fields.items():
             if name == "flags":
                 flags[at] = value
@@ -441,7 +462,7 @@ def _read_ticks(
             column = columns[_NAMES.index(name)]
             column.values[at] = value if wire else _in_yuan(_KINDS[name], value)
             column.any = True
-    return columns, flags, _maps_of(batch, "extra")
+    return columns, flags, _extra_of(batch)
 
 
 def _in_yuan(kind: str, value: Any) -> Any:
@@ -452,13 +473,57 @@ def _in_yuan(kind: str, value: Any) -> Any:
     return float(value) if kind == "float" else value
 
 
-def _maps_of(batch: pa.RecordBatch, name: str) -> dict[int, dict[str, Any]]:
-    """Return the maps of a binary column by row, where there are any."""
+def _extra_of(batch: pa.RecordBatch) -> dict[int, dict[str, Any]]:
+    """Return what no column has, by row."""
+    found: dict[int, dict[str, Any]] = {}
+    for at, packed in _maps_of(batch, "extra"):
+        try:
+            found[at] = unpack_map(packed)
+        except DECODE_ERRORS as error:
+            raise _unreadable(batch, at, "extra", error) from error
+    return found
+
+
+def _odd_of(batch: pa.RecordBatch, kinds: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+    """Return what a column cannot say, by row."""
+    found: dict[int, dict[str, Any]] = {}
+    for at, packed in _maps_of(batch, "odd"):
+        try:
+            found[at] = fields = _unpack_odd(packed)
+            for name, value in fields.items():
+                if isinstance(value, list) != (kinds[name] in _LISTS):
+                    raise ValueError(f"{name} is {value!r}")
+        except (*DECODE_ERRORS, KeyError) as error:
+            raise _unreadable(batch, at, "odd", error) from error
+    return found
+
+
+def _unreadable(batch: pa.RecordBatch, at: int, name: str, error: Exception) -> CodecError:
+    code, ms, number = (batch.column(one)[at].as_py() for one in ("code", "id_ms", "id_seq"))
+    return CodecError(
+        f"{code} {ms}-{number}: its {name} cannot be read: {reason_of(error)}.", code=code
+    )
+
+
+def unpack_map(packed: bytes) -> dict[str, Any]:
+    """Return a value of the column ``extra``.
+
+    Raises
+    ------
+    ValueError, msgspec.MsgspecError, RecursionError
+        When it is no map of plain values; see `qmt_protocol.decoding.DECODE_ERRORS`.
+    """
+    values = _unpack(packed)
+    check_plain(values)
+    return values
+
+
+def _maps_of(batch: pa.RecordBatch, name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the values of a binary column, with their rows, where there are any."""
     column = batch.column(name)
-    if column.null_count == len(column):
-        return {}
-    places = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)).tolist()
-    return {at: _unpack(column[at].as_py()) for at in places}
+    if column.null_count < len(column):
+        for at in np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)).tolist():
+            yield at, column[at].as_py()
 
 
 def _texts(batch: pa.RecordBatch, name: str) -> list[str]:

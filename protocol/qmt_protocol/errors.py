@@ -43,7 +43,7 @@ attributes. The same three travel through jobs and HTTP and are rebuilt on the o
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 __all__ = [
     "AccessDenied",
@@ -130,15 +130,39 @@ class QMTError(Exception):
         }
 
 
+_LONGEST: Final = 2_000
+_OWN: Final = frozenset({*dir(QMTError("")), "self"})
+"""Names that no fact may take."""
+
+
 def error_from_dict(document: dict[str, Any]) -> QMTError:
-    """Rebuild an error from :meth:`QMTError.to_dict`; an unknown kind becomes `QMTError`."""
-    kind = _BY_SLUG.get(str(document.get("error", "")), QMTError)
+    """Rebuild an error from :meth:`QMTError.to_dict`; an unknown kind becomes `QMTError`.
+
+    The document may be anybody's: what would stand in the error's own way is left out, and its
+    texts are cut.
+    """
+    kind = _BY_SLUG.get(str(document.get("error", ""))[:_LONGEST], QMTError)
     data = document.get("data")
+    facts = {
+        name: value
+        for name, value in (data.items() if isinstance(data, dict) else ())
+        if isinstance(name, str) and name not in _OWN and _may_be(kind, name, value)
+    }
     return kind(
-        str(document.get("message", "unknown error")),
-        hint=str(document.get("hint", "")),
-        **(data if isinstance(data, dict) else {}),
+        str(document.get("message") or "unknown error")[:_LONGEST],
+        hint=str(document.get("hint") or "")[:_LONGEST],
+        **facts,
     )
+
+
+def _may_be(kind: type[QMTError], name: str, value: Any) -> bool:
+    """Whether a fact is of the kind that its error promises."""
+    promised = kind.__annotations__.get(name)
+    if promised == "list[str]":
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if promised == "int | None":
+        return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    return True
 
 
 class InvalidRequest(QMTError):

@@ -7,8 +7,9 @@ sides by the same models; a worker runs nothing that is not named here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,7 +24,9 @@ from pydantic import (
 
 from .amounts import MAX_ROWS, parse_count
 from .codes import parse_codes
-from .errors import InvalidRequest
+from .decoding import DECODE_ERRORS, check_plain, reason_of
+from .errors import CodecError, InvalidRequest
+from .limits import MAX_CONTAINERS, MAX_DOCUMENT_BYTES, MAX_PROGRESS_BYTES
 from .periods import parse_adjust, parse_period
 from .tables import table_of
 from .texts import parse_text, shown
@@ -44,6 +47,9 @@ __all__ = [
     "Manifest",
     "Progress",
     "SectorStocksParams",
+    "check_manifest",
+    "decode_manifest",
+    "decode_progress",
     "job_spec",
     "parse_params",
 ]
@@ -154,6 +160,14 @@ class InstrumentDetailParams(JobParams):
     codes: Codes
 
 
+class _ReadBack(msgspec.Struct):
+    """What can be read back of a code after a download."""
+
+    rows: int
+    first_ms: int | None = None
+    last_ms: int | None = None
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """One entry of the catalogue."""
@@ -167,6 +181,8 @@ class JobSpec:
     xtdata: str
     """The xtdata call it stands for."""
     summary: str
+    document: Any = None
+    """What a result that is a document must be: a type that msgspec can check."""
 
     @property
     def function(self) -> str:
@@ -194,6 +210,7 @@ CATALOGUE: Final[dict[str, JobSpec]] = {
             30.0,
             "get_full_tick",
             "Current ticks straight from the terminal: {code: tick}.",
+            dict[str, dict[str, Any]],
         ),
         JobSpec(
             "sector_stocks",
@@ -203,6 +220,7 @@ CATALOGUE: Final[dict[str, JobSpec]] = {
             30.0,
             "get_stock_list_in_sector",
             "Codes of a sector: [code, ...].",
+            list[str],
         ),
         JobSpec(
             "instrument_detail",
@@ -212,6 +230,7 @@ CATALOGUE: Final[dict[str, JobSpec]] = {
             60.0,
             "get_instrument_detail",
             "Instrument documents: {code: document or null}.",
+            dict[str, dict[str, Any] | None],
         ),
         JobSpec(
             "download",
@@ -221,6 +240,7 @@ CATALOGUE: Final[dict[str, JobSpec]] = {
             3600.0,
             "download_history_data2",
             "Fetch history into the terminal's cache and read it back: {code: {rows, ...}}.",
+            dict[str, _ReadBack],
         ),
     )
 }
@@ -268,6 +288,10 @@ def parse_params(name: str, document: dict[str, Any]) -> JobParams:
         ) from None
 
 
+_MOST: Final = 2**53
+_MOST_CHUNKS: Final = 100_000
+
+
 class Progress(BaseModel):
     """One entry of a job's progress stream: JSON in its only field, ``p``.
 
@@ -276,8 +300,8 @@ class Progress(BaseModel):
     """
 
     state: Literal["running", "done", "failed"]
-    finished: int = 0
-    total: int = 0
+    finished: int = Field(0, ge=0, le=_MOST)
+    total: int = Field(0, ge=0, le=_MOST)
     message: str = ""
     error: dict[str, Any] | None = None
 
@@ -290,8 +314,94 @@ class Manifest(BaseModel):
 
     job: str
     kind: Literal["table", "document"]
-    chunks: int = 0
-    rows: int = 0
+    chunks: int = Field(0, ge=0, le=_MOST_CHUNKS)
+    rows: int = Field(0, ge=0, le=_MOST)
     document: Any = None
     meta: dict[str, Any] = Field(default_factory=dict)
     """``simulated``, ``source``, ``absent`` ({code: reason}), ``market_ms`` (the market's now)."""
+
+
+class _Meta(msgspec.Struct):
+    """What of a manifest's ``meta`` is read."""
+
+    simulated: bool = False
+    absent: dict[str, str] | None = None
+
+
+def decode_progress(data: bytes, what: str) -> Progress:
+    """Read one entry of a job's progress.
+
+    Parameters
+    ----------
+    what
+        Whose it is, for the error.
+
+    Raises
+    ------
+    CodecError
+        When it is none, or longer than `MAX_PROGRESS_BYTES`.
+    """
+    return _decoded(Progress, data, what, MAX_PROGRESS_BYTES)
+
+
+def decode_manifest(data: bytes, what: str, name: str | None = None) -> Manifest:
+    """Read a job's manifest; see `check_manifest`.
+
+    Raises
+    ------
+    CodecError
+        When it is none, is longer than `MAX_DOCUMENT_BYTES`, or not what its job promises.
+    """
+    manifest = _decoded(Manifest, data, what, MAX_DOCUMENT_BYTES)
+    check_manifest(manifest, what, name)
+    return manifest
+
+
+def check_manifest(manifest: Manifest, what: str, name: str | None = None) -> None:
+    """Make sure that a manifest tells what the catalogue promises of its job.
+
+    Parameters
+    ----------
+    name
+        The job that was asked for; ``None``: not known, any of the catalogue will do.
+
+    Raises
+    ------
+    CodecError
+    """
+    spec = CATALOGUE.get(manifest.job)
+    if spec is None or name not in (None, spec.name) or spec.result != manifest.kind:
+        wanted = "a job of the catalogue" if name is None else f"{name}"
+        raise _wrong(what, f"it is a {manifest.kind} of {manifest.job[:50]!r}, not of {wanted}")
+    try:
+        msgspec.convert(manifest.meta, _Meta)
+        if manifest.kind == "document":
+            msgspec.convert(manifest.document, spec.document)
+    except DECODE_ERRORS as error:
+        raise _wrong(what, reason_of(error)) from error
+
+
+_M = TypeVar("_M", Progress, Manifest)
+
+
+def _decoded(kind: type[_M], data: bytes, what: str, most_bytes: int) -> _M:
+    if len(data) > most_bytes:
+        raise _wrong(what, f"it has {len(data)} bytes, and may have {most_bytes}")
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise _wrong(what, f"it has more than {MAX_CONTAINERS} arrays and objects")
+    try:
+        decoded = kind.model_validate_json(data, strict=True)
+        check_plain(decoded.__dict__)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _wrong(what, reason_of(ValueError(f"{place} {first['msg']}"))) from error
+    except DECODE_ERRORS as error:
+        raise _wrong(what, reason_of(error)) from error
+    return decoded
+
+
+def _wrong(what: str, why: str) -> CodecError:
+    return CodecError(
+        f"{what} cannot be read: {why}.", hint="The worker may be of another version."
+    )

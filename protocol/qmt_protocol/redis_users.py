@@ -72,7 +72,7 @@ class User:
 
 
 _MARKET_READS: Final = (
-    *("get", "exists", "hget", "hmget", "hgetall", "hkeys"),
+    *("get", "exists", "hget", "hmget", "hgetall", "hkeys", "hstrlen"),
     *("zrange", "xread", "xrange", "xrevrange", "xinfo|stream"),
 )
 _READS: Final = Grant(("R @{*", "R @:*"), _MARKET_READS, "reads all that is published")
@@ -83,8 +83,12 @@ _LIVES: Final = (
 )
 _HEARD: Final = Grant(
     ("R @:status", "R @:seen"),
-    ("hget", "hmget", "hgetall", "hvals", "zrange", "zrangebyscore"),
+    ("hget", "hmget", "hgetall", "hvals", "hkeys", "hstrlen", "zrange", "zrangebyscore"),
     "knows who lives",
+)
+_FORGETS: Final = (
+    Grant(("@:status",), ("hdel",), "removes what ended long ago"),
+    Grant(("@:seen",), ("zrem",), "and when that was"),
 )
 
 _ENQUEUES: Final = (
@@ -99,8 +103,12 @@ _ENQUEUES: Final = (
         ("rpush", "lrem", "llen"),
         "queues it, takes it back",
     ),
-    Grant(("@:job:*",), ("xread", "exists", "set", "xadd", "expire"), "follows it, cancels it"),
-    Grant(("R @:result:*",), ("get", "exists"), "reads its result"),
+    Grant(
+        ("@:job:*",),
+        ("xread", "xrevrange", "exists", "set", "xadd", "expire"),
+        "follows it, cancels it",
+    ),
+    Grant(("R @:result:*",), ("get", "exists", "strlen"), "reads its result, its length first"),
 )
 # RQ names keys by worker, job and registry; all of them are its own.
 _RQ: Final = (
@@ -136,6 +144,7 @@ USERS: Final = (
             Grant(("@:refused",), ("hset", "hdel", "hkeys"), "says what it cannot serve"),
             *_LIVES,
             _HEARD,
+            *_FORGETS,
             Grant(("@:replay",), ("set", "get", "exists"), "marks a replay's prefix"),
             Grant(("replay-*:*",), ("unlink",), "takes a replay away again"),
         ),

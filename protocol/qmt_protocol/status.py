@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from .codes import MARKET
+from .decoding import DECODE_ERRORS, decode_document, printable, reason_of
 from .errors import CodecError
+from .events import Moment
+from .limits import MAX_HEARTBEAT_BYTES
 
 __all__ = [
     "HEARTBEAT_EVERY_S",
     "LOST_AFTER_S",
     "Heartbeat",
+    "check_heartbeat",
     "decode_heartbeat",
     "encode_heartbeat",
+    "forgotten",
+    "is_of_the_future",
 ]
 
 HEARTBEAT_EVERY_S: Final = 1.0
 LOST_AFTER_S: Final = 5.0
 """A process not heard of for so long is taken for dead."""
+_SUCCEEDED_AFTER_MS: Final = 86_400_000
+_FORGOTTEN_AFTER_MS: Final = 30 * _SUCCEEDED_AFTER_MS
+_TOGETHER_MS: Final = 60_000
+"""Processes of a role and host that were last heard of within so long of each other ended together:
+a worker has one for each queue."""
+_AHEAD_MS: Final = 60_000
+
+_Market = Annotated[str, msgspec.Meta(pattern=rf"^{MARKET}$")]
 
 
 class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -36,7 +52,7 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     """True while the data come from the simulator."""
     queues: list[str] = []
     """Job queues that a worker serves."""
-    markets: list[str] = []
+    markets: list[_Market] = []
     """Markets that a producer publishes."""
     terminal: dict[str, Any] = {}
     """``state`` (``ok``, ``not_running``, ``waiting_for_login``, ``quote_server_down``, a
@@ -66,6 +82,28 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
         return f"{self.role}:{self.host}:{self.pid}"
 
 
+class _Terminal(msgspec.Struct):
+    state: str = ""
+    reason: str | None = None
+    since_ms: Moment | None = None
+
+
+class _Child(msgspec.Struct):
+    state: str
+    since_ms: Moment
+
+
+class _Figures(msgspec.Struct):
+    published: float = 0
+    ticks: int = 0
+    bars: int = 0
+    waiting_rows: int = 0
+    children: dict[str, _Child] = {}
+    dead: int = 0
+    last_dead: dict[str, Any] = {}
+    clocks: dict[str, Any] | None = None
+
+
 def new_heartbeat(role: str, started_ms: int, **facts: Any) -> Heartbeat:
     """Return a heartbeat of this very process."""
     return Heartbeat(
@@ -81,15 +119,73 @@ def encode_heartbeat(beat: Heartbeat) -> bytes:
     return msgspec.json.encode(beat)
 
 
-def decode_heartbeat(data: bytes) -> Heartbeat:
+def decode_heartbeat(data: bytes, member: bytes | str | None = None) -> Heartbeat:
     """Decode a value of ``status``.
+
+    Parameters
+    ----------
+    member
+        Under which name it lies, where that is known: it must be its own.
 
     Raises
     ------
     CodecError
         When it is no heartbeat.
     """
+    name = "" if member is None else printable(member)
+    what = f"The heartbeat {name!r}" if name else "A heartbeat"
+    beat = decode_document(data, Heartbeat, what, most_bytes=MAX_HEARTBEAT_BYTES)
+    check_heartbeat(beat, what)
+    if name and name != beat.member:
+        raise CodecError(f"{what} cannot be read: it says that it is {printable(beat.member)!r}.")
+    return beat
+
+
+def check_heartbeat(beat: Heartbeat, what: str) -> None:
+    """Make sure that what readers look at in a heartbeat is of the kind that they take it for.
+
+    Raises
+    ------
+    CodecError
+    """
     try:
-        return msgspec.json.decode(data, type=Heartbeat)
-    except msgspec.MsgspecError as error:
-        raise CodecError(f"Not a heartbeat: {error}.") from error
+        msgspec.convert(beat.terminal, _Terminal)
+        msgspec.convert(beat.figures, _Figures)
+    except DECODE_ERRORS as error:
+        raise CodecError(f"{what} cannot be read: {reason_of(error)}.") from error
+
+
+def is_of_the_future(seen_ms: float, now_ms: int) -> bool:
+    """Whether a heartbeat cannot have been heard yet: all are dated by the same clock of Redis."""
+    return seen_ms > now_ms + _AHEAD_MS
+
+
+def forgotten(seen_ms: Mapping[str, float], now_ms: int) -> set[str]:
+    """Return the processes that nobody needs to hear of any more.
+
+    What ended more than a day ago is told of only if it was the last of its role and host, so that
+    readers can say when that was, and for 30 days.
+
+    Parameters
+    ----------
+    seen_ms
+        Member to the Redis time of its last heartbeat.
+    now_ms
+        Redis time.
+    """
+    last: dict[str, float] = {}
+    for member, at_ms in seen_ms.items():
+        if not is_of_the_future(at_ms, now_ms):
+            role = member.rpartition(":")[0]
+            last[role] = max(at_ms, last.get(role, at_ms))
+    found = set()
+    for member, at_ms in seen_ms.items():
+        age_ms = now_ms - at_ms
+        succeeded = last.get(member.rpartition(":")[0], at_ms) - at_ms > _TOGETHER_MS
+        if (
+            is_of_the_future(at_ms, now_ms)
+            or age_ms > _FORGOTTEN_AFTER_MS
+            or (age_ms > _SUCCEEDED_AFTER_MS and succeeded)
+        ):
+            found.add(member)
+    return found

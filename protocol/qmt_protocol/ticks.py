@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import IntFlag
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 import numpy as np
 
+from .decoding import DECODE_ERRORS, check_plain, printable, reason_of
 from .errors import CodecError, EncodeError
 from .numbers import (
     decode_price,
@@ -34,6 +35,8 @@ __all__ = [
     "Tick",
     "TickFlag",
     "TickRow",
+    "check_extra",
+    "decode_row",
     "decode_tick",
     "encode_tick",
     "encode_ticks",
@@ -136,6 +139,8 @@ TickRow = tuple[
 ]
 """One decoded ``t1`` array, prices still scaled."""
 
+_LAST_MS: Final = 10**14
+"""Later than this (5138) there is no entry id."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(TickRow).decode
 
@@ -165,7 +170,7 @@ class Tick(dict[str, Any]):
     def time_ms(self) -> int:
         """Exchange time in ms since the epoch; the entry id's where the tick had none."""
         own = self.get("time")
-        return int(own) if own else int(self.id.partition("-")[0] or 0)
+        return int(own) if _is_time(own) else int(self.id.partition("-")[0] or 0)
 
     @property
     def late(self) -> bool:
@@ -308,11 +313,45 @@ def decode_tick(data: bytes, code: str, entry_id: str = "") -> Tick:
     CodecError
         When the bytes are not ``t1``.
     """
+    return tick_from_row(decode_row(data, code, entry_id), code, entry_id)
+
+
+def decode_row(data: Any, code: str, entry_id: str = "") -> TickRow:
+    """Decode ``t1`` bytes (or a view of them) into the array that they are, prices still scaled.
+
+    Raises
+    ------
+    CodecError
+        When the bytes are not ``t1``.
+    """
     try:
-        row = _decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CodecError(f"{code} {entry_id}: not a t1 tick: {error}.", code=code) from error
-    return tick_from_row(row, code, entry_id)
+        row: TickRow = _decode(data)
+        if row[22]:
+            check_extra(row[22], _KNOWN)
+    except DECODE_ERRORS as error:
+        name = printable(code)
+        raise CodecError(
+            f"{name} {printable(entry_id)}: not a t1 tick: {reason_of(error)}.",
+            code=name,
+            id=printable(entry_id),
+        ) from error
+    return row
+
+
+_EXTRA_DEPTH: Final = 8
+
+
+def check_extra(extra: Mapping[str, Any], named: Collection[str]) -> None:
+    """Make sure that a tick's or bar's other keys are others, and of plain values.
+
+    Raises
+    ------
+    ValueError
+    """
+    check_plain(extra, _EXTRA_DEPTH)
+    for name, value in extra.items():
+        if value is not None and name in named:
+            raise ValueError(f"{name} stands among the keys that have no place of their own")
 
 
 def tick_from_row(row: TickRow, code: str, entry_id: str = "") -> Tick:
@@ -335,12 +374,17 @@ def exchange_ms(tick: Mapping[str, Any], received_ms: int) -> tuple[int, int]:
     receipt; a zero, negative or unreadable value counts as missing.
     """
     own = tick.get("time")
-    if isinstance(own, (int, float)) and math.isfinite(own) and 0 < own < 2**48:
+    if _is_time(own):
         return int(own), 0
     tagged = _timetag_ms(tick.get("timetag"))
     if tagged:
         return tagged, int(TickFlag.TIME_FROM_TIMETAG)
     return received_ms, int(TickFlag.TIME_FROM_RECEIPT)
+
+
+def _is_time(own: Any) -> TypeGuard[float]:
+    """Whether what a terminal sent as ``time`` is one: a date can be made of it."""
+    return isinstance(own, (int, float)) and math.isfinite(own) and 0 < own < _LAST_MS
 
 
 def _timetag_ms(tag: object) -> int:

@@ -12,7 +12,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from qmt_protocol.errors import QMTError
+from qmt_protocol.decoding import printable
+from qmt_protocol.errors import CodecError, QMTError
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import LOST_AFTER_S, Heartbeat, decode_heartbeat
@@ -187,7 +188,12 @@ class Probe:
             return []
         now_ms = redis_ms(time)
         fresh = {member for member, at in seen if now_ms - at < LOST_AFTER_S * 1000}
-        beats = [decode_heartbeat(data) for member, data in status.items() if member in fresh]
+        beats = []
+        for member in fresh & status.keys():
+            try:
+                beats.append(decode_heartbeat(status[member], member))
+            except CodecError:
+                continue  # the gateway's status names it
         return [beat for beat in beats if beat.role == role and beat.started_ms >= since_ms]
 
     def _age_ms(self) -> int | None:
@@ -197,7 +203,10 @@ class Probe:
         for market in self._markets:
             flat: Any = self._redis.hrandfield(self._keys.latest(market), _SAMPLE, withvalues=True)
             for code, data in zip(flat[::2], flat[1::2], strict=True):
-                newest = max(newest, decode_latest(data, code.decode()).time_ms)
+                try:
+                    newest = max(newest, decode_latest(data, printable(code)).time_ms)
+                except CodecError:
+                    continue  # the gateway's answers name it
         return now_ms - newest if newest else None
 
 

@@ -22,7 +22,7 @@ from fake_worker import FakeWorker, beat, table
 from waiting import wait_for
 
 from qmt_client import AsyncQMTClient, QMTClient
-from qmt_client.jobs import MANIFEST_KEY, enqueue, from_stream, read_chunks
+from qmt_client.jobs import MANIFEST_KEY, ResultStream, enqueue, read_chunk
 from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.errors import (
     AccessDenied,
@@ -38,7 +38,7 @@ from qmt_protocol.errors import (
     TerminalNotConnected,
     TimedOut,
 )
-from qmt_protocol.jobs import Manifest, SectorStocksParams
+from qmt_protocol.jobs import Manifest, SectorStocksParams, parse_params
 from qmt_protocol.keys import JobKeys, Keys
 from qmt_standalone.redis_server import RedisServer, free_port
 
@@ -265,7 +265,7 @@ async def test_the_pieces_that_a_gateway_uses(
             entry = await transport.progress(job_id, entry[0], wait_s=5) or entry
         manifest = await transport.manifest(job_id)
         assert manifest.document == ["600519.SH"]
-        assert [chunk async for chunk in transport.chunks(job_id, manifest)] == []
+        assert [table async for table in transport.tables(job_id, manifest)] == []
 
         worker.hold()
         given_up = await transport.submit("sector_stocks", PARAMS)
@@ -336,10 +336,19 @@ def test_a_result_travels_as_one_stream_with_its_manifest() -> None:
     with pa.ipc.new_stream(sink, rows.schema.with_metadata(metadata)) as writer:
         writer.write_table(rows)
     sent = sink.getvalue().to_pybytes()
-    told, again = from_stream(sent)
+    params = parse_params("history", {"codes": ["600519.SH"], "period": "1d"})
+
+    def passed(data: bytes) -> tuple[Manifest, pa.Table]:
+        result = ResultStream("history", params, "x", "gateway:8000")
+        for at in range(0, len(data), 100):
+            result.feed(data[at : at + 100])
+        return result.end()
+
+    told, again = passed(sent)
     assert told == manifest
     assert again.equals(rows)
-    with pytest.raises(CodecError):
-        from_stream(b"not arrow")
-    with pytest.raises(CodecError):
-        read_chunks([sent[:50]])
+    for broken in (b"not arrow", sent[:-8], sent[:50], sent + b"\0"):
+        with pytest.raises(CodecError, match=r"job x from gateway:8000"):
+            passed(broken)
+    with pytest.raises(CodecError, match="job x"):
+        read_chunk(sent[:50], params, "x")

@@ -105,9 +105,11 @@ KIND = {
     "int": number,
     "ints": a_list,
 }
+named = {name for name, _, _ in TICK_FIELDS}
+other_key = st.text(max_size=6).filter(lambda key: key not in named)
 wire_row = st.tuples(
     *(st.none() | KIND[kind] for _, kind, _ in TICK_FIELDS),
-    st.none() | st.dictionaries(st.text(max_size=6), anything, max_size=3),
+    st.none() | st.dictionaries(other_key, anything, max_size=3),
     st.integers(0, 15) | st.integers(-5, 2**40),
 )
 whole_row = st.tuples(*(KIND[kind] for _, kind, _ in TICK_FIELDS), st.none(), st.integers(0, 15))

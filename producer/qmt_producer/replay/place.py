@@ -118,7 +118,7 @@ class ReplayPlace:
         # Each by itself: a user's rights to them stand in several rules, and one command needs one.
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.unlink(name)
+                pipe.unlink(name.encode("utf-8", "surrogateescape"))
             return sum(reach(pipe.execute))
 
 
@@ -138,6 +138,10 @@ def _scan(connection: redis.Redis, pattern: str) -> Iterator[str]:
     cursor = 0
     while True:
         cursor, names = reach(partial(connection.scan, cursor, match=pattern, count=_SCANNED))
-        yield from (name if isinstance(name, str) else name.decode() for name in names)
+        # One that is no text stays what it is for `unlink`, and is nobody's prefix.
+        yield from (
+            name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")
+            for name in names
+        )
         if not cursor:
             return

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import structlog
 
 from qmt_client.transport import Transport
-from qmt_protocol.archive import ArchivedFile, Manifest, Missing
+from qmt_protocol.archive import ArchivedFile, Manifest, Missing, kept_missing
 from qmt_protocol.columns import TICK_COLUMNS
 from qmt_protocol.errors import (
     CodecError,
@@ -59,7 +59,6 @@ _DAY_MARKETS: Final = frozenset({"SH", "SZ", "BJ", "SHO", "SZO"})
 """Markets without a night session."""
 _NIGHT_MS: Final = 18 * 3_600_000
 _NEAR_DAYS: Final = 2
-_MISSING_KEPT: Final = 10_000
 
 Tell = Callable[..., Awaitable[None]]
 OnProgress = Callable[[int, int, str], object]
@@ -192,7 +191,7 @@ class Backfill:
             self.check()
             self.place.commit(
                 lambda manifest: msgspec.structs.replace(
-                    manifest, missing=[*manifest.missing, *new][-_MISSING_KEPT:]
+                    manifest, missing=kept_missing([*manifest.missing, *new])
                 )
             )
 
@@ -401,7 +400,7 @@ class _Entry:
             missing = _naming(missing, after, "filled", portion.codes)
             missing = _naming(missing, after, "not to be had", absent)
             return msgspec.structs.replace(
-                manifest, files=[*manifest.files, *files], missing=missing[-_MISSING_KEPT:]
+                manifest, files=[*manifest.files, *files], missing=kept_missing(missing)
             )
 
         await asyncio.to_thread(place.commit, change)

@@ -17,6 +17,7 @@ from pydantic import Field
 from qmt_client import AsyncQMTClient
 from qmt_client.connections import connect_async, redis_call
 from qmt_protocol.errors import ConfigurationError, QMTError, RedisUnavailable
+from qmt_protocol.events import archive_stream
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import CHINA, redis_ms
 from qmt_protocol.urls import address_of
@@ -36,7 +37,6 @@ _RETRY_S: Final = 600.0
 _FIRST_AFTER_S: Final = 60.0
 """What the streams have is recorded before a terminal is asked."""
 _TRADING: Final = dt.time(8, 30), dt.time(16, 0)
-_EVENTS_KEPT: Final = 10_000
 
 
 class NightlySettings(RunSettings):
@@ -142,8 +142,7 @@ async def _tell(
         async with redis_call(address):
             at_ms = redis_ms(await connection.time())
             body = msgspec.json.encode({"kind": kind, "at_ms": at_ms, **facts})
-            await connection.xadd(
-                keys.archive_events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
-            )
+            stream = archive_stream(keys)
+            await connection.xadd(stream.key, {"e": body}, maxlen=stream.kept, approximate=False)
     except RedisUnavailable as error:
         log.warning("an event could not be told", kind=kind, error=error.message)

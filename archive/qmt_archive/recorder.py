@@ -32,6 +32,7 @@ from qmt_protocol.archive import (
     Manifest,
     Missing,
     bar_folder,
+    kept_missing,
     tick_folder,
 )
 from qmt_protocol.bars import Bar, decode_bar
@@ -44,6 +45,7 @@ from qmt_protocol.errors import (
     QMTError,
     RedisUnavailable,
 )
+from qmt_protocol.events import archive_stream
 from qmt_protocol.feed import decode_rows, is_entry_id
 from qmt_protocol.status import (
     HEARTBEAT_EVERY_S,
@@ -73,7 +75,6 @@ _TEND_EVERY_S: Final = 5.0
 _DELETE_AFTER_S: Final = 120.0
 _RETRY_S: Final = 1.0
 _RETRY_CAP_S: Final = 30.0
-_EVENTS_KEPT: Final = 10_000
 _EVENTS_WAITING: Final = 100
 _ILL_S: Final = 60.0
 _LAST_REPORT_S: Final = 2.0
@@ -111,11 +112,14 @@ class Recorder:
         self._place = place
         self._lock = lock
         self._keys = settings.keys
+        self._events = archive_stream(self._keys)
         self._address = address_of(settings.streams_url)
         self._buffers = Buffers()
         self._marks: dict[str, Mark] = {}
         self._settles: dict[str, tuple[int, int]] = {}
         """Market to the feed entry id before which its mark must not be committed."""
+        self._shut: dict[str, float] = {}
+        """Market to until when (monotonic) it is left out."""
         self._missing: list[Missing] = []
         self._events_id = ""
         self._since: float | None = None
@@ -197,8 +201,15 @@ class Recorder:
                 self._leave_aside(error)
                 await asyncio.sleep(_RETRY_S)
             except (AccessDenied, RedisUnavailable) as error:
+                market = error.data.get("market")
+                if market:  # the others are recorded meanwhile
+                    self._shut[market] = time.monotonic() + _MARKETS_EVERY_S
+                    await self._flush()
                 if error.message != failure:
-                    log.warning("Redis is away", error=str(error))
+                    log.warning(
+                        "Redis is away" if not market else "a market cannot be read",
+                        error=str(error),
+                    )
                 failure = error.message
                 await asyncio.sleep(_RETRY_S)
 
@@ -212,7 +223,7 @@ class Recorder:
 
     async def _follow(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """Read the feeds until a market has to be added or healed."""
-        markets = await self._markets()
+        markets = await self._open_markets()
         if not markets:
             await asyncio.sleep(_RETRY_S)
             return
@@ -243,7 +254,7 @@ class Recorder:
                     await asyncio.sleep(_POLL_S)
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + _MARKETS_EVERY_S
-                    if set(await self._markets()) - set(markets):
+                    if set(await self._open_markets()) - set(markets):
                         await self._flush()
                         return
 
@@ -259,6 +270,11 @@ class Recorder:
         self._marks, self._settles = {}, {}
         self._missing, self._since = [], None
         self._events_id = self._place.manifest.events
+
+    async def _open_markets(self) -> list[str]:
+        """Return the markets to follow without those that could not be read a moment ago."""
+        now = time.monotonic()
+        return [one for one in await self._markets() if self._shut.get(one, 0.0) <= now]
 
     async def _markets(self) -> list[str]:
         """Return the markets to follow: those set, or those that were ever published."""
@@ -391,6 +407,9 @@ class Recorder:
 
     def _on_gap(self, gap: Gap) -> None:
         told = gap.data
+        if "event" in told:  # something that is none in the stream of gaps: nothing is known of it
+            log.error("events cannot be read", reason=gap.message)
+            return
         after = told.get("after")
         if after is not None and told.get("reason") in ("trimmed", "epoch"):
             raise _Broken(gap.message)
@@ -476,7 +495,7 @@ class Recorder:
                 manifest,
                 markets={**manifest.markets, **markets},
                 files=[*manifest.files, *files],
-                missing=[*manifest.missing, *missing][-_MISSING_KEPT:],
+                missing=kept_missing([*manifest.missing, *missing]),
                 events=events_id,
             )
 
@@ -622,10 +641,7 @@ class Recorder:
                 while self._told:
                     body = msgspec.json.encode(self._told[0])
                     await self._redis.xadd(
-                        self._keys.archive_events,
-                        {"e": body},
-                        maxlen=_EVENTS_KEPT,
-                        approximate=True,
+                        self._events.key, {"e": body}, maxlen=self._events.kept, approximate=False
                     )
                     self._told.popleft()
             await self._publish_positions()

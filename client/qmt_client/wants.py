@@ -1,4 +1,4 @@
-"""Leases on what is published only where somebody wants it: bars, and single codes."""
+"""Says what is published only where somebody wants it: bars, and single codes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import msgspec
 import redis.asyncio
 
-from qmt_protocol.decoding import decode_document, printable
+from qmt_protocol.codes import market_of
 from qmt_protocol.errors import AccessDenied, CodecError, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.keys import Keys, parse_want
-from qmt_protocol.times import redis_ms
+from qmt_protocol.wants import SAY_EVERY_S, decode_refusal, encode_wants, others_of
 
 from .connections import redis_call
 
 __all__ = ["Wants"]
 
-LEASE_MS: Final = 30_000
-RENEW_S: Final = 10.0
 _LOOK_S: Final = 1.0
 _SETTLE_S: Final = 2.5
-"""A refusal that is older than our lease may be gone when the producer has seen it."""
+"""A refusal that is older than our want may be gone when the producer has heard it."""
+_HEARD_S: Final = 10.0
+"""By then a producer has heard a want: what it says of all others concerns it."""
 
 
 class Wants:
-    """Keeps wants leased and learns which of them are refused.
+    """Says wants again and again, and learns which of them are refused.
+
+    Nothing of it is stored in Redis, so where no producer listens it is said again until one does.
 
     Parameters
     ----------
@@ -49,36 +50,39 @@ class Wants:
         self._since: dict[str, float] = {}
         self._count: dict[str, int] = {}
         self._refused: dict[str, str] = {}
+        self._new: list[str] = []
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> list[str]:
-        """What is leased."""
+        """What is wanted."""
         return sorted(self._count)
 
-    def add(self, members: Iterable[str]) -> None:
-        """Lease wants; each may be added several times."""
+    def add(self, wants: Iterable[str]) -> None:
+        """Say wants from now on; each may be added several times."""
         now = asyncio.get_running_loop().time()
-        for member in members:
-            self._count[member] = self._count.get(member, 0) + 1
-            self._since.setdefault(member, now)
+        for want in wants:
+            self._count[want] = self._count.get(want, 0) + 1
+            if want not in self._since:
+                self._since[want] = now
+                self._new.append(want)
         self._changed.set()
         if self._count and self._task is None:
             self._task = asyncio.create_task(self._keep(), name="wants")
 
-    def remove(self, members: Iterable[str]) -> None:
-        """Let wants go that were added; their leases run out by themselves."""
-        for member in members:
-            left = self._count.get(member, 0) - 1
+    def remove(self, wants: Iterable[str]) -> None:
+        """Let wants go that were added; producers forget them by themselves."""
+        for want in wants:
+            left = self._count.get(want, 0) - 1
             if left > 0:
-                self._count[member] = left
+                self._count[want] = left
             else:
                 for of in (self._count, self._since, self._refused):
-                    of.pop(member, None)
+                    of.pop(want, None)
 
     async def close(self) -> None:
-        """Renew nothing any more."""
+        """Say nothing any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -86,53 +90,65 @@ class Wants:
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        renewed = float("-inf")
+        said = float("-inf")
         while True:
             try:
-                if self._changed.is_set() or loop.time() - renewed >= RENEW_S:
-                    self._changed.clear()
-                    await self._renew()
-                    renewed = loop.time()
+                new, self._new = self._new, []
+                self._changed.clear()
+                if loop.time() - said >= SAY_EVERY_S:
+                    await self._say(list(self._count))
+                    said = loop.time()
+                else:
+                    await self._say(new)
                 await self._look(loop.time())
             except (CodecError, RedisUnavailable):
-                renewed = float("-inf")
+                said = float("-inf")
             except AccessDenied as error:
-                for member in self.held:
-                    self._refuse(member, error.message, error)
+                for want in self.held:
+                    self._refuse(want, error.message, error)
             try:
                 await asyncio.wait_for(self._changed.wait(), _LOOK_S)
             except asyncio.TimeoutError:
                 pass
 
-    async def _renew(self) -> None:
-        if not self._count:
-            return
-        async with redis_call(self._address):
-            until_ms = redis_ms(await self._connection.time()) + LEASE_MS
-            await self._connection.zadd(
-                self._keys.wanted, dict.fromkeys(self._count, until_ms), gt=True
-            )
+    async def _say(self, wants: list[str]) -> None:
+        for message in encode_wants(wants):
+            async with redis_call(self._address):
+                await self._connection.publish(self._keys.want_channel, message)
 
     async def _look(self, now: float) -> None:
-        settled = [one for one, since in self._since.items() if now - since >= _SETTLE_S]
+        settled = {one: since for one, since in self._since.items() if now - since >= _SETTLE_S}
         if not settled:
             return
+        markets = dict.fromkeys(map(_market, settled))
+        fields = [*settled, *map(others_of, markets)]
         async with redis_call(self._address):
-            told: list[Any] = await self._connection.hmget(self._keys.refused, settled)
-        for member, document in zip(settled, told, strict=True):
-            if document is None:
-                self._refused.pop(member, None)
+            documents: Any = await self._connection.hmget(self._keys.refused, fields)
+        told = dict(zip(fields, documents, strict=True))
+        known = self._known(told)
+        for want, since in settled.items():
+            document = told[want]
+            others = told[others_of(_market(want))]
+            if document is not None:
+                self._refuse(want, decode_refusal(document).reason)
+            elif others is None or want in known or now - since < _HEARD_S:
+                self._refused.pop(want, None)
             else:
-                self._refuse(member, _reason(document))
+                self._refuse(want, decode_refusal(others).reason)
 
-    def _refuse(self, member: str, reason: str, error: QMTError | None = None) -> None:
-        if member not in self._count or self._refused.get(member) == reason:
+    @staticmethod
+    def _known(told: dict[str, Any]) -> set[str]:
+        others = [one for field, one in told.items() if field.startswith("*") and one is not None]
+        return {want for one in others for want in decode_refusal(one).known}
+
+    def _refuse(self, want: str, reason: str, error: QMTError | None = None) -> None:
+        if want not in self._count or self._refused.get(want) == reason:
             return
-        self._refused[member] = reason
-        period, code = parse_want(member)
+        self._refused[want] = reason
+        period, code = parse_want(want)
         what = "Ticks" if period == "tick" else f"{period} bars"
         self._on_refused(
-            member,
+            want,
             error
             or Unavailable(
                 f"{what} of {code} are refused: {reason}",
@@ -144,13 +160,5 @@ class Wants:
         )
 
 
-class _Refusal(msgspec.Struct):
-    reason: str
-
-
-def _reason(document: bytes) -> str:
-    try:
-        told = decode_document(document, _Refusal, "A refusal")
-    except CodecError:
-        return printable(document)
-    return printable(told.reason)
+def _market(want: str) -> str:
+    return market_of(parse_want(want)[1])

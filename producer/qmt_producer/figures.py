@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Figures", "Latency", "Rate"]
+__all__ = ["Allowance", "Figures", "Latency", "Rate"]
 
 _WINDOW_S: Final = 60.0
 _MAX_SAMPLES: Final = 20_000
@@ -59,6 +60,28 @@ class Rate:
         return round(rate, 1)
 
 
+class Allowance:
+    """So much at once, and so much more a second."""
+
+    def __init__(
+        self, most: float, per_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most = self._left = most
+        self._per_s = per_s
+        self._clock = clock
+        self._at = clock()
+
+    def take(self, much: float) -> bool:
+        """Take as much, if anything is left; then nothing is until it has come again."""
+        now = self._clock()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        if self._left <= 0:
+            return False
+        self._left -= much
+        return True
+
+
 @dataclass
 class Figures:
     """Counts since the start, over all markets."""
@@ -75,5 +98,10 @@ class Figures:
     bars_late: int = 0
     redis_away: str = ""
     standby: dict[str, str] = field(default_factory=dict)
-    """Market to the producer that holds it."""
+    """Market to the producer that holds it; replaced, never changed: other threads read it."""
     latency: Latency = field(default_factory=Latency)
+
+    def stand_by(self, market: str, holder: str) -> None:
+        """Note who holds a market; empty: nobody else does."""
+        others = {name: held for name, held in self.standby.items() if name != market}
+        self.standby = {**others, market: holder} if holder else others

@@ -1,4 +1,4 @@
-#!lua name=qmt1
+#!lua name=qmt2
 -- What the producer has Redis do in one step: publish a batch, hold a market's lease. A library of
 -- Redis Functions, so a user of Redis may call these and no script of its own. The number in the
 -- names grows with each change, see protocol's redis_users.py. None is registered with flags: so Redis, out of
@@ -7,6 +7,7 @@
 local LATE, CLAMPED = 1, 2 -- flags, the last byte of t1
 local LOOK = 64 -- stored entries compared, from either end
 local NAMED = 20 -- bars named in `words`
+local LEASE_MAX_MS = 60000 -- what is held for longer, or for ever, no producer of ours has written
 
 -- How msgpack begins a text of so many bytes; filled by the first call, since Lua's own libraries are
 -- not there yet while this file is loaded.
@@ -26,6 +27,15 @@ end
 
 local function is_held(lease, holder) return redis.call('GET', lease) == holder end
 
+-- A count as this library writes it; 0 for anything else that stands in its place.
+local function count_of(text) return tonumber(text or '0') or 0 end
+
+-- What stands in a stream or in `latest` may be of others: nil where it is no msgpack array.
+local function unpacked(data)
+  local well, value = pcall(cmsgpack.unpack, data)
+  return well and type(value) == 'table' and value or nil
+end
+
 -- Publishing --------------------------------------------------------------------------------------
 -- keys: 1 lease, 2 acked, 3 latest, 4 feed, then one stream per entry.
 -- args: 1 holder, 2 lease ms, 3 ring id, 4 batch number, 5 feed keep ms, 6 future ms, then what each
@@ -44,7 +54,7 @@ end
 -- to answer.
 local function begin(keys, args)
   if not is_held(keys[1], args[1]) then return nil, answer('fenced', 0) end
-  local acked = tonumber(redis.call('HGET', keys[2], args[3]) or '0')
+  local acked = count_of(redis.call('HGET', keys[2], args[3]))
   if acked < tonumber(args[#args]) then -- an older copy of Redis is back under a lease still good
     return nil, answer('lost', 0)
   end
@@ -95,7 +105,8 @@ end
 
 local function seen(entries, tick)
   for _, entry in ipairs(entries) do
-    if same(cmsgpack.unpack(entry[2][2]), tick) then return true end
+    local stored = unpacked(entry[2][2])
+    if stored and same(stored, tick) then return true end
   end
   return false
 end
@@ -109,8 +120,10 @@ local function publish_ticks(keys, args)
   local function latest_of(code) -- ms and tick
     local entry = place[code] and latest[place[code]] or redis.call('HGET', keys[3], code)
     if not entry then return end
-    local head = string.byte(entry, 2) - 0xa0 -- msgpack [fixstr id, t1]
-    return ms_of(string.sub(entry, 3, 2 + head)), cmsgpack.unpack(string.sub(entry, 3 + head))
+    local head = (string.byte(entry, 2) or 0) - 0xa0 -- msgpack [fixstr id, t1]
+    local tick = head > 0 and head < 32 and unpacked(string.sub(entry, 3 + head))
+    if not tick then return end
+    return ms_of(string.sub(entry, 3, 2 + head)), tick
   end
 
   local function tell(code, id, t1, behind)
@@ -220,8 +233,8 @@ local function older(key, label, k1) -- than what is stored under the same label
   for _, entry in ipairs(entries) do
     if entry[2][2] == k1 then return true end
   end
-  local held, new = cmsgpack.unpack(entries[1][2][2]), cmsgpack.unpack(k1)
-  if new[CLOSED] then return false end
+  local held, new = unpacked(entries[1][2][2]), cmsgpack.unpack(k1)
+  if new[CLOSED] or not held then return false end
   return held[CLOSED] or is_number(new[BAR_VOLUME]) < is_number(held[BAR_VOLUME])
 end
 
@@ -268,7 +281,10 @@ end
 -- when all is complete.
 local function lease(keys, args)
   local held = redis.call('GET', keys[1])
-  if held and held ~= args[1] then return { held } end
+  if held and held ~= args[1] then
+    local left_ms = redis.call('PTTL', keys[1])
+    if left_ms >= 0 and left_ms <= LEASE_MAX_MS then return { held } end
+  end
   redis.call('SET', keys[1], args[1], 'PX', args[2])
   redis.call('SET', keys[2], args[3], 'NX')
   local tail = redis.call('XREVRANGE', keys[4], '+', '-', 'COUNT', 1)
@@ -303,9 +319,9 @@ local function release(keys, args)
   return redis.call('DEL', keys[1])
 end
 
-redis.register_function('qmt1_publish_ticks', publish_ticks)
-redis.register_function('qmt1_publish_bars', publish_bars)
-redis.register_function('qmt1_lease', lease)
-redis.register_function('qmt1_complete', complete)
-redis.register_function('qmt1_epoch', epoch)
-redis.register_function('qmt1_release', release)
+redis.register_function('qmt2_publish_ticks', publish_ticks)
+redis.register_function('qmt2_publish_bars', publish_bars)
+redis.register_function('qmt2_lease', lease)
+redis.register_function('qmt2_complete', complete)
+redis.register_function('qmt2_epoch', epoch)
+redis.register_function('qmt2_release', release)

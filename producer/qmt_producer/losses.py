@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
-__all__ = ["Codes", "Losses", "gap_of", "merge", "spans"]
+__all__ = ["Codes", "Losses", "gap_of", "merge", "merge_gaps", "spans"]
 
 Codes = dict[str, list[int]]
 """Code to [first exchange ms, last exchange ms, ticks]."""
@@ -45,6 +46,45 @@ def gap_of(reason: str, codes: Codes) -> dict[str, Any]:
         "ticks": sum(ticks for _, _, ticks in codes.values()),
         "codes": codes,
     }
+
+
+def merge_gaps(gaps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return fewer gap events that name all that the given ones do.
+
+    Those of a market, a reason and a form become one: from the first to the last, with the sum of
+    what is counted, and each code by itself where codes are named. Its ``gaps`` says how many.
+    """
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for gap in gaps:
+        # Behind a colon are words, of the first case.
+        reason = str(gap.get("reason")).partition(":")[0]
+        name = (gap.get("market"), reason, frozenset(gap) - {"gaps"})
+        merged[name] = _joined(merged[name], gap) if name in merged else gap
+    return list(merged.values())
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    joined = {**one, "gaps": one.get("gaps", 1) + other.get("gaps", 1)}
+    for field, join in _JOINS.items():
+        if field in one:
+            joined[field] = join(one[field], other[field])
+    return joined
+
+
+def _joined_codes(one: Codes, other: Codes) -> Codes:
+    codes = {code: list(told) for code, told in one.items()}
+    merge(codes, other)
+    return codes
+
+
+_JOINS: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "at_ms": max,
+    "from_ms": min,
+    "to_ms": max,
+    "ticks": operator.add,
+    "bars": operator.add,
+    "codes": _joined_codes,
+}
 
 
 class Losses:

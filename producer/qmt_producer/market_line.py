@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import structlog
 
-from qmt_protocol.decoding import printable
-from qmt_protocol.errors import CodecError
 from qmt_protocol.keys import Keys, parse_want
 
 from .figures import Figures
@@ -96,6 +94,8 @@ class MarketLine:
         self._apart_ms = 0
         self._history_begins = False
         self._named = 0  # number of the last silence named
+        self.refused = ""
+        """Why Redis takes nothing of this market; empty: it does."""
         self.cursor = ring.acked(market)
         self.published = 0
         """Ticks and bars added to this market's streams since the start."""
@@ -107,8 +107,6 @@ class MarketLine:
         ------
         RedisUnavailable
             When Redis is away; the same batch comes again.
-        CodecError
-            When what Redis has of this market cannot be read.
         """
         if not self._listening() and not self._ring.oldest_after(self.market, self.cursor):
             return False  # nothing to give: another producer may have the lease
@@ -275,24 +273,21 @@ class MarketLine:
             COMPLETE,
         ]
         answer = self._functions.call("lease", names, arguments)
-        holder = printable(answer[0])
+        holder = answer[0].decode("utf-8", "replace")
         if holder != self._holder:
             self._stand_by(holder)
             return False
         took_over = not self.holding
-        self._figures.standby.pop(self.market, None)
+        self._figures.stand_by(self.market, "")
         self._renew(now)
-        applied, redis_ms = self._number(answer[1]), int(answer[3])
+        applied, redis_ms = _number(answer[1]), int(answer[3])
         self._skew_ms = _now_ms() - redis_ms
         lost = applied < self._ring.acked(self.market)
         if lost or took_over:
-            tail_ms = int(answer[2].partition(b"-")[0] or 0)
-            told_ms, _, ring = printable(answer[4]).partition(" ")
-            # What says no time says that nothing is known to be complete.
-            complete_ms = int(told_ms) if told_ms.isascii() and told_ms.isdigit() else 0
-            if not 0 < complete_ms <= redis_ms:
-                complete_ms = max(tail_ms - _MARGIN_MS, 0)
-            self._apart_ms = 0 if ring == self._ring.id else _APART_MS
+            tail_ms = min(_number(answer[2].partition(b"-")[0]), redis_ms)
+            told_ms, _, ring = answer[4].partition(b" ")
+            complete_ms = min(_number(told_ms), redis_ms) or max(tail_ms - _MARGIN_MS, 0)
+            self._apart_ms = 0 if ring == self._ring.id.encode() else _APART_MS
             # Carried over to this clock; rather a little too early than too late.
             local_ms = complete_ms + asked_ms - redis_ms if complete_ms else 0
             self._complete_ms = complete_ms
@@ -307,23 +302,6 @@ class MarketLine:
             self._on_event({"kind": "lease taken", "market": self.market, "holder": self._holder})
         return True
 
-    def _number(self, told: bytes) -> int:
-        """Return the number of the batch that Redis has last of this ring.
-
-        Raises
-        ------
-        CodecError
-            When it is no number.
-        """
-        text = printable(told)
-        if text.isascii() and text.isdigit():
-            return int(text)
-        raise CodecError(
-            f"{self._acked_key} in Redis has {text!r} of the ring {self._ring.id}, and no number.",
-            hint="Remove the field: HDEL.",
-            market=self.market,
-        )
-
     def _renew(self, now: float) -> None:
         self._renewed = now
         self._sure_until = now + self._lease_ms / 2000
@@ -332,7 +310,7 @@ class MarketLine:
         if self._figures.standby.get(self.market) != holder:
             log.warning("another producer publishes", market=self.market, holder=holder)
             self._on_event({"kind": "standby", "market": self.market, "holder": holder})
-        self._figures.standby[self.market] = holder
+        self._figures.stand_by(self.market, holder)
 
     def _follow(self) -> None:
         """Let go of what the holder has long published."""
@@ -399,6 +377,11 @@ class MarketLine:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _number(text: bytes) -> int:
+    """Return what stands in Redis as a count or time; 0 for what is none, as for nothing."""
+    return int(text) if text.isdigit() and len(text) < 20 else 0
 
 
 def _raise(error: Exception) -> None:

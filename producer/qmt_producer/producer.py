@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from qmt_protocol.status import Heartbeat, new_heartbeat
+from qmt_protocol.status import Heartbeat, new_heartbeat, shortened
 from qmt_terminal import Terminal
 from qmt_terminal.programs import TerminalPrograms
 
@@ -39,6 +39,8 @@ _LOOK_S: Final = 0.5
 _RECONNECT_S: Final = (0.5, 1.0, 2.0, 5.0)
 _TIDY_S: Final = 5.0
 _DRAIN_S: Final = 5.0
+_SHOWN: Final = 50
+"""Wants that a heartbeat names."""
 
 
 class Producer:
@@ -252,9 +254,9 @@ class Producer:
                 "latency_ms": figures.latency.summary(),
                 "markets": self._publisher.market_figures(),
                 "wanted": {
-                    "served": self._wants.served,
+                    "served": shortened(self._wants.served, _SHOWN),
                     "subscriptions": self._wants.subscriptions,
-                    "refused": self._wants.refused,
+                    "refused": shortened(self._wants.refused, _SHOWN),
                 },
                 "clocks": self._clocks.figures,
                 "retention": self._sweeper.figures,

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import structlog
 
-from qmt_protocol.errors import CodecError, RedisUnavailable
+from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
 
 from .figures import Figures
 from .functions import Functions
 from .market_line import MarketLine
-from .redis_link import connect, end_soon, is_of_one_key
+from .redis_link import KeyRefused, connect, end_soon
 from .ring import Ring
 
 __all__ = ["Publisher"]
@@ -25,6 +25,7 @@ log: Final = structlog.get_logger(__name__)
 _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _IDLE_S: Final = 0.5
 _STUCK_S: Final = 1.0
+_REFUSED_S: Final = 2.0
 
 
 class Publisher:
@@ -70,8 +71,8 @@ class Publisher:
         self.more = threading.Event()
         self._functions = Functions(self._redis)
         self._lines: dict[str, MarketLine] = {}
-        self._ill: dict[str, tuple[str, float]] = {}
-        """Market that cannot be published, why, and when that is tried again."""
+        self._refused: dict[str, float] = {}
+        """Market to when (monotonic) it is tried again."""
         for market in [*markets, *ring.markets]:
             self.add(market)
         self.thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -117,7 +118,7 @@ class Publisher:
         return sum(self._ring.waiting(line.market, line.cursor) for line in self._ours())
 
     def market_figures(self) -> dict[str, dict[str, Any]]:
-        """Return per market: who holds it, entries added, and what waits in the ring."""
+        """Return per market: who holds it, entries added, what waits in the ring, and why."""
         now_ms = time.time_ns() // 1_000_000
         found = {}
         for market, line in self._lines.items():
@@ -129,7 +130,7 @@ class Publisher:
                 "waiting_batches": batches,
                 "waiting_bytes": size_bytes,
                 "waiting_ms": now_ms - oldest_ms if oldest_ms else 0,
-            }
+            } | ({"refused": line.refused} if line.refused else {})
         return found
 
     def stop(self, drain_s: float) -> None:
@@ -151,11 +152,13 @@ class Publisher:
         end_soon(self.thread, self._redis)
 
     def _release(self) -> None:
-        try:
-            for line in self._lines.values():
+        for line in self._lines.values():
+            try:
                 line.release()
-        except RedisUnavailable as error:
-            log.warning("the leases were not given back", error=error.message)
+            except RedisUnavailable as error:
+                log.warning("a lease was not given back", market=line.market, error=error.message)
+                if not isinstance(error, KeyRefused):
+                    return
 
     def _run(self) -> None:
         failures = 0
@@ -166,7 +169,7 @@ class Publisher:
                 if not ready:
                     self._functions.ensure()
                     ready = True
-                busy = [self._step(line) for line in self._lines.values()]
+                busy = self._step()
                 failures = 0
                 self._back()
             except RedisUnavailable as error:
@@ -177,31 +180,31 @@ class Publisher:
                 self._stopping.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1
                 continue
-            if not any(busy):
+            if not busy:
                 self.more.wait(_IDLE_S)
         self._release()
 
-    def _step(self, line: MarketLine) -> bool:
-        """Publish of one market; what is wrong with its keys alone does not hold up the others."""
-        told, again_at = self._ill.get(line.market, ("", 0.0))
-        if time.monotonic() < again_at:
-            return False
-        try:
-            busy = line.step()
-        except CodecError as error:
-            failure = error.message
-        except RedisUnavailable as error:
-            if not is_of_one_key(error):
-                raise
-            failure = error.message
-        else:
-            self._ill.pop(line.market, None)
-            return busy
-        if failure != told:
-            log.error("a market cannot be published", market=line.market, error=failure)
-            self._on_event({"kind": "unreadable", "market": line.market, "reason": failure})
-        self._ill[line.market] = failure, time.monotonic() + _STUCK_S
-        return False
+    def _step(self) -> bool:
+        """Step along all markets; return whether there may be more at once.
+
+        What Redis refuses for one market's keys waits, and is tried again; the others go on.
+        """
+        busy, now = False, time.monotonic()
+        for line in self._lines.values():
+            if line.market in self._refused and now < self._refused[line.market]:
+                continue
+            try:
+                busy = line.step() or busy
+            except KeyRefused as error:
+                line.forget_lease()
+                self._refused[line.market] = now + _REFUSED_S
+                if line.refused != error.message:
+                    log.error("a market is refused", market=line.market, error=error.message)
+                line.refused = error.message
+            else:
+                self._refused.pop(line.market, None)
+                line.refused = ""
+        return busy
 
     def _away(self, error: RedisUnavailable) -> None:
         if not self.figures.redis_away:

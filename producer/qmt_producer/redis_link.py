@@ -12,11 +12,17 @@ from redis.retry import Retry
 
 from qmt_protocol.errors import RedisUnavailable
 
-__all__ = ["connect", "end_soon", "is_of_one_key", "reach"]
+__all__ = ["KeyRefused", "connect", "end_soon", "is_of_a_key", "reach"]
 
 SOCKET_TIMEOUT_S: Final = 5.0
 _LAST_CALL_S: Final = 1.0
 _T = TypeVar("_T")
+
+
+class KeyRefused(RedisUnavailable):
+    """What one key holds makes Redis refuse a call; calls on others are served."""
+
+    slug = "key-refused"
 
 
 def connect(url: str) -> redis.Redis:
@@ -54,16 +60,20 @@ def reach(call: Callable[[], _T]) -> _T:
     RedisUnavailable
         When Redis does not answer (the call may have been done all the same), or refuses: out of
         memory, read-only, loading, no permission. None of these is a reason to drop a tick.
+    KeyRefused
+        When it refuses for what one key holds.
     """
     try:
         return call()
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise RedisUnavailable(f"Redis does not answer: {error}.") from error
     except redis.RedisError as error:
-        raise RedisUnavailable(f"Redis refuses: {type(error).__name__}: {error}.") from error
+        raise (KeyRefused if is_of_a_key(error) else RedisUnavailable)(
+            f"Redis refuses: {type(error).__name__}: {error}."
+        ) from error
 
 
-def is_of_one_key(error: RedisUnavailable) -> bool:
-    """Whether Redis refused because a key is of another type, and serves all others."""
-    cause = error.__cause__
-    return isinstance(cause, redis.ResponseError) and "WRONGTYPE" in str(cause)
+def is_of_a_key(error: redis.RedisError) -> bool:
+    """Whether an error tells of one key's content: its type, or that its stream has no more ids."""
+    text = str(error)
+    return "WRONGTYPE" in text or "exhausted the last possible ID" in text

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import redis
 import structlog
 
 from qmt_protocol.errors import RedisUnavailable
+from qmt_protocol.events import stream_of
 from qmt_protocol.keys import Keys
 from qmt_protocol.schema import schema_documents
 from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat, forgotten
 from qmt_protocol.times import redis_ms
 
-from .redis_link import connect, end_soon, reach
+from .figures import Allowance
+from .redis_link import KeyRefused, connect, end_soon, reach
 from .ring import Ring
 
 __all__ = ["Reporter"]
 
 log: Final = structlog.get_logger(__name__)
 
-_EVENTS_KEPT: Final = 10_000
 _TIDY_EVERY_S: Final = 3600.0
 _LOOKED_AT: Final = 10_000
 _REMOVED_AT_ONCE: Final = 500
+_GAPS_AT_ONCE_BYTES: Final = 4_000_000
+_GAPS_BYTES_PER_S: Final = 1_000
+_GAP_COSTS_BYTES: Final = 10_000
+"""So in any day at most 400 small gaps and 8,640 more; one that names a whole market's codes counts
+as some twenty."""
 
 
 class Reporter:
     """A thread that writes the schema once, a heartbeat each second and events as they come.
+
+    Gaps that come faster than readers and the archive can keep them wait in the ring, where those
+    of a kind become one.
 
     Parameters
     ----------
@@ -55,6 +66,8 @@ class Reporter:
         self._stopping = threading.Event()
         self._schema_written = False
         self._next_tidy = 0.0
+        self._room = Allowance(_GAPS_AT_ONCE_BYTES, _GAPS_BYTES_PER_S)
+        self._failures: dict[str, str] = {}
         self.thread = threading.Thread(target=self._run, name="reporter", daemon=True)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -69,20 +82,39 @@ class Reporter:
     def _run(self) -> None:
         while True:
             last = self._stopping.is_set()
-            try:
-                reach(self._report)
-            except RedisUnavailable as error:
-                log.debug("no heartbeat: Redis is away", error=error.message)
-                last = self._stopping.is_set()
+            self._report(whole=last)
+            self._ring.merge_gaps()
             if last:
                 return
             self._stopping.wait(HEARTBEAT_EVERY_S)
 
-    def _report(self) -> None:
+    def _report(self, *, whole: bool) -> None:
+        """Tell all there is to tell; a key of another type keeps nothing from the others."""
+        parts: dict[str, Callable[[], None]] = {
+            "schema": self._write_schema,
+            "heartbeat": self._beat,
+            "events": self._tell_events,
+            "gaps": partial(self._tell_gaps, whole=whole),
+        }
+        for name, tell in parts.items():
+            try:
+                reach(tell)
+            except RedisUnavailable as error:
+                if self._failures.get(name) != error.message:  # the same each second is no news
+                    log.warning("Redis is not told", what=name, error=error.message)
+                self._failures[name] = error.message
+                if not isinstance(error, KeyRefused):
+                    return
+            else:
+                self._failures.pop(name, None)
+
+    def _write_schema(self) -> None:
         if not self._schema_written:
             for name, document in schema_documents().items():
                 self._redis.hset(self._keys.schema, name, document)
             self._schema_written = True
+
+    def _beat(self) -> None:
         if self._measure is not None:
             self._measure(self._redis)
         beat = self._heartbeat()
@@ -94,12 +126,6 @@ class Reporter:
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + _TIDY_EVERY_S
             self._forget(now_ms)
-        while events := self._ring.events():
-            for _, body in events:
-                self._redis.xadd(
-                    self._keys.events, {"e": body}, maxlen=_EVENTS_KEPT, approximate=True
-                )
-            self._ring.told(events[-1][0])
 
     def _forget(self, now_ms: int) -> None:
         """Remove heartbeats that nobody needs to hear of any more, and those without a time."""
@@ -121,3 +147,23 @@ class Reporter:
                 pipe.execute()
         if gone:
             log.info("heartbeats were removed", count=len(gone))
+
+    def _tell_events(self) -> None:
+        while events := self._ring.events():
+            for _, body in events:
+                self._add(body)
+            self._ring.told_events(events[-1][0])
+
+    def _tell_gaps(self, *, whole: bool) -> None:
+        """Tell the gaps that there is room for; at the end, all of them."""
+        while gaps := self._ring.gaps():
+            for number, body in gaps:
+                cost_bytes = max(len(body), _GAP_COSTS_BYTES)
+                if not (self._room.take(cost_bytes) or whole):
+                    return  # they wait in the ring, and become few
+                self._add(body)
+                self._ring.told_gaps(number)
+
+    def _add(self, body: str) -> None:
+        stream = stream_of(self._keys, json.loads(body)["kind"])
+        self._redis.xadd(stream.key, {"e": body}, maxlen=stream.kept, approximate=False)

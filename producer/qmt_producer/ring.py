@@ -29,7 +29,7 @@ import structlog
 from qmt_protocol.errors import ConfigurationError, QMTError
 from qmt_protocol.times import DAY_MS
 
-from .losses import Codes, gap_of, merge, spans
+from .losses import Codes, gap_of, merge, merge_gaps, spans
 
 __all__ = ["Batch", "Entry", "Kind", "NewBatch", "Ring", "RingUnwritable", "Silence"]
 
@@ -60,6 +60,9 @@ CREATE TABLE IF NOT EXISTS ring (
 );
 CREATE INDEX IF NOT EXISTS ring_market ON ring (market, number);
 CREATE TABLE IF NOT EXISTS event (number INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS event_bound AFTER INSERT ON event
+BEGIN DELETE FROM event WHERE number <= new.number - 1000; END;
+CREATE TABLE IF NOT EXISTS gap (number INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS silent (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     from_ms INTEGER NOT NULL,
@@ -85,9 +88,11 @@ INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT (market) DO UPDATE SET
     number = max(number, excluded.number), received_ms = max(received_ms, excluded.received_ms)
 """
 _EVENT: Final = "INSERT INTO event (body) VALUES (?)"
+_GAP: Final = "INSERT INTO gap (body) VALUES (?)"
 _SILENCE_KEPT_MS: Final = DAY_MS
 _MOST_DEFERRED: Final = 1000
 _LOST_ROWS: Final = 64
+_GAP_ROWS: Final = 64
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
 _decode_codes: Final = msgspec.msgpack.Decoder(Codes).decode
@@ -166,7 +171,7 @@ class Ring:
         self._cursor: dict[str, int] = {}
         self._heard_ms = self._last_heard_ms()
         self._deferred: list[tuple[str, tuple[Any, ...]]] = []
-        self._told = 0
+        self._told = dict.fromkeys(("event", "gap"), 0)
         # Begins of the silences, for a look at each batch; the first is the oldest.
         self._silent: dict[int, int] = dict(self._all("SELECT number, from_ms FROM silent"))
 
@@ -206,7 +211,9 @@ class Ring:
         So what is told of a time without a disk is there as soon as anything of later is.
         """
         with self._lock:
-            if len(self._deferred) >= _MOST_DEFERRED:
+            # What is only of interest leaves room for what must not be lost.
+            most = _MOST_DEFERRED // 2 if statement == _EVENT else _MOST_DEFERRED
+            if len(self._deferred) >= most:
                 log.error("the disk of the ring is full for too long; an event is not kept")
                 return
             self._deferred.append((statement, values))
@@ -301,7 +308,7 @@ class Ring:
         Returns
         -------
         dict or None
-            The event, already among `events`.
+            The event, already among `gaps`.
 
         Raises
         ------
@@ -330,7 +337,7 @@ class Ring:
                     self._db.execute(_GONE, (market, number, received_ms))
             if named:
                 event = {"at_ms": time.time_ns() // 1_000_000, **gap_of("ring full", named)}
-                self._write_event(event)
+                self._write_gap(event)
         return event
 
     def after(self, market: str, number: int, limit: int) -> list[Batch]:
@@ -443,12 +450,13 @@ class Ring:
 
     def acknowledge(self, market: str, number: int) -> None:
         """Note that Redis holds a market's batches up to the given number."""
-        self._acked[market] = number
+        self._acked = {**self._acked, market: number}  # another thread may be reading it
 
     def rewind(self, market: str, number: int) -> None:
         """Note that Redis holds a market's batches only up to the given number."""
         with self._lock:
-            self._acked[market] = self._sent[market] = self._cursor[market] = number
+            self._acked = {**self._acked, market: number}
+            self._sent[market] = self._cursor[market] = number
 
     def tidy(self, keep_from: dict[str, int], before_ms: int) -> None:
         """Drop what was received before a time and is at or below its market's cursor.
@@ -563,22 +571,53 @@ class Ring:
     # -- events -------------------------------------------------------------------------------
 
     def add_event(self, event: dict[str, Any]) -> None:
-        """Keep an event until it is told."""
-        self._soon(_EVENT, _shown(event))
+        """Keep an event until it is told: of gaps every one, of others the last thousand."""
+        self._soon(_GAP if event["kind"] == "gap" else _EVENT, _shown(event))
 
-    def _write_event(self, event: dict[str, Any]) -> None:
-        self._db.execute(_EVENT, (_shown(event),))
+    def _write_gap(self, gap: dict[str, Any]) -> None:
+        self._db.execute(_GAP, (_shown(gap),))
 
     def events(self, limit: int = 100) -> list[tuple[int, str]]:
-        """Return the oldest untold events as (number, JSON)."""
-        query = "SELECT number, body FROM event WHERE number > ? ORDER BY number LIMIT ?"
-        return self._all(query, self._told, limit)
+        """Return the oldest untold events as (number, JSON), gaps left out."""
+        return self._untold("event", limit)
 
-    def told(self, number: int) -> None:
+    def gaps(self, limit: int = 10) -> list[tuple[int, str]]:
+        """Return the oldest untold gaps as (number, JSON)."""
+        return self._untold("gap", limit)
+
+    def told_events(self, number: int) -> None:
         """Forget events up to the given number."""
-        self._told = max(self._told, number)
+        self._forget("event", number)
+
+    def told_gaps(self, number: int) -> None:
+        """Forget gaps up to the given number."""
+        self._forget("gap", number)
+
+    def merge_gaps(self) -> None:
+        """Make few of the gaps that wait to be told, where they are many.
+
+        To be called by who tells them, and no other thread.
+        """
+        if self._one("SELECT count(*) FROM gap") <= _GAP_ROWS or not self.writable:
+            return
+        rows = self._untold("gap", -1)
+        merged = merge_gaps(json.loads(body) for _, body in rows)
         with contextlib.suppress(sqlite3.Error), self._transaction():
-            self._db.execute("DELETE FROM event WHERE number <= ?", (self._told,))
+            self._db.execute("DELETE FROM gap WHERE number <= ?", (rows[-1][0],))
+            for gap in merged:
+                self._write_gap(gap)
+
+    def _untold(self, table: Literal["event", "gap"], limit: int) -> list[tuple[int, str]]:
+        query = f"SELECT number, body FROM {table} WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608
+        return self._all(query, self._told[table], limit)
+
+    def _forget(self, table: Literal["event", "gap"], number: int) -> None:
+        self._told[table] = max(self._told[table], number)
+        with contextlib.suppress(sqlite3.Error), self._transaction():
+            self._db.execute(
+                f"DELETE FROM {table} WHERE number <= ?",  # noqa: S608
+                (self._told[table],),
+            )
 
     def close(self) -> None:
         """Write down the cursors, if the disk takes them, and release the file."""

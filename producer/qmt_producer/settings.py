@@ -24,7 +24,9 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     ring_keep_s: int = Field(900, ge=0, description="how long published ticks stay in the ring")
     queue_mb: int = Field(256, ge=1, description="most MB of pushes waiting to be encoded")
     batch_ticks: int = Field(500, ge=1, le=500, description="most ticks in one call to Redis")
-    lease_s: float = Field(4.0, ge=1, description="how long the right to publish outlives its use")
+    lease_s: float = Field(
+        4.0, ge=1, le=60, description="how long the right to publish outlives its use"
+    )
     feed_keep_s: int = Field(1800, ge=10, description="how long the live feed reaches back")
     future_ms: int = Field(
         10_000, ge=0, description="how far ahead of Redis time a tick may be before it is clamped"

@@ -1,8 +1,8 @@
 """What readers want beyond the standing subscription: single codes and bars, shared by all.
 
-A reader leases a want in Redis and renews it. It is subscribed once however many want it, and
-given back some seconds after the last lease has run out. A want that cannot be served is refused
-where every reader can see it, with the reason.
+It is subscribed once however many want it, and given back some seconds after it was wanted last. A
+want that cannot be served is refused where every reader can see it, with the reason. Who was served
+first keeps the place: of readers who want more than there are subscriptions the last are refused.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import structlog
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import InvalidRequest, QMTError, RedisUnavailable, TerminalNotConnected
 from qmt_protocol.keys import Keys, parse_want
-from qmt_protocol.times import redis_ms
+from qmt_protocol.wants import others_of
 from qmt_terminal import Terminal
 
 from .bar_maker import BarMaker
 from .hours import TradingHours
 from .intake import Rows
-from .redis_link import connect, end_soon, reach
+from .redis_link import KeyRefused, connect, end_soon, reach
+from .wanted import Wanted
 
 __all__ = ["Wants"]
 
@@ -34,9 +35,18 @@ log: Final = structlog.get_logger(__name__)
 
 _EVERY_S: Final = 1.0
 _LINGER_S: Final = 5.0
-"""How long a subscription outlives its last lease: a reader that comes back finds it there."""
+"""How long a subscription outlives its last want: a reader that comes back finds it there."""
 _AGAIN_S: Final = 30.0
 """How long a refusal by the terminal stands before it is asked again."""
+_BESIDE: Final = 500
+"""So many wants are known beside those that have a place, to be refused by name."""
+_MOST_MARKETS: Final = 32
+"""Markets published at once: what a want of another one would begin does not end with it."""
+_TRY_S: Final = 1.0
+"""How long the terminal is asked in one look; the rest comes with the next."""
+_NEWS_EVERY_S: Final = 10.0
+_NAMED: Final = 20
+"""Refusals told by name as events and in the log, so often; others are counted."""
 
 
 @dataclass
@@ -110,29 +120,43 @@ class Wants:
         self._on_market = on_market
         self._on_event = on_event
         self._redis = connect(url)
+        self._wanted = Wanted(self._redis, keys, standing, limit + _BESIDE)
+        self._lock = threading.Lock()
+        """Over `_served` and `_refused`: this thread changes them, the reporter's reads them."""
         self._served: dict[str, _Served] = {}
         self._refused: dict[str, _Refusal] = {}
+        self._markets = set(standing)
+        self._too_many = (
+            f"{self._wanted.most} codes and bars are wanted already, and no more are looked at."
+        )
+        self._others: dict[str, str] = {}
+        self._news: list[tuple[str, str]] = []
+        self._more_news = 0
+        self._next_news = 0.0
         self._stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, name="wants", daemon=True)
 
     @property
     def served(self) -> list[str]:
         """What is subscribed, or pushed anyway, because it is wanted."""
-        return sorted(self._served)
+        with self._lock:
+            return sorted(self._served)
 
     @property
     def refused(self) -> dict[str, str]:
         """Want to the reason why it is not served."""
-        return {member: refusal.reason for member, refusal in list(self._refused.items())}
-
-    @property
-    def _has_room(self) -> bool:
-        return self.subscriptions < self._limit
+        with self._lock:
+            return {want: refusal.reason for want, refusal in self._refused.items()}
 
     @property
     def subscriptions(self) -> int:
         """How many single subscriptions are held."""
-        return sum(one.number >= 0 for one in list(self._served.values()))
+        with self._lock:
+            return sum(one.number >= 0 for one in self._served.values())
+
+    @property
+    def _has_room(self) -> bool:
+        return self.subscriptions < self._limit
 
     def stop(self) -> None:
         """End the thread; the subscriptions end with the connection."""
@@ -143,61 +167,60 @@ class Wants:
         failure = ""
         while not self._stopping.is_set():
             try:
-                members = reach(self._wanted)
+                wanted = reach(self._wanted.look)
                 try:
-                    self._serve(set(map(_text, members)))
+                    self._serve(wanted)
                 except TerminalNotConnected as error:
                     log.debug("wants wait for the terminal", error=error.message)
-                reach(self._tell_refused)
+                self._tell_refused(wanted)
+                self._tell_news()
+                failure = ""
             except RedisUnavailable as error:  # what is subscribed stays so
                 if error.message != failure:  # the same each second is no news
                     log.warning("wants are not known", error=error.message)
                 failure = error.message
             self._stopping.wait(_EVERY_S)
-
-    def _wanted(self) -> list[Any]:
-        """Remove what has expired by Redis time; return what is wanted."""
-        self._redis.zremrangebyscore(self._keys.wanted, "-inf", redis_ms(self._redis.time()))
-        return self._redis.zrange(self._keys.wanted, 0, -1)
+        self._wanted.close()
 
     # -- serving ------------------------------------------------------------------------------
 
-    def _serve(self, wanted: set[str]) -> None:
-        now = time.monotonic()
-        for member in self._refused.keys() - wanted:
-            del self._refused[member]
-        for member, served in list(self._served.items()):
-            if member in wanted:
+    def _serve(self, wanted: list[str]) -> None:
+        now, still = time.monotonic(), frozenset(wanted)
+        with self._lock:
+            self._refused = {want: told for want, told in self._refused.items() if want in still}
+        for want, served in list(self._served.items()):
+            if want in still:
                 served.wanted_at = now
             elif now - served.wanted_at > _LINGER_S:
-                self._release(member, served)
+                self._release(want, served)
         stamp = self._stamp()
         if stamp is None:
             return
-        for member in sorted(wanted | self._served.keys()):
-            if self._stopping.is_set():
+        # Who has a place keeps it, also over a new connection; then what nothing was said of yet.
+        due = [*self._served, *wanted]
+        ends = now + _TRY_S
+        for want in dict.fromkeys(sorted(due, key=self._refused.__contains__)):
+            if self._stopping.is_set() or time.monotonic() > ends:
                 return
-            served_one = self._served.get(member)
-            refusal = self._refused.get(member)
+            served_one, refusal = self._served.get(want), self._refused.get(want)
             if served_one is not None and served_one.stamp == stamp:
                 continue
             if refusal is None or (self._has_room if refusal.no_room else now >= refusal.retry_at):
-                self._try(member, stamp, now)
+                self._try(want, stamp, now)
 
-    def _try(self, member: str, stamp: int, now: float) -> None:
+    def _try(self, want: str, stamp: int, now: float) -> None:
+        served = self._served.get(want) or _Served(*parse_want(want), now)
         try:
-            period, code = parse_want(member)
-            served = self._served.get(member) or _Served(period, code, now)
             self._subscribe(served, stamp)
         except TerminalNotConnected:
             raise
         except QMTError as error:
-            self._served.pop(member, None)
             refusal = _Refusal(error.message, now + _AGAIN_S, isinstance(error, _NoRoom))
-            self._refuse(member, refusal)
+            self._refuse(want, refusal)
             return
-        self._served[member] = served
-        self._refused.pop(member, None)
+        with self._lock:
+            self._served[want] = served
+            self._refused.pop(want, None)
 
     def _subscribe(self, served: _Served, stamp: int) -> None:
         market, period, code = market_of(served.code), served.period, served.code
@@ -206,11 +229,14 @@ class Wants:
             raise InvalidRequest(f"The terminal does not know {code}.")
         if not anyway and served.number < 0 and not self._has_room:
             raise _NoRoom(f"All {self._limit} single subscriptions are in use.")
+        if market not in self._markets and len(self._markets) >= _MOST_MARKETS:
+            raise InvalidRequest(f"{_MOST_MARKETS} markets are published, and {market} is another.")
         if not anyway:
             self._unsubscribe(served)  # or everything would be pushed twice
             served.number = -1
             if period != "tick":
                 self._bars.expect(period, code, self._hours.close_s(code))
+            self._markets.add(market)
             self._on_market(market)
             put = partial(self._put_rows, period)
             served.connection, _ = self._terminal.generation
@@ -230,41 +256,106 @@ class Wants:
             log.info("an instrument cannot be looked up", code=code, error=error.message)
             return True
 
-    def _release(self, member: str, served: _Served) -> None:
-        del self._served[member]
+    def _release(self, want: str, served: _Served) -> None:
+        with self._lock:
+            del self._served[want]
         self._bars.forget(served.period, served.code)
         try:
             self._unsubscribe(served)
         except QMTError as error:
-            log.warning("a subscription could not be ended", want=member, error=error.message)
+            log.warning("a subscription could not be ended", want=want, error=error.message)
 
     # -- refusing -----------------------------------------------------------------------------
 
-    def _refuse(self, member: str, refusal: _Refusal) -> None:
-        before = self._refused.get(member)
+    def _refuse(self, want: str, refusal: _Refusal) -> None:
+        before = self._refused.get(want)
         refusal.told = before is not None and before.told and before.reason == refusal.reason
-        self._refused[member] = refusal
-        if not refusal.told:
-            log.warning("a want is refused", want=member, reason=refusal.reason)
+        with self._lock:
+            self._served.pop(want, None)
+            self._refused[want] = refusal
+        if before is None or before.reason != refusal.reason:
+            self._note(want, refusal.reason)
 
-    def _tell_refused(self) -> None:
+    def _note(self, want: str, reason: str) -> None:
+        if len(self._news) < _NAMED:
+            self._news.append((want, reason))
+        else:
+            self._more_news += 1
+
+    def _tell_news(self) -> None:
+        """Tell what was refused since the last time: some by name, and how many more."""
+        now = time.monotonic()
+        if not self._news or now < self._next_news:
+            return
+        for want, reason in self._news:
+            if self._is_ours(_market(want)):
+                log.warning("a want is refused", want=want, reason=reason)
+                self._on_event({"kind": "want refused", "want": want, "reason": reason})
+        if self._more_news:
+            log.warning("more wants are refused", count=self._more_news)
+            self._on_event({"kind": "want refused", "more": self._more_news})
+        self._news, self._more_news = [], 0
+        self._next_news = now + _NEWS_EVERY_S
+
+    def _tell_refused(self, wanted: list[str]) -> None:
         """Write refusals where readers look, and remove what no longer holds."""
+        try:
+            reach(partial(self._write_refused, wanted))
+        except KeyRefused as error:
+            log.error("the key of refusals is no hash: it is removed", error=error.message)
+            reach(partial(self._redis.unlink, self._keys.refused))
+
+    def _write_refused(self, wanted: list[str]) -> None:
         at_ms = time.time_ns() // 1_000_000
-        for member, refusal in self._refused.items():
-            if refusal.told or not self._is_ours(_market(member)):
-                continue
-            document = json.dumps({"reason": refusal.reason, "at_ms": at_ms}, ensure_ascii=False)
-            self._redis.hset(self._keys.refused, member, document)
+        held = {_text(raw): raw for raw in self._redis.hkeys(self._keys.refused)}
+        others = self._turned_away(wanted)
+        new: dict[Any, Any] = {
+            field: told
+            for field, told in others.items()
+            if told != self._others.get(field) or field not in held
+        }
+        begun = [(field, self._too_many) for field in others if field not in self._others]
+        self._news = begun + self._news
+        told = [
+            (want, refusal)
+            for want, refusal in self._refused.items()
+            if not (refusal.told and want in held) and self._is_ours(_market(want))
+        ]
+        new |= {want: _shown(refusal.reason, at_ms) for want, refusal in told}
+        if new:
+            self._redis.hset(self._keys.refused, mapping=new)
+        for _, refusal in told:
             refusal.told = True
-            self._on_event({"kind": "want refused", "want": member, "reason": refusal.reason})
-        for member in map(_text, self._redis.hkeys(self._keys.refused)):
-            if member not in self._refused and self._is_ours(_market(member)):
-                self._redis.hdel(self._keys.refused, member)
+        self._others = others
+        gone = [raw for field, raw in held.items() if not self._stands(field)]
+        if gone:
+            self._redis.hdel(self._keys.refused, *gone)
+
+    def _stands(self, field: str) -> bool:
+        known = field in self._refused or field in self._others
+        return known or not self._is_ours(_market(field))
+
+    def _turned_away(self, wanted: list[str]) -> dict[str, str]:
+        """Return what concerns all wants of a market but those that are known, by its field."""
+        return {
+            others_of(market): json.dumps(
+                {
+                    "reason": self._too_many,
+                    "known": [want for want in wanted if _market(want) == market],
+                }
+            )
+            for market in self._wanted.turned_away
+            if self._is_ours(market)
+        }
+
+
+def _shown(reason: str, at_ms: int) -> str:
+    return json.dumps({"reason": reason, "at_ms": at_ms}, ensure_ascii=False)
 
 
 def _text(raw: bytes | str) -> str:
     return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
 
 
-def _market(member: str) -> str:
-    return member.rpartition(".")[2]
+def _market(want: str) -> str:
+    return want.rpartition(".")[2]

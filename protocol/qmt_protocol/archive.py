@@ -32,11 +32,13 @@ __all__ = [
     "bar_span",
     "decode_manifest",
     "encode_manifest",
+    "kept_missing",
     "tick_folder",
 ]
 
 MANIFEST: Final = "manifest.json"
 _VERSION: Final = 1
+_MISSING_KEPT: Final = 10_000
 
 Source = Literal["live", "backfill", "import"]
 
@@ -130,6 +132,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def paths(self) -> Iterator[str]:
         """Every file that belongs to the archive."""
         return (one.path for one in self.files)
+
+
+def kept_missing(missing: list[Missing]) -> list[Missing]:
+    """Return what a manifest keeps of what is missing; first what was dealt with goes."""
+    over = len(missing) - _MISSING_KEPT
+    if over <= 0:
+        return missing
+    gone = {id(one) for one in sorted(missing, key=lambda one: one.state == "open")[:over]}
+    return [one for one in missing if id(one) not in gone]
 
 
 def tick_folder(market: str, day: int) -> str:

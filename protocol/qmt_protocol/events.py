@@ -1,17 +1,50 @@
-"""What happened, as the producers tell it in ``events``: read within bounds, gaps checked."""
+"""What happened, as events: in which stream each kind lies, how many are kept, how one is read.
+
+What a reader needs in order to be exact, the gaps, has a stream of its own: whatever else happens
+by the thousand, and whoever causes it, pushes none of them out.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
 from .codes import CODE, MARKET
 from .decoding import DECODE_ERRORS, decode_document, printable, reason_of
 from .errors import CodecError
+from .keys import Keys
 from .limits import MAX_EVENT_BYTES
 
-__all__ = ["Moment", "decode_event"]
+__all__ = ["EventStream", "Moment", "archive_stream", "decode_event", "stream_of"]
+
+_GAPS_KEPT: Final = 20_000
+"""A producer tells at most 9,040 a day, see its reporter: two days of one, one day of two."""
+_PRODUCER_KEPT: Final = 10_000
+_REFUSED_KEPT: Final = 1_000
+_ARCHIVE_KEPT: Final = 10_000
+
+
+class EventStream(NamedTuple):
+    """Where events lie, and how many of them."""
+
+    key: str
+    kept: int
+
+
+def stream_of(keys: Keys, kind: str) -> EventStream:
+    """Return the stream of a producer's event of a kind."""
+    if kind == "gap":
+        return EventStream(keys.events, _GAPS_KEPT)
+    if kind == "want refused":
+        return EventStream(keys.refused_events, _REFUSED_KEPT)
+    return EventStream(keys.producer_events, _PRODUCER_KEPT)
+
+
+def archive_stream(keys: Keys) -> EventStream:
+    """Return the stream of the archive's events."""
+    return EventStream(keys.archive_events, _ARCHIVE_KEPT)
+
 
 Moment = Annotated[int, msgspec.Meta(ge=0, lt=10**14)]
 """ms since the epoch that a date can be made of (until 5138); 0: not known."""

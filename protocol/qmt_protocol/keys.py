@@ -78,9 +78,9 @@ class Keys:
         return f"{self.prefix}:schema"
 
     @property
-    def wanted(self) -> str:
-        """Sorted set of `want` members that readers want, scored by expiry in Redis ms."""
-        return f"{self.prefix}:wanted"
+    def want_channel(self) -> str:
+        """Channel, not a key: readers say on it what they want; see `qmt_protocol.wants`."""
+        return f"{self.prefix}:want"
 
     @property
     def refused(self) -> str:
@@ -99,8 +99,18 @@ class Keys:
 
     @property
     def events(self) -> str:
-        """Stream of what happened: connected, lost, gap, late, lease taken."""
+        """Stream of gaps; which event lies where is said by `qmt_protocol.events`."""
         return f"{self.prefix}:events"
+
+    @property
+    def producer_events(self) -> str:
+        """Stream of what happened to producers: connected, lost, late, lease taken."""
+        return f"{self.events}:producer"
+
+    @property
+    def refused_events(self) -> str:
+        """Stream of wants that were refused."""
+        return f"{self.events}:refused"
 
     @property
     def archive_events(self) -> str:
@@ -124,19 +134,19 @@ class Keys:
 
 
 def want(period: str, code: str) -> str:
-    """Return the member of ``wanted`` for a code's ticks or bars."""
+    """Return how a reader names a code's ticks or bars that it wants."""
     return f"{period}|{code}"
 
 
-def parse_want(member: str) -> tuple[str, str]:
-    """Return period and code of a member of ``wanted``.
+def parse_want(text: str) -> tuple[str, str]:
+    """Return period and code of a want.
 
     Raises
     ------
     InvalidRequest
-        When the member is none.
+        When it is none.
     """
-    period, _, code = member.partition("|")
+    period, _, code = text.partition("|")
     return parse_period(period), parse_code(code)
 
 

@@ -20,7 +20,7 @@ __all__ = ["FUNCTIONS", "LIBRARY", "USERS", "Grant", "Server", "User", "acl_file
 Server = Literal["streams", "jobs"]
 Dialect = Literal["", "7.0"]
 
-LIBRARY: Final = "qmt1"
+LIBRARY: Final = "qmt2"
 """Name in Redis of the producer's function library, and how its functions' names begin. Another
 number with each change of ``functions.lua``: a producer finds the code that it was built with."""
 FUNCTIONS: Final = ("publish_ticks", "publish_bars", "lease", "complete", "epoch", "release")
@@ -42,7 +42,7 @@ class Grant:
     ----------
     keys
         Patterns; ``@:`` stands for the prefix and its colon, ``@{`` for the braces that hold prefix
-        and market. ``R `` in front: reading only, ``W ``: writing only.
+        and market. ``R `` in front: reading only, ``W ``: writing only; ``&``: a channel.
     commands
         Names, with ``|`` before a subcommand or a function.
     why
@@ -76,7 +76,9 @@ _MARKET_READS: Final = (
     *("zrange", "xread", "xrange", "xrevrange", "xinfo|stream"),
 )
 _READS: Final = Grant(("R @{*", "R @:*"), _MARKET_READS, "reads all that is published")
-_WANTS: Final = Grant(("@:wanted",), ("zadd",), "asks for codes and bars beyond the standing ones")
+_WANTS: Final = Grant(
+    ("&@:want",), ("publish",), "says which codes and bars it wants beyond the standing ones"
+)
 _LIVES: Final = (
     Grant(("@:status",), ("hset",), "says that it lives"),
     Grant(("@:seen",), ("zadd",), "and when it did"),
@@ -132,16 +134,20 @@ USERS: Final = (
                 ("@{*",),
                 (
                     *(f"fcall|{LIBRARY}_{name}" for name in FUNCTIONS),
-                    *("get", "set", "del", "unlink", "pexpire", "exists", "memory|usage"),
+                    *("get", "set", "del", "unlink", "pexpire", "pttl", "exists", "memory|usage"),
                     *("hget", "hkeys", "hset"),
                     *("xadd", "xtrim", "xlen", "xrange", "xrevrange", "xinfo|stream"),
                 ),
                 "publishes under its lease, trims what is old; reads a day to replay it",
             ),
             Grant(("@:schema",), ("hset", "hget"), "describes what it publishes"),
-            Grant(("@:events",), ("xadd",), "tells what happened"),
-            Grant(("@:wanted",), ("zrange", "zremrangebyscore"), "learns what is wanted"),
-            Grant(("@:refused",), ("hset", "hdel", "hkeys"), "says what it cannot serve"),
+            Grant(
+                ("@:events", "@:events:producer", "@:events:refused"),
+                ("xadd",),
+                "tells gaps, what happened, what it refused",
+            ),
+            Grant(("&@:want",), ("subscribe",), "learns what is wanted"),
+            Grant(("@:refused",), ("hset", "hdel", "hkeys", "unlink"), "says what it cannot serve"),
             *_LIVES,
             _HEARD,
             *_FORGETS,
@@ -162,7 +168,7 @@ USERS: Final = (
         "streams",
         (*_CONNECT, *_TRANSACTION),
         (_READS, _WANTS),
-        "Reads everything, and asks for what its callers want.",
+        "Reads everything, stores nothing, and says what its callers want.",
     ),
     User(
         "archive",
@@ -182,7 +188,7 @@ USERS: Final = (
         "streams",
         (*_CONNECT, *_TRANSACTION),
         (_READS, _WANTS),
-        "QMTClient over Redis: reads, and asks for what it wants.",
+        "QMTClient over Redis: reads, stores nothing, and says what it wants.",
     ),
     User(
         "reader",
@@ -233,6 +239,10 @@ USERS: Final = (
 
 def _patterns(key: str, prefix: str) -> list[str]:
     access, _, pattern = key.rpartition(" ")
+    if pattern.startswith("&"):
+        return [
+            f"&{pattern[1:].replace('@:', f'{one.format(prefix=prefix)}:')}" for one in _PREFIXES
+        ]
     names = [one.format(prefix=prefix) for one in _PREFIXES]
     if "@" in pattern:
         found = [pattern.replace("@{", f"{{{one}:").replace("@:", f"{one}:") for one in names]

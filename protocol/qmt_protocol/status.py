@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from .limits import MAX_HEARTBEAT_BYTES
 
 __all__ = [
     "HEARTBEAT_EVERY_S",
+    "HEARTBEAT_MAX_BYTES",
     "LOST_AFTER_S",
     "Heartbeat",
     "check_heartbeat",
@@ -24,9 +26,17 @@ __all__ = [
     "encode_heartbeat",
     "forgotten",
     "is_of_the_future",
+    "shortened",
 ]
 
 HEARTBEAT_EVERY_S: Final = 1.0
+HEARTBEAT_MAX_BYTES: Final = 32 * 1024
+"""Every process writes one each second, and who asks for the status gets them all."""
+_SHORTER: Final = (50, 20, 5, 1, 0)
+_TEXT: Final = 20
+"""Names of facts and words of states are no longer."""
+_FACTS_MAX: Final = 60
+_NAMES_MAX: Final = 40
 LOST_AFTER_S: Final = 5.0
 """A process not heard of for so long is taken for dead."""
 _SUCCEEDED_AFTER_MS: Final = 86_400_000
@@ -114,9 +124,47 @@ def new_heartbeat(role: str, started_ms: int, **facts: Any) -> Heartbeat:
 def encode_heartbeat(beat: Heartbeat) -> bytes:
     """Return a heartbeat as it lies in ``status`` under its member: plain JSON.
 
-    Its writer sets ``seen`` to Redis time in ms in the same step: by that ages are told.
+    Its writer sets ``seen`` to Redis time in ms in the same step: by that ages are told. One that
+    would be larger than `HEARTBEAT_MAX_BYTES` has shorter lists, which end in how much is left out.
     """
-    return msgspec.json.encode(beat)
+    data = msgspec.json.encode(beat)
+    for most in _SHORTER:
+        if len(data) <= HEARTBEAT_MAX_BYTES:
+            return data
+        shorter = msgspec.structs.replace(
+            beat,
+            queues=beat.queues[:_NAMES_MAX],
+            markets=beat.markets[:_NAMES_MAX],
+            terminal=_facts(beat.terminal, most),
+            figures=_facts(beat.figures, most),
+        )
+        data = msgspec.json.encode(shorter)
+    return data
+
+
+def _facts(facts: dict[str, Any], most: int) -> dict[str, Any]:
+    """Return facts, all by their names, each shortened."""
+    names = itertools.islice(facts, _FACTS_MAX)
+    return {shortened(name, most): shortened(facts[name], most) for name in names}
+
+
+def shortened(value: Any, most: int) -> Any:
+    """Return a value without what goes beyond so many items, at any depth."""
+    if isinstance(value, str):
+        longest = _TEXT + 4 * most
+        return value if len(value) <= longest else f"{value[:longest]}..."
+    if isinstance(value, dict):
+        left = len(value) - most
+        kept = {
+            shortened(key, most): shortened(one, most)
+            for key, one in itertools.islice(value.items(), most)
+        }
+        return kept if left <= 0 else {**kept, "...": f"and {left} more"}
+    if isinstance(value, (list, tuple)):
+        left = len(value) - most
+        kept_ones = [shortened(one, most) for one in value[:most]]
+        return kept_ones if left <= 0 else [*kept_ones, f"... and {left} more"]
+    return value
 
 
 def decode_heartbeat(data: bytes, member: bytes | str | None = None) -> Heartbeat:

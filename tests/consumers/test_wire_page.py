@@ -9,6 +9,7 @@ import shlex
 import msgpack
 import redis
 from consumer_rig import ROOT, VECTORS
+from wanting import heard_on
 
 from qmt_protocol.keys import Keys
 from qmt_protocol.schema import schema_documents
@@ -94,8 +95,10 @@ def test_every_command_on_the_page_runs(streams: redis.Redis) -> None:
     inline = re.findall(r"`((?:XREVRANGE|ZREVRANGE|GET) [^`]+)`", PAGE)
     commands = [line for block in blocks("redis") for line in block] + inline
     assert len(commands) >= 13
-    with streams.client() as connection:
+    streams.hset("qmt:refused", "1m|600519.SH", "{}")
+    with heard_on(streams, "qmt:want") as heard, streams.client() as connection:
         connection.response_callbacks.clear()  # answers as they are, QUEUED among them
         for command in commands:
             answer = connection.execute_command(*shlex.split(command))
             assert answer, f"{command}: {answer!r}"
+        assert heard() == ["1m|600519.SH", "5m|600519.SH"]

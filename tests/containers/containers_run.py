@@ -32,7 +32,7 @@ import redis
 
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
-sys.path.insert(0, str(HERE.parent / "crash"))
+sys.path[:0] = [str(HERE.parent / "crash"), str(HERE.parent)]
 
 from box import LAN, Box, CannotRun, wait_for  # noqa: E402
 from crash_accounting import Verdict, account, account_reader  # noqa: E402
@@ -40,11 +40,11 @@ from crash_evidence import (  # noqa: E402
     gaps_of,
     pushed_by_code,
     pushed_view,
-    read_events,
     read_notes,
     stored_by_code,
     tick_content,
 )
+from told_events import told_events  # noqa: E402
 
 from qmt_client import QMTClient  # noqa: E402
 from qmt_protocol.errors import NoWorker, TimedOut  # noqa: E402
@@ -277,7 +277,7 @@ class Windows:
 
     def keep_events(self) -> None:
         """Keep the events told so far, whatever happens to Redis."""
-        for event in read_events(self.streams):
+        for event in told_events(self.streams):
             self._events[json.dumps(event, sort_keys=True)] = event
 
     def account(self) -> Verdict:

@@ -23,7 +23,6 @@ __all__ = [
     "gaps_of",
     "pushed_by_code",
     "pushed_view",
-    "read_events",
     "read_notes",
     "reader_view",
     "stored_by_code",
@@ -190,11 +189,6 @@ def _yuan(price: Any) -> float:
 
 def _shown(value: Any) -> str:
     return f"{value + 0.0:.4f}"
-
-
-def read_events(streams: redis.Redis) -> list[dict[str, Any]]:
-    """Return the events that the producers told."""
-    return [json.loads(fields[b"e"]) for _, fields in streams.xrange("qmt:events")]
 
 
 def gaps_of(events: Iterable[dict[str, Any]]) -> list[CountedGap | WindowGap]:

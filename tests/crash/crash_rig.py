@@ -24,11 +24,11 @@ from crash_evidence import (
     gaps_of,
     pushed_by_code,
     pushed_view,
-    read_events,
     read_notes,
     reader_view,
     stored_by_code,
 )
+from told_events import told_events
 from waiting import WITHIN_S, wait_for
 
 from qmt_simulator.control import Control
@@ -264,7 +264,7 @@ class Rig:
     def keep_events(self) -> None:
         """Keep what `qmt:events` holds beyond what happens to Redis."""
         try:
-            for event in read_events(self.streams):
+            for event in told_events(self.streams):
                 self._events[json.dumps(event, sort_keys=True)] = event
         except redis.ConnectionError:
             pass

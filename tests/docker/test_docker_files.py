@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +251,24 @@ def test_who_reads_cannot_claim_to_be_alive(streams_users: Connect, role: str) -
         _beat(streams_users(role), "worker")
 
 
-def test_wants_are_for_the_client_not_for_the_reader(streams_users: Connect) -> None:
-    assert streams_users("client").zadd(KEYS.wanted, {"1m:600519.SH": 1.0}) == 1
+@pytest.mark.parametrize("role", ["gateway", "client"])
+def test_wants_are_said_to_the_producer_and_stored_nowhere(
+    streams_users: Connect, role: str
+) -> None:
+    with closing(streams_users("producer").pubsub()) as line:
+        line.subscribe(KEYS.want_channel)
+        assert line.get_message(timeout=10) is not None
+        assert streams_users(role).publish(KEYS.want_channel, "1m|600519.SH") == 1
+        said = line.get_message(timeout=10)
+        assert said is not None
+        assert said["data"] == b"1m|600519.SH"
     with pytest.raises(NoPermissionError):
-        streams_users("reader").zadd(KEYS.wanted, {"1m:600519.SH": 1.0})
+        streams_users(role).zadd("qmt:wanted", {"1m|600519.SH": 1.0})
+
+
+def test_a_reader_says_nothing(streams_users: Connect) -> None:
+    with pytest.raises(NoPermissionError):
+        streams_users("reader").publish(KEYS.want_channel, "1m|600519.SH")
 
 
 @pytest.mark.parametrize("danger", DANGERS)

@@ -27,8 +27,8 @@ KEYS = {
         "archived": ["{qmt:SH}:archived"],
         "schema": ["qmt:schema"],
         "events": ["qmt:events", "replay-20261120:events"],
+        "more events": ["qmt:events:producer", "qmt:events:refused"],
         "archive events": ["qmt:events:archive"],
-        "wanted": ["qmt:wanted"],
         "refused": ["qmt:refused"],
         "alive": ["qmt:status", "qmt:seen"],
         "archive lease": ["qmt:archive"],
@@ -57,16 +57,16 @@ MAY = {
     "streams": {
         "producer": {
             **dict.fromkeys(("stream", "market", "archived", "replayed", "schema"), BOTH),
-            **dict.fromkeys(("wanted", "refused", "alive", "replay"), BOTH),
-            "events": WRITE,
+            **dict.fromkeys(("refused", "alive", "replay"), BOTH),
+            **dict.fromkeys(("events", "more events"), WRITE),
         },
         "worker": {"alive": WRITE},
-        "gateway": {**PUBLISHED, "wanted": BOTH},
+        "gateway": PUBLISHED,
         "archive": {
             **PUBLISHED,
             **dict.fromkeys(("archived", "archive events", "archive lease", "alive"), BOTH),
         },
-        "client": {**PUBLISHED, "wanted": BOTH},
+        "client": PUBLISHED,
         "reader": PUBLISHED,
     },
     "jobs": {
@@ -329,6 +329,26 @@ def test_the_producer_calls_the_functions_and_nobody_else_does(server: Server) -
                     role,
                     name,
                 )
+
+
+CHANNELS = ("qmt:want", "replay-20261120:want", "qmt:other", "qmt2:want", "somebody")
+SAYS = {"gateway": "PUBLISH", "client": "PUBLISH", "producer": "SUBSCRIBE"}
+
+
+def test_wants_are_said_and_heard_on_their_channel_alone(server: Server) -> None:
+    found = {}
+    words = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
+    with plain(server.connect, "admin") as admin:
+        for role in MAY[server.kind]:
+            calls = [(word, channel) for word in words for channel in (*CHANNELS, "*")]
+            tried = [[*call, "x"] if "PUBLISH" in call[0] else [*call] for call in calls]
+            told = answers_of(admin, [dry_run(role, one) for one in tried])
+            found[role] = {one for one, said in zip(calls, told, strict=True) if said == "OK"}
+    says = SAYS if server.kind == "streams" else {}
+    assert found == {
+        role: {(says[role], channel) for channel in CHANNELS[:2]} if role in says else set()
+        for role in MAY[server.kind]
+    }
 
 
 def test_an_endless_function_of_the_admin_can_be_ended_by_the_admin(server: Server) -> None:

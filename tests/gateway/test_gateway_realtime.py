@@ -16,6 +16,7 @@ import pytest
 import redis
 from gateway_bench import OPEN_MS, GatewayProcess, Producer, a_tick
 from waiting import wait_for
+from wanting import heard_on
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -150,7 +151,10 @@ def test_bars_in_the_incumbents_shape(
 ) -> None:
     stored = {"time": OPEN_MS, "close": 10.5, "closed": True}
     streams.xadd(producer.keys.bar("1m", code), {"k1": encode_bar(stored)}, id=f"{OPEN_MS}-0")
-    with connect(gateway_process.ws_url, proxy=None) as client:
+    with (
+        heard_on(streams, producer.keys.want_channel) as heard,
+        connect(gateway_process.ws_url, proxy=None) as client,
+    ):
         client.send(json.dumps({"stocks": [code], "period": "1m"}))
         assert frame(client) == {code: [stored]}
         formed = {"time": OPEN_MS + 60_000, "close": 10.6, "closed": False}
@@ -160,7 +164,7 @@ def test_bars_in_the_incumbents_shape(
         ]
         streams.xadd(producer.keys.feed(market_of(code)), {"c1": msgpack.packb(rows)})
         assert frame(client) == {code: [formed]}, "the stored one was told already"
-        assert streams.zscore(producer.keys.wanted, f"1m|{code}")
+        assert f"1m|{code}" in heard()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 import redis
 from gateway_bench import OPEN_MS, GatewayProcess, gateway
 from live_rig import Market, between, of_market, running, seen_of
+from wanting import heard_on
 
 from qmt_client import NOW_LIVE, AsyncQMTClient, Bar, Gap, NowLive, Tick
 from qmt_protocol.bars import encode_bar
@@ -278,18 +279,24 @@ async def test_bars_by_both_ways(url: str, markets: list[Market]) -> None:
 
     publish(0)
     found: list[Bar] = []
-    async with AsyncQMTClient(url) as client:
-        async with aclosing(client.bars(code, snapshot=True)) as source:
+    with heard_on(market.streams, market.keys.want_channel) as heard:
+        async with (
+            AsyncQMTClient(url) as client,
+            aclosing(client.bars(code, snapshot=True)) as source,
+        ):
             await take(source, 1, found)
             for at in range(1, 4):
                 publish(at)
                 await take(source, 1, found)
-            assert market.streams.zscore(market.keys.wanted, f"1m|{code}")
+            assert f"1m|{code}" in heard()
             position = json.loads(json.dumps(source.position))
-        publish(4)
-        async with aclosing(client.bars(code, position=position)) as source:
-            publish(5)
-            await take(source, 2, found)
+    publish(4)
+    async with (
+        AsyncQMTClient(url) as client,
+        aclosing(client.bars(code, position=position)) as source,
+    ):
+        publish(5)
+        await take(source, 2, found)
     assert [dict(bar) for bar in found] == bars
     assert {(bar.code, bar.period) for bar in found} == {(code, "1m")}
     assert [bar.id for bar in found] == [f"{bar['time']}-0" for bar in bars]

@@ -57,7 +57,3 @@ def producer_env(server: RedisServer, port: int, ring: Path) -> dict[str, str]:
         "QMT_RING": str(ring),
         "QMT_LOG_LEVEL": "error",
     }
-
-
-def events(streams: redis.Redis) -> list[dict[str, Any]]:
-    return [json.loads(fields[b"e"]) for _, fields in streams.xrange("qmt:events")]

@@ -15,7 +15,8 @@ import msgpack
 import numpy as np
 import pytest
 import redis
-from live_processes import events, process, producer_env
+from live_processes import process, producer_env
+from told_events import told_events
 from waiting import wait_for
 
 from qmt_simulator.control import Control
@@ -44,7 +45,7 @@ def heartbeat(streams: redis.Redis, pid: int) -> dict[str, Any]:
 
 
 def told(streams: redis.Redis, kind: str) -> list[dict[str, Any]]:
-    return [event for event in events(streams) if event["kind"] == kind]
+    return [event for event in told_events(streams) if event["kind"] == kind]
 
 
 def off_s(streams: redis.Redis, which: str) -> list[int]:

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 import redis
-from live_processes import events, process, producer_env, producer_status
+from live_processes import process, producer_env, producer_status
+from told_events import told_events
 from waiting import wait_for
 
 from qmt_producer.producer import EXIT_RESTART
@@ -16,11 +17,11 @@ from qmt_standalone.redis_server import RedisServer
 
 
 def steps(streams: redis.Redis) -> list[str]:
-    return [event["done"] for event in events(streams) if event["kind"] == "deaf"]
+    return [event["done"] for event in told_events(streams) if event["kind"] == "deaf"]
 
 
 def gap_markets(streams: redis.Redis) -> list[str]:
-    gaps = [event for event in events(streams) if event["kind"] == "gap"]
+    gaps = [event for event in told_events(streams) if event["kind"] == "gap"]
     return sorted(one for gap in gaps for one in gap.get("markets", [gap.get("market")]))
 
 
@@ -53,7 +54,7 @@ def test_deaf_is_told_recovered_from_and_else_ends_in_a_restart(
             wait_for(
                 lambda: gap_markets(streams) == ["BJ", "SH", "SZ"], "each market's gap is told"
             )
-            gaps = [event for event in events(streams) if event["kind"] == "gap"]
+            gaps = [event for event in told_events(streams) if event["kind"] == "gap"]
             assert all(gap["from_ms"] < deaf_ms + 1500 < gap["to_ms"] for gap in gaps), gaps
 
             control.set_fault("deaf")
@@ -62,7 +63,7 @@ def test_deaf_is_told_recovered_from_and_else_ends_in_a_restart(
         control.clear_fault("deaf")
         with process("qmt_producer", **env):
             wait_for(
-                lambda: len([e for e in events(streams) if e["kind"] == "gap"]) > len(gaps),
+                lambda: len([e for e in told_events(streams) if e["kind"] == "gap"]) > len(gaps),
                 "the next start names the silence",
             )
             wait_for(lambda: producer_status(streams)["terminal"]["state"] == "ok", "and listens")

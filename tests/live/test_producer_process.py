@@ -11,7 +11,8 @@ from typing import Any
 
 import msgpack
 import redis
-from live_processes import events, process, producer_env, producer_status
+from live_processes import process, producer_env, producer_status
+from told_events import told_events
 from waiting import wait_for
 
 from qmt_standalone.redis_server import RedisServer
@@ -49,7 +50,7 @@ def test_terminal_killed_and_back(
     rows = stored(streams)
     times = [row[0] for row in rows]
     assert times == sorted(set(times)), "no repeat, no step back over the restart"
-    kinds = [event["kind"] for event in events(streams)]
+    kinds = [event["kind"] for event in told_events(streams)]
     told = [kind for kind in kinds if kind in ("connected", "lost")]
     assert told[:3] == ["connected", "lost", "connected"]
 
@@ -69,7 +70,7 @@ def test_producer_killed_and_back_repeats_nothing_and_names_the_gap(
             wait_for(lambda: len(stored(streams)) >= held + 2, "ticks flow again")
     times = [row[0] for row in stored(streams)]
     assert times == sorted(set(times))
-    gaps = [event for event in events(streams) if event["kind"] == "gap"]
+    gaps = [event for event in told_events(streams) if event["kind"] == "gap"]
     named = [market for gap in gaps for market in gap.get("markets", [gap.get("market")])]
     assert sorted(named) == ["BJ", "SH", "SZ"], gaps
     assert all(gap["from_ms"] < gap["to_ms"] for gap in gaps)

@@ -12,8 +12,10 @@ from typing import Any
 import msgpack
 import numpy as np
 import redis
-from live_processes import events, process, producer_env, producer_status
+from live_processes import process, producer_env, producer_status
+from told_events import told_events
 from waiting import wait_for
+from wanting import Readers
 
 from qmt_simulator.control import Control
 from qmt_standalone.redis_server import RedisServer
@@ -21,11 +23,6 @@ from qmt_standalone.redis_server import RedisServer
 CODE = "600519.SH"
 MINUTE_MS = 60_000
 FIELDS = {"time": 0, "open": 1, "high": 2, "low": 3, "close": 4, "volume": 5, "amount": 6}
-
-
-def want(streams: redis.Redis, *members: str, for_s: float = 60.0) -> None:
-    until_ms = time.time() * 1000 + for_s * 1000
-    streams.zadd("qmt:wanted", dict.fromkeys(members, until_ms))
 
 
 def bars(streams: redis.Redis, period: str = "1m", code: str = CODE) -> list[list[Any]]:
@@ -67,8 +64,8 @@ def assert_closed_equal_truth(control: Control, closed: dict[int, list[Any]]) ->
 
 def refused(streams: redis.Redis) -> dict[str, str]:
     return {
-        member.decode(): json.loads(document)["reason"]
-        for member, document in streams.hgetall("qmt:refused").items()
+        want.decode(): json.loads(document)["reason"]
+        for want, document in streams.hgetall("qmt:refused").items()
     }
 
 
@@ -85,15 +82,19 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             "QMT_WANTED_MAX": "3",
             "QMT_BAR_GRACE_S": "20",
         }
-        with process("qmt_producer", **env), closing(Control(port)) as control:
+        with (
+            process("qmt_producer", **env),
+            closing(Control(port)) as control,
+            Readers(streams) as readers,
+        ):
             singles: Callable[[], int] = lambda: control.status()["single_subscriptions"]  # noqa: E731
-            want(streams, f"1m|{CODE}", "tick|000001.SZ", "tick|000001.SH")
-            want(streams, f"1d|{CODE}", for_s=5)
-            want(streams, "1m|999999.SH", "tick|000404.SZ", "nonsense")
+            stay = (f"1m|{CODE}", "tick|000001.SZ", "tick|000001.SH")
+            unknown = ("1m|999999.SH", "tick|000404.SZ", "nonsense")
+            readers.wants = (*stay, f"1d|{CODE}", *unknown)
             wait_for(lambda: singles() == 3, "three subscriptions, the index is pushed anyway")
-            wait_for(lambda: len(refused(streams)) == 3, "what cannot be served is refused")
+            wait_for(lambda: len(refused(streams)) == 2, "what cannot be served is refused")
             assert "999999.SH" in refused(streams)["1m|999999.SH"]
-            want(streams, f"5m|{CODE}")
+            readers.wants += (f"5m|{CODE}",)
             wait_for(lambda: "All 3" in refused(streams).get(f"5m|{CODE}", ""), "the limit")
             wait_for(
                 lambda: streams.xlen("{qmt:SZ}:tick:000001.SZ") >= 3, "ticks of another market"
@@ -101,7 +102,8 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             assert len(bars(streams, "1d")) >= 1
             assert not any(row[11] for row in bars(streams, "1d")), "the day is not over"
 
-            wait_for(lambda: f"5m|{CODE}" not in refused(streams), "the 1d want ran out")
+            readers.wants = (*stay, *unknown, f"5m|{CODE}")
+            wait_for(lambda: f"5m|{CODE}" not in refused(streams), "nobody wants 1d any more")
             wait_for(lambda: len(bars(streams, "5m")) > 0, "its place is taken by 5m")
             assert singles() == 3
             wait_for(
@@ -111,7 +113,7 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             wait_for(lambda: len(final(bars(streams))) >= 2, "two minutes are closed")
             control.set_fault("drop_connection")
             wait_for(
-                lambda: len([e for e in events(streams) if e["kind"] == "connected"]) == 2,
+                lambda: len([e for e in told_events(streams) if e["kind"] == "connected"]) == 2,
                 "the terminal is connected again",
             )
             wait_for(lambda: singles() == 3, "everything is subscribed again")
@@ -125,11 +127,9 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
                 label_closed = [other[11] for other in rows if other[0] == row[0]]
                 assert label_closed == sorted(label_closed), "no forming bar behind a closed one"
 
-            streams.delete("qmt:wanted")
+            readers.wants = ()
             wait_for(lambda: singles() == 0, "all is given back")
             wait_for(lambda: refused(streams) == {}, "nothing is refused that nobody wants")
-    told = [event["want"] for event in events(streams) if event["kind"] == "want refused"]
-    assert sorted(told) == sorted(["1m|999999.SH", "tick|000404.SZ", "nonsense", f"5m|{CODE}"]), (
-        "each once"
-    )
-    assert [event for event in events(streams) if event["kind"] == "late bar"] == []
+    told = [event["want"] for event in told_events(streams) if event["kind"] == "want refused"]
+    assert sorted(told) == sorted(["1m|999999.SH", "tick|000404.SZ", f"5m|{CODE}"]), "each once"
+    assert [event for event in told_events(streams) if event["kind"] == "late bar"] == []

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from live_processes import events, process, producer_env, producer_status
+from live_processes import process, producer_env, producer_status
+from told_events import told_events
 from waiting import wait_for
 
 from qmt_simulator.control import Control
@@ -65,7 +66,7 @@ def test_each_trouble_has_its_state_and_needs_no_restart(
             simulator.wait(60)
             wait_for_state("not_running")
             assert producer.poll() is None
-    told = events(streams)
+    told = told_events(streams)
     assert [event for event in told if event["kind"] == "deaf"] == []
     states = [(event["was"], event["state"]) for event in told if event["kind"] == "terminal"]
     # A program may be seen for a moment longer than its connection.

@@ -18,7 +18,10 @@ from qmt_protocol.redis_users import FUNCTIONS, LIBRARY
 from qmt_standalone.redis_server import RedisServer
 
 CODE = files("qmt_producer").joinpath("functions.lua").read_text("utf-8")
-DIGESTS = {"qmt1": "ce3bf15d4715d139fabfd215efe9f7236d5fb30e49bd74b40dcf2a021f54477c"}
+DIGESTS = {
+    "qmt1": "ce3bf15d4715d139fabfd215efe9f7236d5fb30e49bd74b40dcf2a021f54477c",
+    "qmt2": "794e5ae7206412c9b6bfebcc1bcd2549dd9d96e2ef19b7555da16414dff4e136",
+}
 """Library to the digest of its code. A name that was given out is never given to other code: take
 the next number, here and in `redis_users`."""
 

@@ -18,6 +18,7 @@ import pytest
 import redis
 from archive_maker import ArchiveMaker
 from publisher_bench import CLAMPED, KEYS, LATE, Bench, entry
+from told_events import told_events
 from waiting import wait_for
 
 from qmt_client import NOW_LIVE, AsyncQMTClient
@@ -83,7 +84,7 @@ def t1s(streams: redis.Redis, keys: Keys, code: str) -> list[bytes]:
 
 
 def told(streams: redis.Redis, keys: Keys = TO) -> list[dict[str, Any]]:
-    return [json.loads(fields[b"e"]) for _, fields in streams.xrange(keys.events)]
+    return told_events(streams, keys.prefix)
 
 
 def command(server: RedisServer, maker: ArchiveMaker, *flags: str) -> subprocess.Popen[str]:
@@ -252,7 +253,7 @@ def test_clear_errors(says: Says, streams: redis.Redis, tmp_path: Path) -> None:
         (["--speed", "max"], "No day is named"),
         (["--day", "2026-11-19"], f"It holds 1 days from {DAY} to {DAY}"),
         (["--day", "soon"], "is not a time"),
-        (["--day", "2026-11-20", "--speed", "-1"], "is no speed"),
+        (["--day", "2026-11-20", "--speed", "-1"], "is not a speed"),
         (["--day", "2026-11-20", "--codes", "600519"], "600519"),
         (["--day", "2026-11-20", "--archive-url", str(tmp_path / "none")], "no archive"),
     ):

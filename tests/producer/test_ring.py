@@ -6,8 +6,10 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -
     assert gap is not None
     told = {"600519.SH": [AT_MS + 2000, AT_MS + 3099, 200]}
     assert (gap["codes"], gap["ticks"], gap["reason"]) == (told, 200, "ring full")
-    assert [json.loads(body) for _, body in ring.events()] == [gap]
+    assert [json.loads(body) for _, body in ring.gaps()] == [gap]
     assert ring.take_lost(is_ours, hold=False) is None
     ring.close()
 
@@ -179,7 +181,7 @@ def test_a_standby_names_nothing_and_remembers_what_it_let_go(tmp_path: Path) ->
     overflow(ring, *range(1, 8))
     assert ring.take_lost(lambda _: False, hold=False) is None
     assert ring.gone("SH") == (4, 4)
-    assert ring.events() == []
+    assert ring.gaps() == []
     ring.close()
 
 
@@ -323,10 +325,80 @@ def test_events_wait_until_told(tmp_path: Path) -> None:
     ring.add_event({"kind": "late"})
     ring.close()
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
-    (first, body), _ = ring.events()
+    ((gap, body),) = ring.gaps()
     assert json.loads(body) == {"kind": "gap", "why": "停牌"}
-    ring.told(first)
-    assert [json.loads(body)["kind"] for _, body in ring.events()] == ["late"]
+    ring.told_gaps(gap)
+    assert ring.gaps() == []
+    ((late, body),) = ring.events()
+    assert json.loads(body) == {"kind": "late"}
+    ring.told_events(late)
+    assert ring.events() == []
+    ring.close()
+
+
+def test_what_happens_by_the_thousand_pushes_no_gap_out(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    ring.add_event({"kind": "gap", "reason": "first"})
+    for number in range(1100):
+        ring.add_event({"kind": "lost", "number": number})
+    ring.add_event({"kind": "gap", "reason": "last"})
+    assert [json.loads(body)["reason"] for _, body in ring.gaps()] == ["first", "last"]
+    waiting = [json.loads(body)["number"] for _, body in ring.events(2000)]
+    assert waiting == list(range(100, 1100))
+    ring.close()
+
+
+def test_an_older_ring_is_read_on(tmp_path: Path) -> None:
+    """Its gaps wait among the other events, and are told from there."""
+    Ring(tmp_path / "ring.sqlite", 10_000_000).close()
+    with closing(sqlite3.connect(tmp_path / "ring.sqlite")) as older:
+        older.executescript("DROP TABLE gap; DROP TRIGGER event_bound")
+        older.execute('INSERT INTO event (body) VALUES (\'{"kind": "gap"}\')')
+        older.commit()
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    assert [json.loads(body) for _, body in ring.events()] == [{"kind": "gap"}]
+    ring.add_event({"kind": "gap", "reason": "new"})
+    assert len(ring.gaps()) == 1
+    ring.close()
+
+
+def test_gaps_that_wait_become_few_and_name_all_that_they_named(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    silences = [(market, at, at + 5) for at in range(1000, 1600, 10) for market in ("SH", "SZ")]
+    for market, from_ms, to_ms in silences:
+        gap = {"kind": "gap", "reason": "the terminal was away", "market": market}
+        ring.add_event({**gap, "at_ms": to_ms, "from_ms": from_ms, "to_ms": to_ms})
+    counted = Losses()
+    for at_ms in range(40):
+        counted.add("queue full", [(f"60000{at_ms % 3}.SH", at_ms)])
+        (gap,) = counted.take()
+        ring.add_event({"at_ms": at_ms, **gap})
+    for number in range(3):
+        words = {"kind": "gap", "market": "SH", "reason": f"rejected by Redis: {number}"}
+        ring.add_event({**words, "at_ms": number, "ticks": 2})
+    ring.merge_gaps()
+    gaps = [json.loads(body) for _, body in ring.gaps(100)]
+    away = {"kind": "gap", "reason": "the terminal was away", "at_ms": 1595, "gaps": 60}
+    assert gaps == [
+        {**away, "market": "SH", "from_ms": 1000, "to_ms": 1595},
+        {**away, "market": "SZ", "from_ms": 1000, "to_ms": 1595},
+        {
+            **{"kind": "gap", "reason": "queue full", "at_ms": 39, "gaps": 40},
+            **{"from_ms": 0, "to_ms": 39, "ticks": 40},
+            "codes": {
+                "600000.SH": [0, 39, 14],
+                "600001.SH": [1, 37, 13],
+                "600002.SH": [2, 38, 13],
+            },
+        },
+        {
+            **{"kind": "gap", "market": "SH", "reason": "rejected by Redis: 0"},
+            **{"at_ms": 2, "ticks": 6, "gaps": 3},
+        },
+    ]
+    ring.close()
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    assert [json.loads(body) for _, body in ring.gaps(100)] == gaps
     ring.close()
 
 
@@ -343,7 +415,7 @@ def test_a_full_disk_keeps_what_it_took_and_tells_the_rest_later(tmp_path: Path)
                 kept += 1
         ring.add_event({"kind": "gap"})
         ring.end_silence(5)
-        assert (ring.writable, ring.events(), ring.silences(0)) == (False, [], [])
+        assert (ring.writable, ring.gaps(), ring.silences(0)) == (False, [], [])
         with pytest.raises(RingUnwritable):
             ring.begin_silence(6, "while it is full")
         with pytest.raises(RingUnwritable):
@@ -355,7 +427,7 @@ def test_a_full_disk_keeps_what_it_took_and_tells_the_rest_later(tmp_path: Path)
             assert [batch.entries for batch in ring.after("SH", 0, kept + 9)] == [
                 entries(100, AT_MS + number) for number in range(kept + 1)
             ]
-            assert [json.loads(body) for _, body in ring.events()] == [{"kind": "gap"}]
+            assert [json.loads(body) for _, body in ring.gaps()] == [{"kind": "gap"}]
             assert [(one.from_ms, one.to_ms) for one in ring.silences(0)] == [(1, 5)]
             assert ring.open_silence == 7
             ring.close()

@@ -254,7 +254,8 @@ def _present(stack: Stack) -> tuple[dict[str, set[str]], list[str]]:
     first, second = ([row[b"t1"].decode() for _, row in streams.xrange(key)] for key in MULTI_KEYS)
     wrong = [] if first == second else [f"MULTI: {len(first)} and {len(second)}, by half"]
     found["MULTI"] = first
-    found["ZADD"] = [one.decode() for one in streams.zrange("qmt:wanted", 0, -1)]
+    seen = (one.decode() for one in streams.zrange("qmt:seen", 0, -1))
+    found["ZADD"] = [one for one in seen if one.startswith("ZADD-")]
     found["job"] = [one.decode() for one in jobs.lrange(f"rq:queue:{QUEUE}", 0, -1)]
     hashes = {key.decode()[7:] for key in jobs.scan_iter(match="rq:job:job-*", count=5000)}
     by_half = sorted(hashes ^ set(found["job"]))

@@ -51,14 +51,13 @@ class Writers:
     def __init__(self, stack: Stack) -> None:
         self._archive = stack.streams.connect("archive")
         self._producer = stack.streams.connect("producer")
-        self._client = stack.streams.connect("client")
         self._worker = stack.jobs.connect("worker")
         self._gateway = stack.jobs.connect("gateway")
         self._queue = Queue(QUEUE, connection=self._gateway, serializer=JSONSerializer)
         self._ways: dict[str, Callable[[str], object]] = {
             "XADD": self._xadd,
             "MULTI": self._multi,
-            "ZADD": lambda text: self._client.zadd("qmt:wanted", {text: 1.0}),
+            "ZADD": lambda text: self._archive.zadd("qmt:seen", {text: 1.0}),
             "job": self._job,
             "result": self._result,
         }
@@ -90,7 +89,7 @@ class Writers:
     def close(self) -> None:
         """End all."""
         self.stop()
-        for one in (self._archive, self._producer, self._client, self._worker, self._gateway):
+        for one in (self._archive, self._producer, self._worker, self._gateway):
             one.close()
 
     def _run(self) -> None:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import redis
 from still_running import still_running
+from told_events import told_events
 from waiting import wait_for
 from windows_rig import Box, Receiver, children, heartbeats
 
@@ -143,7 +144,7 @@ def test_a_native_abort_in_the_middle_of_a_job(scene: Scene) -> None:
     ]
     assert len(victims) == 1
     producer_before = heartbeats(scene.redis, "producer")[0]
-    last_event = scene.redis.xrevrange("qmt:events", count=1)[0][0].decode()
+    last_event = scene.redis.xrevrange("qmt:events:producer", count=1)[0][0].decode()
     scene.terminal.control.set_fault("latency", func="get_stock_list_in_sector", s=20)
     failed: list[tuple[float, Exception]] = []
     other: list[float] = []
@@ -194,8 +195,7 @@ def test_a_native_abort_in_the_middle_of_a_job(scene: Scene) -> None:
     assert producer["terminal"] == producer_before["terminal"]
     assert producer["figures"]["published"] > producer_before["figures"]["published"]
     assert producer["figures"]["lost"] == 0
-    since = scene.redis.xrange("qmt:events", min=f"({last_event}")
-    assert [json.loads(fields[b"e"]) for _, fields in since] == []
+    assert told_events(scene.redis, after=last_event) == []
     assert children(scene.redis)["worker-query"]["restarts"] == 0
 
 

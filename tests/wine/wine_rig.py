@@ -17,7 +17,8 @@ from typing import Any
 
 import redis
 from crash_accounting import Verdict, account
-from crash_evidence import gaps_of, pushed_by_code, read_events, stored_by_code
+from crash_evidence import gaps_of, pushed_by_code, stored_by_code
+from told_events import told_events
 from waiting import wait_for
 from wine_environment import HERE, WinePython, windows_path
 
@@ -265,7 +266,7 @@ class Bridge:
     @property
     def events(self) -> list[dict[str, Any]]:
         """Every event told since the begin."""
-        return read_events(self.streams)
+        return told_events(self.streams)
 
     def account(self) -> Verdict:
         """Compare what was pushed with what the streams hold and the gap events name."""

@@ -22,6 +22,7 @@ from qmt_protocol.errors import AccessDenied, CodecError, InstrumentNotFound, QM
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import Tick
 
+from .reading import Readings
 from .settings import GatewaySettings
 
 __all__ = [
@@ -65,6 +66,7 @@ class Bridge:
             prefix=settings.prefix,
             archive_url=settings.archive_url,
         )
+        self.readings = Readings(self.transport.stored())
         self._status = Status(0, ())
         self._sectors: dict[str, tuple[float, list[str]]] = {}
         self._looked_at = float("-inf")
@@ -159,7 +161,7 @@ class Bridge:
 
     async def stored_markets(self) -> list[str]:
         """Return the markets that are archived or published."""
-        archived = await self.transport.stored().markets()
+        archived = await self.readings.markets()
         return sorted({*archived, *await self.published_markets()})
 
     async def manifest(self) -> ArchiveManifest:

@@ -91,7 +91,7 @@ class _Session:
         self._simulated = simulated
         self._replays = Replays(
             subscriber,
-            self._bridge.transport.stored(),
+            self._bridge.readings,
             self._settings.bridge_ws_replays,
             self._hub.budget,
         )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from qmt_client.replay import AsyncReplay
-from qmt_client.stored_source import RedisStored, StoredWish
+from qmt_client.stored_source import StoredWish
 from qmt_protocol.columns import rows_from, ticks_from
 from qmt_protocol.errors import Gap, InvalidRequest, NotFound, Overloaded, QMTError
 from qmt_protocol.live import (
@@ -32,7 +32,8 @@ from qmt_protocol.texts import shown
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, to_datetime
 
 from .budget import Budget
-from .streaming import READING_BYTES, Held
+from .reading import READING_BYTES, Readings
+from .streaming import Held
 from .subscriber import Subscriber
 from .wires import MSGPACK
 
@@ -52,7 +53,7 @@ class Replays:
     """
 
     def __init__(
-        self, subscriber: Subscriber, source: RedisStored, limit: int, budget: Budget
+        self, subscriber: Subscriber, source: Readings, limit: int, budget: Budget
     ) -> None:
         self._subscriber = subscriber
         self._source = source
@@ -129,7 +130,7 @@ class _Running:
     def __init__(
         self,
         subscriber: Subscriber,
-        source: RedisStored,
+        source: Readings,
         message: Replay,
         wish: StoredWish,
         held: Held,

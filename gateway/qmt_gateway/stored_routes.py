@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import pyarrow as pa
 import structlog
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from qmt_client.arguments import parse_names
@@ -23,12 +23,13 @@ from qmt_protocol.times import parse_end, parse_start
 from . import models
 from .access import Admission, AdmissionOf
 from .answers import SOURCE_HEADER, answer, meta_of
-from .bridge import Bridge, source_name
+from .bridge import Bridge, source_name, while_connected
 from .budget import Budget
 from .market_routes import BridgeOf, BudgetOf
 from .parameters import refuse_unknown
+from .reading import READING_BYTES
 from .stored_formats import MEDIA, Format, Maker, maker_of
-from .streaming import READING_BYTES, Held, Streamed
+from .streaming import Held, Streamed
 
 __all__ = ["router"]
 
@@ -136,11 +137,11 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     responses=_ANSWERS,
 )
 async def stored_ticks(
-    query: QueryOf, bridge: BridgeOf, budget: BudgetOf, admission: AdmissionOf
+    request: Request, query: QueryOf, bridge: BridgeOf, budget: BudgetOf, admission: AdmissionOf
 ) -> Response:
     """From archive and streams as one; no terminal is asked."""
     wish = await query.wish(bridge, "tick")
-    return await _streamed(bridge, budget, wish, query.format, admission)
+    return await _streamed(request, bridge, budget, wish, query.format, admission)
 
 
 @router.get(
@@ -151,6 +152,7 @@ async def stored_ticks(
     responses=_ANSWERS,
 )
 async def stored_bars(
+    request: Request,
     query: QueryOf,
     bridge: BridgeOf,
     budget: BudgetOf,
@@ -159,18 +161,23 @@ async def stored_bars(
 ) -> Response:
     """A bar is collected while somebody wants it live; others come by `/api/history`."""
     wish = await query.wish(bridge, parse_period(period, bars_only=True))
-    return await _streamed(bridge, budget, wish, query.format, admission)
+    return await _streamed(request, bridge, budget, wish, query.format, admission)
 
 
 async def _streamed(
-    bridge: Bridge, budget: Budget, wish: StoredWish, form: Format, admission: Admission
+    request: Request,
+    bridge: Bridge,
+    budget: Budget,
+    wish: StoredWish,
+    form: Format,
+    admission: Admission,
 ) -> Response:
     simulated = await bridge.simulated()
     held = Held(budget, READING_BYTES)
-    batches = admission.counted(bridge.transport.stored().batches(wish, _unreadable))
+    batches = admission.counted(bridge.readings.batches(wish, _unreadable))
     try:
         # What cannot be read from the start is an error answer, and not one that breaks off.
-        first = await anext(batches, None)
+        first = await while_connected(request, anext(batches, None))
     except BaseException:
         held.let_go()
         await batches.aclose()

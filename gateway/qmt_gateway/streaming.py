@@ -16,7 +16,6 @@ from .budget import Budget
 from .problems import problem
 
 __all__ = [
-    "READING_BYTES",
     "Backpressure",
     "Held",
     "Streamed",
@@ -24,8 +23,6 @@ __all__ = [
     "streamed_or_whole",
 ]
 
-READING_BYTES: Final = 32_000_000
-"""What one reading of archive and streams holds at most, as measured."""
 
 _PIECE_BYTES: Final = 65_536
 _WHOLE_BYTES: Final = 1_000_000

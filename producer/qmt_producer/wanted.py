@@ -23,8 +23,8 @@ __all__ = ["Wanted"]
 
 log: Final = structlog.get_logger(__name__)
 
-_MOST_MESSAGES: Final = 2_000
-_MOST_BYTES: Final = 4_000_000
+_MOST_MESSAGES: Final = 10_000
+_MOST_BYTES: Final = 8_000_000
 """What is heard in one look; Redis keeps the rest, and drops a listener that lags by 32 MB."""
 _MOST_MARKETS: Final = 32
 _SAY_EVERY_S: Final = 60.0

@@ -146,6 +146,8 @@ class ArrowStream:
         if self.schema is None:
             self._fail("its schema does not come first")
         if message.kind == _DICTIONARY:
+            if not any(pa.types.is_dictionary(field.type) for field in self.schema):
+                self._fail("it has a dictionary, and no column of one")  # read with each batch
             self._dictionaries[message.dictionary] = whole
             if sum(map(len, self._dictionaries.values())) > MAX_ARROW_BODY_BYTES:
                 self._fail("its dictionaries are too large")

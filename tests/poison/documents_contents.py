@@ -6,6 +6,7 @@ Every one is written with the rights of its role, as a fault or an intruder ther
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -404,6 +405,10 @@ def _chunks() -> Iterator[tuple[str, Write]]:
     yield "whose texts are no UTF-8", _manifest(_table(), offsets)
 
 
+def _slug(words: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]+", "-", words)
+
+
 def _contents() -> Iterator[Content]:
     for kind, role, server, of in (
         ("heartbeat", "worker", "streams", _heartbeats),
@@ -420,7 +425,7 @@ def _contents() -> Iterator[Content]:
         ("chunk", "worker", "jobs", _chunks),
     ):
         for name, write in of():
-            yield Content(f"{kind}: {name}", role, server, write)
+            yield Content(_slug(f"{kind}-{name}"), role, server, write)
 
 
 CONTENTS: Final = tuple(_contents())

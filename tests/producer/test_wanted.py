@@ -11,6 +11,7 @@ import redis
 import structlog
 from wanting import heard_on
 
+import qmt_producer.wanted
 from qmt_producer.redis_link import connect
 from qmt_producer.wanted import Wanted
 from qmt_protocol.codes import parse_code
@@ -109,8 +110,9 @@ def test_what_is_no_want_is_named_once_and_ignored(
 
 
 def test_more_messages_than_one_look_reads_come_with_the_next(
-    wanted: Wanted, streams: redis.Redis
+    wanted: Wanted, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(qmt_producer.wanted, "_MOST_MESSAGES", 2_000)
     with streams.pipeline(transaction=False) as pipe:
         for _ in range(4_500):
             pipe.publish(CHANNEL, "1m|600519.SH")

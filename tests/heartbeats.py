@@ -10,8 +10,9 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.status import Heartbeat, encode_heartbeat
 from qmt_protocol.times import redis_ms
 
-BEATS_ON_MS: Final = 600_000
-"""For a process that lives as long as its test: nobody has to beat while the machine is busy."""
+BEATS_ON_MS: Final = 59_000
+"""For a process that lives as long as its test: nobody has to beat while the machine is busy. More
+than a minute ahead is refused."""
 
 
 def write_heartbeat(streams: redis.Redis, keys: Keys, beat: Heartbeat, *, ahead_ms: int = 0) -> int:

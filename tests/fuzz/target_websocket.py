@@ -19,7 +19,7 @@ from fuzz_children import Report, in_children
 from fuzz_gateway import CODES, OPEN_MS, GatewayRig, Misbehaved
 from fuzz_run import Target
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import OP_CONT, OP_TEXT, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -186,7 +186,7 @@ def _send(client: ClientConnection, how: str, data: bytes, chance: random.Random
 
 def _send_frame(client: ClientConnection, data: bytes, chance: random.Random) -> None:
     """Send frames that make no message: a fragment without beginning or end, a bad opcode."""
-    opcode = chance.choice((OP_CONT, OP_TEXT, Opcode.PING, Opcode.PONG))
+    opcode = chance.choice((Opcode.CONT, Opcode.TEXT, Opcode.PING, Opcode.PONG))
     part = data[:120] if opcode in (Opcode.PING, Opcode.PONG) else data
     frame = Frame(opcode, part, fin=opcode in (Opcode.PING, Opcode.PONG))
     raw = frame.serialize(mask=True)

@@ -124,7 +124,6 @@ def test_status_tells_ages_and_that_it_is_simulated(
     assert status.simulated
     told = status.to_dict()
     assert told["processes"][0]["age_ms"] == one.age_ms
-    assert type(status).from_dict(told) == status
 
 
 # Live
@@ -422,7 +421,7 @@ async def test_an_unreadable_entry_is_a_gap_and_the_next_one_is_read(
         publish(streams, "SH", seeds(1, volume))
         assert await asyncio.wait_for(volumes(reader, volume), 120) == [volume]
     assert len(gaps) == 2
-    assert all("cannot be read" in gap.message for gap in gaps)
+    assert [gap.data["reason"] for gap in gaps] == ["unreadable"] * 2
 
 
 async def test_a_reader_may_give_up(server: RedisServer) -> None:

@@ -155,7 +155,8 @@ def _judge(response: requests.Response) -> str:
     told = _problem(response)
     if response.status_code >= 500:
         raise Misbehaved(f"{response.status_code} {told}")
-    if response.status_code in (415, 422) and not told["data"].get("field"):
+    field = told["data"].get("field")  # "": a parameter without a name
+    if response.status_code in (415, 422) and field is None:
         raise Misbehaved(f"no field is named: {told}")
     if len(response.content) > 10_000:
         raise Misbehaved(f"{len(response.content)} bytes of an error")

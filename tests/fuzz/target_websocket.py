@@ -192,7 +192,10 @@ def _send_frame(client: ClientConnection, data: bytes, chance: random.Random) ->
     raw = frame.serialize(mask=True)
     if chance.random() < 0.3:
         raw = bytes([raw[0] | chance.choice((0x70, 0x03, 0x0B))]) + raw[1:]
-    client.socket.sendall(raw)
+    try:
+        client.socket.sendall(raw)
+    except OSError:
+        pass  # the gateway has closed the connection: its code is looked at by who sends next
 
 
 def make_cases() -> WebSocketCases:
@@ -210,6 +213,6 @@ TARGET: Final = Target(
     "messages to /ws/v1 (JSON and msgpack), /ws/realtime and /ws/whole_quote, each with a good "
     "subscription behind it",
     100_000,
-    800,
+    300,
     run,
 )

@@ -18,7 +18,6 @@ from fuzz_run import ROOT, Target
 from qmt_client.follow import gap_of_event
 from qmt_client.position import Place
 from qmt_client.processes import Status
-from qmt_client.wants import _reason
 from qmt_gateway.hub import notice_of
 from qmt_gateway.wires import Row
 from qmt_protocol.archive import ArchivedFile, Missing, encode_manifest
@@ -33,6 +32,7 @@ from qmt_protocol.feed import decode_latest, decode_rows, readable, split_bar_ba
 from qmt_protocol.jobs import Manifest, Progress, decode_manifest, decode_progress
 from qmt_protocol.status import Heartbeat, decode_heartbeat, encode_heartbeat
 from qmt_protocol.ticks import TICK_FIELDS, decode_row, decode_tick
+from qmt_protocol.wants import decode_refusal
 
 CODE: Final = "600519.SH"
 ID: Final = "1763688600000-3"
@@ -303,7 +303,7 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 
 def judge_refusal(data: bytes) -> None:
-    assert len(_reason(data)) <= 200
+    assert len(decode_refusal(data).reason) <= 300
 
 
 def judge_position(data: bytes) -> None:

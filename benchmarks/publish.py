@@ -333,7 +333,7 @@ class _Bench:
             intake = Intake(
                 line.ring,
                 list(MARKETS),
-                bars=BarMaker(lambda: 0, 0),
+                bars=BarMaker(lambda: 0, 0, lambda: None),
                 batch_ticks=BATCH,
                 queue_bytes=256_000_000,
                 decode_bson=bson.decode,

@@ -10,6 +10,9 @@ next period arrives. Its end is
   whole year. Until then the label may move on from day to day, and nothing is closed.
 
 A bar that changes after it was closed is told again, closed: a correction.
+
+The clock closes nothing while a code is not subscribed: a bar may have ended unseen. Pushes wait
+from `expect` to `resume`, which brings what the terminal has of the time between.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qmt_protocol.bars import encode_bar
@@ -31,6 +34,7 @@ __all__ = ["DEFAULT_CLOSE_S", "BarMaker", "MadeBar", "bar_end_ms"]
 DEFAULT_CLOSE_S: Final = 15 * 3600
 """Close of the day, in seconds from midnight, where the terminal does not tell."""
 
+_WAITING_ROWS: Final = 100
 _MONTHS: Final = {"1mon": 1, "1q": 3, "1hy": 6, "1y": 12}
 _AHEAD_MS: Final = 400 * DAY_MS
 
@@ -48,6 +52,9 @@ class _State:
     told: bytes = b""
     before: tuple[int, bytes] = (0, b"")
     """Label and ``k1`` of the bar before, which terminals send along again."""
+    stamp: int | None = None
+    """The subscription that its rows come from; ``None``: pushes wait."""
+    waiting: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 class BarMaker:
@@ -59,19 +66,39 @@ class BarMaker:
         The market's clock.
     grace_ms
         How long after its end a bar may still change without being called closed.
+    stamp
+        Tells which subscription to the terminal holds now; ``None``: none.
     """
 
-    def __init__(self, now_ms: Callable[[], int], grace_ms: int) -> None:
+    def __init__(
+        self, now_ms: Callable[[], int], grace_ms: int, stamp: Callable[[], int | None]
+    ) -> None:
         self._now_ms = now_ms
         self._grace_ms = grace_ms
+        self._stamp = stamp
         self._lock = threading.Lock()
         self._states: dict[tuple[str, str], _State] = {}
 
-    def expect(self, period: str, code: str, close_s: int = DEFAULT_CLOSE_S) -> None:
-        """Take bars of a code from now on; `close_s` is its close in seconds from midnight."""
+    def expect(self, period: str, code: str, close_s: int = DEFAULT_CLOSE_S) -> int:
+        """Let pushes of a code wait from now on; `close_s` is its close in seconds from midnight.
+
+        Returns
+        -------
+        int
+            The label of its last bar, ms since the epoch; 0 when none was seen.
+        """
         with self._lock:
             fresh = _State(close_s, bar_nulls(code))
-            self._states.setdefault((period, code), fresh).close_s = close_s
+            state = self._states.setdefault((period, code), fresh)
+            state.close_s, state.stamp = close_s, None
+            return state.label_ms
+
+    def resume(self, period: str, code: str, stamp: int, rows: list[dict[str, Any]]) -> None:
+        """Take its bars as those of this subscription: first `rows`, then what waits."""
+        with self._lock:
+            state = self._states[period, code]
+            state.stamp = stamp
+            state.waiting[:0] = rows
 
     def forget(self, period: str, code: str) -> None:
         """Take no more of them; a forming bar stays as it was told last."""
@@ -85,33 +112,47 @@ class BarMaker:
             state = self._states.get((period, code))
             if state is None:
                 return []
-            made: list[MadeBar] = []
-            for sent in rows:
-                row = {**sent, **state.nulls}
-                label_ms = row.get("time")
-                if not isinstance(label_ms, int) or not 0 < label_ms < now_ms + _AHEAD_MS:
-                    made.append((now_ms, EncodeError(f"A bar without a usable time: {label_ms}.")))
-                elif label_ms < state.label_ms:
-                    # Redis will call it late, unless it is nothing new.
-                    made += [one for one in _made(int(label_ms), row) if one != state.before]
-                else:
-                    self._move_on(period, state, label_ms, made)
-                    state.label_ms, state.row = int(label_ms), row
-            self._tell(period, state, now_ms, made)
-        return made
+            state.waiting += rows
+            if state.stamp is None:
+                del state.waiting[:-_WAITING_ROWS]
+                return []
+            return self._take_waiting(period, state, now_ms)
 
     def due(self) -> list[tuple[str, str, MadeBar]]:
-        """Return period, code and bar of all that the clock has closed since."""
-        now_ms = self._now_ms()
-        closed: list[tuple[str, str, MadeBar]] = []
+        """Return period, code and bar of what waited, and of all that the clock has closed since.
+
+        Nothing of a code whose subscription holds no more: what comes next may end its bar.
+        """
+        now_ms, stamp = self._now_ms(), self._stamp()
+        told: list[tuple[str, str, MadeBar]] = []
         with self._lock:
             for (period, code), state in self._states.items():
-                if state.row is not None and not state.closed:
-                    made: list[MadeBar] = []
-                    if self._is_over(period, state, now_ms):
-                        self._tell(period, state, now_ms, made)
-                    closed += [(period, code, one) for one in made]
-        return closed
+                if state.stamp is None or state.stamp != stamp:
+                    continue
+                made: list[MadeBar] = []
+                if state.waiting:
+                    made = self._take_waiting(period, state, now_ms)
+                elif not state.closed and self._is_over(period, state, now_ms):
+                    self._tell(period, state, now_ms, made)
+                told += [(period, code, one) for one in made]
+        return told
+
+    def _take_waiting(self, period: str, state: _State, now_ms: int) -> list[MadeBar]:
+        made: list[MadeBar] = []
+        for sent in state.waiting:
+            row = {**sent, **state.nulls}
+            label_ms = row.get("time")
+            if not isinstance(label_ms, int) or not 0 < label_ms < now_ms + _AHEAD_MS:
+                made.append((now_ms, EncodeError(f"A bar without a usable time: {label_ms}.")))
+            elif label_ms < state.label_ms:
+                # Redis will call it late, unless it is nothing new.
+                made += [one for one in _made(int(label_ms), row) if one != state.before]
+            else:
+                self._move_on(period, state, label_ms, made)
+                state.label_ms, state.row = int(label_ms), row
+        state.waiting = []
+        self._tell(period, state, now_ms, made)
+        return made
 
     @property
     def busy(self) -> bool:
@@ -119,7 +160,7 @@ class BarMaker:
         return bool(self._states)
 
     def _is_over(self, period: str, state: _State, now_ms: int) -> bool:
-        return now_ms >= bar_end_ms(period, state.label_ms, state.close_s) + self._grace_ms
+        return state.row is not None and now_ms >= bar_end_ms(period, state.label_ms, state.close_s) + self._grace_ms
 
     def _move_on(self, period: str, state: _State, label_ms: int, made: list[MadeBar]) -> None:
         """Close the bar before, if a later label means that it is over."""

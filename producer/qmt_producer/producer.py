@@ -52,7 +52,9 @@ class Producer:
         self._ring = Ring(settings.ring, settings.ring_max_mb * 1_000_000)
         self._lost_ticks = 0
         self._started_ms = time.time_ns() // 1_000_000
-        self._bars = BarMaker(self._now_ms, int(settings.bar_grace_s * 1000))
+        self._bars = BarMaker(
+            self._now_ms, int(settings.bar_grace_s * 1000), self._subscription
+        )
         self._intake = Intake(
             self._ring,
             settings.markets,
@@ -109,7 +111,7 @@ class Producer:
             url=settings.streams_url,
             standing=settings.markets,
             limit=settings.wanted_max,
-            stamp=lambda: self._listener.subscriptions if self._terminal.connected else None,
+            stamp=self._subscription,
             put_rows=self._intake.put_rows,
             is_ours=self._is_ours,
             on_market=self._publisher.add,
@@ -185,6 +187,9 @@ class Producer:
         clock = self._terminal.clock
         ahead_ms = self._clocks.ahead_ms if clock is None or clock.is_real else 0
         return self._terminal.now_ms() - ahead_ms
+
+    def _subscription(self) -> int | None:
+        return self._listener.subscriptions if self._terminal.connected else None
 
     def _is_ours(self, market: str) -> bool:
         return market not in self._publisher.figures.standby

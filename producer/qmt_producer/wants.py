@@ -44,6 +44,8 @@ _MOST_MARKETS: Final = 32
 """Markets published at once: what a want of another one would begin does not end with it."""
 _TRY_S: Final = 1.0
 """How long the terminal is asked in one look; the rest comes with the next."""
+_MISSED_ROWS: Final = 2_000
+"""Most bars that are read back of the time without a subscription: eight days of 1m."""
 _NEWS_EVERY_S: Final = 10.0
 _NAMED: Final = 20
 """Refusals told by name as events and in the log, so often; others are counted."""
@@ -234,14 +236,31 @@ class Wants:
         if not anyway:
             self._unsubscribe(served)  # or everything would be pushed twice
             served.number = -1
+            last_ms = 0
             if period != "tick":
-                self._bars.expect(period, code, self._hours.close_s(code))
+                last_ms = self._bars.expect(period, code, self._hours.close_s(code))
             self._markets.add(market)
             self._on_market(market)
             put = partial(self._put_rows, period)
             served.connection, _ = self._terminal.generation
             served.number = self._terminal.subscribe_quote(code, period, callback=put)
+            if period != "tick":
+                missed = self._bars_from(period, code, last_ms) if last_ms else []
+                self._bars.resume(period, code, stamp, missed)
         served.stamp = stamp
+
+    def _bars_from(self, period: str, code: str, label_ms: int) -> list[dict[str, Any]]:
+        """Return what the terminal has from a label on: the end of the bar that was seen last."""
+        span: dict[str, Any] = {"start_ms": label_ms, "end_ms": None, "count": None}
+        try:
+            frames = self._terminal.bars([code], period, **span, adjust="none", fill=False)
+        except TerminalNotConnected:
+            raise
+        except QMTError as error:  # the bar is closed as it was seen
+            log.warning("missed bars cannot be read", code=code, error=error.message)
+            return []
+        rows = [row for frame in frames.values() for row in frame.to_dict("records")]
+        return rows[-_MISSED_ROWS:]
 
     def _unsubscribe(self, served: _Served) -> None:
         if served.number >= 0 and served.connection == self._terminal.generation[0]:
@@ -271,8 +290,10 @@ class Wants:
         before = self._refused.get(want)
         refusal.told = before is not None and before.told and before.reason == refusal.reason
         with self._lock:
-            self._served.pop(want, None)
+            served = self._served.pop(want, None)
             self._refused[want] = refusal
+        if served is not None:
+            self._bars.forget(served.period, served.code)
         if before is None or before.reason != refusal.reason:
             self._note(want, refusal.reason)
 

@@ -217,28 +217,30 @@ async def test_cancelled_while_it_is_submitted_a_job_is_withdrawn(
 ) -> None:
     """The job has arrived; the answer with its id has not."""
     arrived, answer = threading.Event(), threading.Event()
-    ask = httpx.AsyncClient.request
+    send = httpx.AsyncClient.send
 
     def enqueue_slowly(*args: Any) -> None:
         enqueue(*args)
         arrived.set()
         answer.wait(60)
 
-    async def ask_slowly(self: httpx.AsyncClient, method: str, path: str, **options: Any) -> Any:
-        response = await ask(self, method, path, **options)
-        if method == "POST":
+    async def ask_slowly(
+        self: httpx.AsyncClient, request: httpx.Request, **options: Any
+    ) -> httpx.Response:
+        response = await send(self, request, **options)
+        if request.method == "POST":
             arrived.set()
             await asyncio.to_thread(answer.wait, 60)
         return response
 
     monkeypatch.setattr("qmt_client.redis_transport.enqueue", enqueue_slowly)
-    monkeypatch.setattr(httpx.AsyncClient, "request", ask_slowly)
+    monkeypatch.setattr(httpx.AsyncClient, "send", ask_slowly)
     with make_worker(sector_stocks=lambda params: []) as worker:
         worker.hold()
         by = target if way == "redis" else {"url": gateway.url}
         async with AsyncQMTClient(**by, timeout_s=60) as client:
             task = asyncio.create_task(client.sector_stocks("沪深300"))
-            await asyncio.to_thread(arrived.wait, 60)
+            assert await asyncio.to_thread(arrived.wait, 60)
             assert jobs.llen("rq:queue:qmt-query") == 1
             task.cancel()
             answer.set()

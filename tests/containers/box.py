@@ -133,7 +133,8 @@ class Box:
             python = self._bootstrap(tool, "python", _host_suite(), _IN_PYTHON)
             debian = self._bootstrap(tool, "debian", _SUITE, ())
             self._finish(debian, "debian")
-            shutil.copytree(self._cache / "debian", self.root, symlinks=True)
+            # Device nodes among its files are copied as such: read, some have no end.
+            self._said(["cp", "-a", str(self._cache / "debian"), str(self.root)])
             for command in ("update", f"install -y --no-install-recommends {' '.join(_IN_BOX)}"):
                 self._said(["chroot", str(self.root), "sh", "-c", f"apt-get -q {command}"])
             self._finish(python, "python")

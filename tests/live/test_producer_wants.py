@@ -72,15 +72,15 @@ def refused(streams: redis.Redis) -> dict[str, str]:
 def test_wants_are_served_closed_by_the_clock_and_given_back(
     tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
 ) -> None:
-    # Ten market seconds a second, and bars pushed each second: so a grace of 20 s.
-    clock = ("--start", "2026-01-05 10:00:10", "--speed", "10")
+    # Twenty market seconds a second, and bars pushed each second: so a grace of 40 s.
+    clock = ("--start", "2026-01-05 10:00:10", "--speed", "20")
     with process("qmt_simulator", "--port", "0", "--interval-ms", "1000", *clock) as (_, ready):
         port = int(json.loads(ready.readline())["port"])
         env = {
             **producer_env(streams_server, port, tmp_path / "ring"),
             "QMT_MARKETS": "SH",
             "QMT_WANTED_MAX": "3",
-            "QMT_BAR_GRACE_S": "20",
+            "QMT_BAR_GRACE_S": "40",
         }
         with (
             process("qmt_producer", **env),

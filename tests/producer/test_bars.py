@@ -48,10 +48,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_ms = FIRST_MS - 30_000
+        self.stamp: int | None = 1
 
     def maker(self, period: str = "1m", code: str = CODE, close_s: int = 15 * 3600) -> BarMaker:
-        maker = BarMaker(lambda: self.now_ms, GRACE_MS)
-        maker.expect(period, code, close_s)
+        maker = BarMaker(lambda: self.now_ms, GRACE_MS, lambda: self.stamp)
+        assert maker.expect(period, code, close_s) == 0
+        maker.resume(period, code, 1, [])
         return maker
 
 
@@ -82,6 +84,40 @@ def test_the_clock_closes_a_bar_and_not_the_next_tick() -> None:
     assert maker.take("1m", CODE, [row(FIRST_MS, 10.2)]) == []
     correction = maker.take("1m", CODE, [row(FIRST_MS, 10.3)])
     assert told(correction) == [(FIRST_MS, 103_000, True)], "a change after it is a correction"
+
+
+def test_a_bar_that_ends_without_a_subscription_is_closed_by_what_the_terminal_has() -> None:
+    clock = Clock()
+    maker = clock.maker()
+    maker.take("1m", CODE, [row(FIRST_MS, 10.1)])
+    clock.stamp = None
+    clock.now_ms = FIRST_MS + GRACE_MS
+    assert maker.due() == [], "its last ticks may not have come"
+    clock.stamp = 2
+    assert maker.due() == [], "nor is it known what the terminal has"
+    assert maker.expect("1m", CODE) == FIRST_MS
+    next_ms, then_ms = FIRST_MS + MINUTE_MS, FIRST_MS + 2 * MINUTE_MS
+    clock.now_ms = next_ms + 10_000
+    assert maker.take("1m", CODE, [row(then_ms, 10.5)]) == [], "a push waits"
+    missed = [row(FIRST_MS, 10.3), row(next_ms, 10.4), row(then_ms, 10.45)]
+    maker.resume("1m", CODE, 2, missed)
+    assert told([bar for _, _, bar in maker.due()]) == [
+        (FIRST_MS, 103_000, True),
+        (next_ms, 104_000, True),
+        (then_ms, 105_000, False),
+    ]
+    clock.now_ms = then_ms + GRACE_MS
+    assert told([bar for _, _, bar in maker.due()]) == [(then_ms, 105_000, True)]
+
+
+def test_pushes_that_wait_are_bounded() -> None:
+    clock = Clock()
+    maker = BarMaker(lambda: clock.now_ms, GRACE_MS, lambda: clock.stamp)
+    maker.expect("1m", CODE)
+    for at_s in range(1_000):
+        assert maker.take("1m", CODE, [row(FIRST_MS, 10.0 + at_s / 100)]) == []
+    maker.resume("1m", CODE, 1, [])
+    assert told(maker.take("1m", CODE, [])) == [(FIRST_MS, 199_900, False)]
 
 
 def test_the_next_label_closes_the_one_before_at_once() -> None:

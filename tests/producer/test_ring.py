@@ -257,7 +257,7 @@ def run_intake(
     intake = Intake(
         ring,
         ["SH", "SZ"],
-        bars=BarMaker(lambda: AT_MS, 1000),
+        bars=BarMaker(lambda: AT_MS, 1000, lambda: None),
         batch_ticks=2,
         queue_bytes=queue_bytes,
         decode_bson=bson.decode,

@@ -45,7 +45,7 @@ def wants_of(url: str) -> Wants:
     )
     return Wants(
         terminal,
-        BarMaker(lambda: 0, 0),
+        BarMaker(lambda: 0, 0, lambda: None),
         SimpleNamespace(close_s=lambda _: 0),  # type: ignore[arg-type]
         keys=Keys("t"),
         url=url,

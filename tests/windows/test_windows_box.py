@@ -166,26 +166,28 @@ def test_a_native_abort_in_the_middle_of_a_job(scene: Scene) -> None:
     threads = [threading.Thread(target=one) for one in (ask, download)]
     for one in threads:
         one.start()
-    busy = {"busy": "sector_stocks", "finished": 0}
-    wait_for(
-        lambda: (
-            busy in [one["figures"] for one in heartbeats(scene.redis, "worker")]
-            and len(other) >= 1
-        ),
-        "the job to run",
-    )
-    began = time.monotonic()
-    assert scene.terminal.control.set_fault("abort_client", pid=victims[0]) == 1
-    threads[0].join(60)
-    assert failed, "the job did not end"
-    assert failed[0][0] - began < 60
-    print(f"\nthe job failed {failed[0][0] - began:.2f} s after the abort")
-    assert failed[0][1].data["reason"] == "child died"  # type: ignore[attr-defined]
-    assert "signal 6" in str(failed[0][1])
-    count = len(other)
-    wait_for(lambda: len(other) > count, "the other queue")
-    stop.set()
-    threads[1].join(60)
+    try:
+        wait_for(
+            lambda: (
+                "sector_stocks"
+                in [one["figures"]["busy"] for one in heartbeats(scene.redis, "worker")]
+                and len(other) >= 1
+            ),
+            "the job to run",
+        )
+        began = time.monotonic()
+        assert scene.terminal.control.set_fault("abort_client", pid=victims[0]) == 1
+        threads[0].join(60)
+        assert failed, "the job did not end"
+        assert failed[0][0] - began < 60
+        print(f"\nthe job failed {failed[0][0] - began:.2f} s after the abort")
+        assert failed[0][1].data["reason"] == "child died"  # type: ignore[attr-defined]
+        assert "signal 6" in str(failed[0][1])
+        count = len(other)
+        wait_for(lambda: len(other) > count, "the other queue")
+    finally:
+        stop.set()
+        threads[1].join(60)
     assert max(b - a for a, b in itertools.pairwise(other)) < 10
     scene.terminal.control.clear_fault()
     with scene.client() as client:

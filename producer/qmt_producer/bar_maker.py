@@ -160,7 +160,9 @@ class BarMaker:
         return bool(self._states)
 
     def _is_over(self, period: str, state: _State, now_ms: int) -> bool:
-        return state.row is not None and now_ms >= bar_end_ms(period, state.label_ms, state.close_s) + self._grace_ms
+        if state.row is None:
+            return False
+        return now_ms >= bar_end_ms(period, state.label_ms, state.close_s) + self._grace_ms
 
     def _move_on(self, period: str, state: _State, label_ms: int, made: list[MadeBar]) -> None:
         """Close the bar before, if a later label means that it is over."""

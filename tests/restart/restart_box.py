@@ -53,6 +53,11 @@ class Box:
         if not self._orders.poll(WITHIN_S) or self._orders.recv() != word:
             raise RuntimeError(f"the Windows box did not say {word!r}; see box.log")
 
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        log = self._folder / "box.log"
+        return log.read_text("utf-8", "replace")[-2000:] if log.exists() else "no log"
+
     @property
     def running(self) -> bool:
         """Whether it was started and not killed."""

@@ -127,17 +127,22 @@ class Cell:
     def wait_acknowledged(self) -> None:
         """Wait until both servers have taken new writes, and new ticks are there."""
         before, was = dict(self.writers.counts), self._fed()
-        wait_for(
-            lambda: (
-                all(
-                    self.writers.counts[kind, "acknowledged"]
-                    >= before.get((kind, "acknowledged"), 0) + _FLOW
-                    for kind in KINDS
-                )
-                and self._fed() > was + 5
-            ),
-            "writes are acknowledged and ticks flow",
-        )
+        try:
+            wait_for(
+                lambda: (
+                    all(
+                        self.writers.counts[kind, "acknowledged"]
+                        >= before.get((kind, "acknowledged"), 0) + _FLOW
+                        for kind in KINDS
+                    )
+                    and self._fed() > was + 5
+                ),
+                "writes are acknowledged and ticks flow",
+            )
+        except TimeoutError as error:
+            flow = f"batches {was} to {self._fed()}, {dict(self.writers.counts)}"
+            said = f"{flow}, {self.writers.forbidden or dict(self.writers.errors)}"
+            raise TimeoutError(f"{error}: {said}; {self.box.last_words()}") from error
 
     def _fed(self) -> int:
         return int(self.stack.streams.judge.xlen("{qmt:SH}:feed"))

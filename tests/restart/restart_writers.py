@@ -57,7 +57,8 @@ class Writers:
         self._ways: dict[str, Callable[[str], object]] = {
             "XADD": self._xadd,
             "MULTI": self._multi,
-            "ZADD": lambda text: self._archive.zadd("qmt:seen", {text: 1.0}),
+            # Seen just now: what was seen long ago is forgotten by every producer.
+            "ZADD": lambda text: self._archive.zadd("qmt:seen", {text: time.time() * 1000}),
             "job": self._job,
             "result": self._result,
         }

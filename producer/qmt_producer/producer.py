@@ -52,9 +52,7 @@ class Producer:
         self._ring = Ring(settings.ring, settings.ring_max_mb * 1_000_000)
         self._lost_ticks = 0
         self._started_ms = time.time_ns() // 1_000_000
-        self._bars = BarMaker(
-            self._now_ms, int(settings.bar_grace_s * 1000), self._subscription
-        )
+        self._bars = BarMaker(self._now_ms, int(settings.bar_grace_s * 1000), self._subscription)
         self._intake = Intake(
             self._ring,
             settings.markets,

@@ -66,8 +66,13 @@ def connect(url: str) -> redis.Redis:
 
 
 @contextmanager
-def redis_errors(address: str) -> Iterator[None]:
+def redis_errors(address: str, key: str = "A key") -> Iterator[None]:
     """Turn what redis-py raises into the project's errors, which name the address.
+
+    Parameters
+    ----------
+    key
+        What is read, where only one can be of a wrong type.
 
     Raises
     ------
@@ -97,7 +102,7 @@ def redis_errors(address: str) -> Iterator[None]:
     except redis.ResponseError as error:
         if "WRONGTYPE" in str(error):  # nothing is wrong with the server
             raise CodecError(
-                f"A key in Redis at {address} is not of the type that it should be: {error}.",
+                f"{key} in Redis at {address} is not of the type that it should be: {error}.",
                 hint="Something else writes under this prefix; see docs/wire.md for its keys.",
                 address=address,
             ) from error
@@ -116,8 +121,10 @@ def _refused(address: str, error: Exception) -> RedisUnavailable:
 
 
 @asynccontextmanager
-async def redis_call(address: str, within_s: float = _ANSWER_WITHIN_S) -> AsyncIterator[None]:
+async def redis_call(
+    address: str, within_s: float = _ANSWER_WITHIN_S, *, key: str = "A key"
+) -> AsyncIterator[None]:
     """Do as `redis_errors` does, and allow one asyncio exchange ten seconds, or as many."""
-    with redis_errors(address):
+    with redis_errors(address, key):
         async with timeout(within_s):
             yield

@@ -19,7 +19,7 @@ from qmt_protocol.jobs import Progress
 
 from .transport import OnProgress
 
-__all__ = ["JobCarrier", "submit_and_wait"]
+__all__ = ["JobCarrier", "failure_of", "submit_and_wait"]
 
 _CANCEL_WITHIN_S: Final = 2.0
 
@@ -37,6 +37,12 @@ class JobCarrier(Protocol):
 
     async def cancel(self, job_id: str) -> None:
         """Give a job up."""
+
+
+def failure_of(progress: Progress, name: str = "The job") -> QMTError:
+    """Return why a job failed, as its worker says; what it does not say is a `JobFailed`."""
+    told = progress.error or JobFailed(f"{name} failed.").to_dict()
+    return error_from_dict(told, unknown=JobFailed)
 
 
 async def submit_and_wait(
@@ -76,7 +82,7 @@ async def submit_and_wait(
                 continue
             after, progress = entry
             if progress.state == "failed":
-                raise error_from_dict(progress.error or JobFailed(f"{name} failed.").to_dict())
+                raise failure_of(progress, name)
             if on_progress is not None:
                 on_progress(progress)
             if progress.state == "done":

@@ -396,7 +396,7 @@ class RedisTransport:
         for (market, wanted), reply in zip(by_market.items(), replies, strict=True):
             if isinstance(reply, Exception):
                 try:
-                    with redis_errors(self._address):
+                    with redis_errors(self._address, self.keys.latest(market)):
                         raise reply
                 except CodecError as error:
                     found.leave_out(market, error.message)

@@ -14,7 +14,7 @@ from qmt_protocol.feed import is_entry_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of
 
-from .connections import redis_call
+from .connections import redis_call, redis_errors
 from .position import BEGINNING, id_key, is_bound
 
 __all__ = ["Row", "read_stored"]
@@ -160,8 +160,9 @@ async def _find_trimmed(
                 pipe.xrange(keys_of[code], after[code], count=1)
                 pipe.xinfo_stream(keys_of[code])
             replies = await pipe.execute(raise_on_error=False)
-            for reply in replies[::2]:
-                if isinstance(reply, Exception):
+        for code, reply in zip(some, replies[::2], strict=True):
+            if isinstance(reply, Exception):
+                with redis_errors(address, f"{keys_of[code]}, which is read,"):
                     raise reply
         for code, first, told in zip(some, replies[::2], replies[1::2], strict=True):
             if isinstance(told, Exception):

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from qmt_client.answers import Latest
+from qmt_client.job_end import failure_of
 from qmt_protocol.codes import parse_codes, parse_markets
-from qmt_protocol.errors import CodecError, error_from_dict
+from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.ids import ENTRY_ID, JOB_ID
 from qmt_protocol.jobs import CATALOGUE, parse_params
@@ -99,8 +100,8 @@ async def state(
         told |= {"finished": 0, "total": 0, "message": "", "error": None}
     else:
         told |= {"entry": entry[0], **entry[1].model_dump(mode="json")}
-        if entry[1].error:
-            told["error"] = explained(error_from_dict(entry[1].error), admission).to_dict()
+        if entry[1].state == "failed":
+            told["error"] = explained(failure_of(entry[1]), admission).to_dict()
     return answer(told, simulated=await bridge.simulated())
 
 
@@ -124,7 +125,7 @@ async def result(
     """Kept for ten minutes. A failed job answers with its error; an unfinished one with 404."""
     entry = await bridge.transport.progress(job_id)
     if entry is not None and entry[1].state == "failed":
-        raise explained(error_from_dict(entry[1].error or {}), admission)
+        raise explained(failure_of(entry[1]), admission)
     manifest = await bridge.transport.manifest(job_id)
     admission.check_rows(manifest.rows)
     simulated = bool(manifest.meta.get("simulated"))

@@ -135,13 +135,13 @@ _OWN: Final = frozenset({*dir(QMTError("")), "self"})
 """Names that no fact may take."""
 
 
-def error_from_dict(document: dict[str, Any]) -> QMTError:
-    """Rebuild an error from :meth:`QMTError.to_dict`; an unknown kind becomes `QMTError`.
+def error_from_dict(document: dict[str, Any], unknown: type[QMTError] = QMTError) -> QMTError:
+    """Rebuild an error from :meth:`QMTError.to_dict`; an unknown kind becomes `unknown`.
 
     The document may be anybody's: what would stand in the error's own way is left out, and its
     texts are cut.
     """
-    kind = _BY_SLUG.get(str(document.get("error", ""))[:_LONGEST], QMTError)
+    kind = _BY_SLUG.get(str(document.get("error", ""))[:_LONGEST], unknown)
     data = document.get("data")
     facts = {
         name: value

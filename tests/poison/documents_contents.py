@@ -5,6 +5,7 @@ Every one is written with the rights of its role, as a fault or an intruder ther
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -43,6 +44,8 @@ OTHER: Final = "000001.SZ"
 MEMBER: Final = "worker:POISON:66"
 JOB: Final = "poison"
 WANT: Final = f"1m|{CODE}"
+LATER_MS: Final = 1_767_580_000_000
+"""Behind all that the tests publish of a code."""
 FIRST_MS: Final = 1_763_688_600_000
 
 Write = Callable[[redis.Redis], None]
@@ -200,22 +203,22 @@ def _batch(*rows: list[Any]) -> bytes:
 
 def _feeds() -> Iterator[tuple[str, Write]]:
     good = [GOOD, f"{FIRST_MS + 5}-0", a_tick(FIRST_MS + 5)]
-    bad_id = f"{FIRST_MS + 6}-0"
+    new = (f"{LATER_MS + number}-0" for number in itertools.count())
     yield "no msgpack", _fed("b1", b"\xc1")
     yield "a map", _fed("b1", msgpack.packb({"a": 1}))
     yield "nested 100,000 deep", _fed("b1", b"\x91" * 100_000 + b"\x00")
-    yield "with a tick that is none", _fed("b1", _batch(good, [CODE, bad_id, [1, 2]]))
+    yield "with a tick that is none", _fed("b1", _batch(good, [CODE, next(new), [1, 2]]))
     yield (
         "with a tick whose price is a text",
-        _fed("b1", _batch(good, [CODE, bad_id, [FIRST_MS, "x", *a_tick()[2:]]])),
+        _fed("b1", _batch(good, [CODE, next(new), [FIRST_MS, "x", *a_tick()[2:]]])),
     )
     yield "with an id that is a word", _fed("b1", _batch(good, [CODE, "now", a_tick()]))
     yield "with an id of no date", _fed("b1", _batch([CODE, "99999999999999999-0", a_tick()]))
-    yield "with a code of another market", _fed("b1", _batch(good, [OTHER, bad_id, a_tick()]))
-    yield "with no code", _fed("b1", _batch(good, ["", bad_id, a_tick()]))
+    yield "with a code of another market", _fed("b1", _batch(good, [OTHER, next(new), a_tick()]))
+    yield "with no code", _fed("b1", _batch(good, ["", next(new), a_tick()]))
     yield "of neither ticks nor bars", _fed("x1", b"1")
-    yield "of bars that are none", _fed("c1", _batch([CODE, "1m", bad_id, [1]]))
-    yield "of bars of no period", _fed("c1", _batch([CODE, "7 min", bad_id, [1]]))
+    yield "of bars that are none", _fed("c1", _batch([CODE, "1m", next(new), [1]]))
+    yield "of bars of no period", _fed("c1", _batch([CODE, "7 min", next(new), [1]]))
 
 
 def _streams() -> Iterator[tuple[str, Write]]:

@@ -272,7 +272,7 @@ class ChildKeeper:
             elif kind == "result":
                 return Result(*message[1:])
             elif kind == "error":
-                return error_from_dict(message[1])
+                return error_from_dict(message[1], unknown=JobFailed)
 
     def _died(self, worked: _Child) -> JobFailed:
         if self._stop.is_set():

@@ -76,7 +76,8 @@ _DELETE_AFTER_S: Final = 120.0
 _RETRY_S: Final = 1.0
 _RETRY_CAP_S: Final = 30.0
 _EVENTS_WAITING: Final = 100
-_ILL_S: Final = 60.0
+_ILL_S: Final = 5.0
+_ILL_SAID_EVERY_S: Final = 60.0
 _LAST_REPORT_S: Final = 2.0
 _MISSING_KEPT: Final = 10_000
 
@@ -129,6 +130,8 @@ class Recorder:
         self._damaged: set[str] = set()
         self._ill: dict[str, float] = {}
         """Market whose keys in Redis are not what they must be, and until when it is left alone."""
+        self._ill_said: dict[str, tuple[str, float]] = {}
+        """What was said of each, and when (monotonic)."""
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._started_ms = time.time_ns() // 1_000_000
@@ -215,9 +218,13 @@ class Recorder:
 
     def _leave_aside(self, error: CodecError) -> None:
         """Follow the other markets while what one has in Redis cannot be read."""
-        market = str(error.data.get("market", ""))
+        now, market = time.monotonic(), str(error.data.get("market", ""))
         if market:
-            self._ill[market] = time.monotonic() + _ILL_S
+            self._ill[market] = now + _ILL_S
+        said, at = self._ill_said.get(market, ("", 0.0))
+        if said == error.message and now - at < _ILL_SAID_EVERY_S:
+            return
+        self._ill_said[market] = error.message, now
         log.error("a market cannot be followed", market=market, error=str(error))
         self._tell("archive unreadable", market=market, reason=error.message)
 

@@ -13,7 +13,7 @@ import redis.asyncio
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError
 from qmt_protocol.events import decode_event
-from qmt_protocol.feed import is_code_of
+from qmt_protocol.feed import is_code_of, is_entry_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.limits import MAX_UNREADABLE
 
@@ -26,6 +26,8 @@ _ENTRIES_PER_READ: Final = 16  # times at most 500 ticks: what one read may hold
 _EVENTS_PER_READ: Final = 100
 _LOOK_AFTER_S: Final = 0.1
 _LONGEST_EPOCH: Final = 64
+_NEWEST: Final = "99999999999999-999999999"
+"""The last id that `is_entry_id` takes."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class FeedReader:
         self._market_of_feed = {keys.feed(market): market for market in self.markets}
         self._trusted: set[str] = set()
         self._sure = False
+        self._strange_event = ""
+        """The id of no date that the events end with: nothing can be added behind it."""
         self._read_at = 0.0
 
     def mark(self, market: str) -> Mark:
@@ -174,7 +178,7 @@ class FeedReader:
                 }
         if self._with_events and not self.events_id:
             async with redis_call(self._address):
-                tail = await self._connection.xrevrange(self._keys.events, count=1)
+                tail = await self._connection.xrevrange(self._keys.events, max=_NEWEST, count=1)
             self.events_id = _text(tail[0][0]) if tail else BEGINNING
         return latest
 
@@ -236,9 +240,10 @@ class FeedReader:
             self._check_types(market, (epoch, entries, stream))
             whole = _is_whole(stream) if at_start else None
             await self._judge(market, self._epoch(market, epoch), entries, whole, found)
+        strange, self._strange_event = self._strange_event, ""
         if self.events_id:
-            self._take_events(next(replies), found)
-        self._sure = len(markets) == len(self.markets)
+            self._take_events(next(replies), found, known=strange)
+        self._sure = len(markets) == len(self.markets) and not self._strange_event
         return found
 
     def _is_beyond_limit(self, market: str) -> bool:
@@ -290,7 +295,7 @@ class FeedReader:
 
     async def _wait(self) -> Reading:
         ids = {feed: self.positions[market] for feed, market in self._market_of_feed.items()}
-        if self.events_id:
+        if self.events_id and not self._strange_event:  # or XREAD would return at once, each time
             ids[self._keys.events] = self.events_id
         async with (
             redis_call(self._address),
@@ -325,8 +330,16 @@ class FeedReader:
             self.positions[market] = at = _text(entry_id)
             found.entries.append(FeedEntry(market, at, fields.get(b"b1"), fields.get(b"c1")))
 
-    def _take_events(self, entries: Any, found: Reading) -> None:
+    def _take_events(self, entries: Any, found: Reading, known: str = "") -> None:
+        """Take events; one whose id is of no date is named once, and never a position."""
         for entry_id, fields in entries:
+            if not is_entry_id(_text(entry_id)):
+                self._strange_event = _text(entry_id)
+                if self._strange_event != known:
+                    message = f"{self._strange_event} in {self._keys.events} is no id of an event"
+                    event = {"kind": "gap", "reason": "unreadable", "message": f"{message}."}
+                    found.events.append((self.events_id, event))
+                return
             self.events_id = _text(entry_id)
             try:
                 event = decode_event(fields.get(b"e", b""), self.events_id)
@@ -369,7 +382,7 @@ class FeedReader:
         if len(epoch) > _LONGEST_EPOCH or name.encode() != epoch:
             raise CodecError(
                 f"{self._keys.epoch(market)} in Redis at {self._address} is no epoch: {name!r}.",
-                hint="The producer writes a new one when the key is removed.",
+                hint="Remove the key: who takes the market's lease next writes a new one.",
                 market=market,
             )
         return name

@@ -34,6 +34,8 @@ IGNORED: Final = "what is no want is ignored"
 UNREADABLE: Final = "cannot be read"
 UNREAD: Final = '"reason":"unreadable"'
 REFUSED: Final = "a market is refused"
+UNREAD_LATEST: Final = f'"{QUIET}": '
+"""Among what an answer names as unreadable."""
 
 Write = Callable[[redis.Redis], Any]
 
@@ -292,41 +294,43 @@ EPOCHS: Final = [
         "epoch-not-utf8",
         "producer",
         lambda r: r.set(f"{_OF}:epoch", b"\xff\xfe"),
-        "the history is another one",
+        "is no epoch",
+        remove=(f"{_OF}:epoch",),
     ),
     _case(
         "epoch-100-kb",
         "producer",
         lambda r: r.set(f"{_OF}:epoch", "e" * 100_000),
-        "the history is another one",
+        "is no epoch",
+        remove=(f"{_OF}:epoch",),
     ),
     _case(
         "epoch-of-another-type",
         "producer",
         _stream_at(f"{_OF}:epoch"),
-        "is of another type",
+        "is not of the type",
         remove=(f"{_OF}:epoch",),
     ),
 ]
 
 _LATEST: Final = f"{_OF}:latest"
 LATEST: Final = [
-    _case("latest-garbage", "producer", _hashed(_LATEST, QUIET, b"\xc1"), "left out"),
+    _case("latest-garbage", "producer", _hashed(_LATEST, QUIET, b"\xc1"), UNREAD_LATEST),
     _case("latest-busy-garbage", "producer", _hashed(_LATEST, BUSY[0], b"\xa5")),
     _case("latest-empty", "producer", _hashed(_LATEST, BUSY[0], b"")),
     _case(
         "latest-id-text",
         "producer",
         _hashed(_LATEST, QUIET, msgpack.packb(["when", [1] * 24])),
-        "left out",
+        UNREAD_LATEST,
     ),
     _case(
         "latest-no-code",
         "producer",
         _hashed(_LATEST, "x", msgpack.packb(["1-1", None])),
-        "left out",
+        "'x' is no code of",
     ),
-    _case("latest-not-utf8", "producer", _hashed(_LATEST, b"\xff.SH", b"\x01"), "left out"),
+    _case("latest-not-utf8", "producer", _hashed(_LATEST, b"\xff.SH", b"\x01"), "is no code of"),
     _case("latest-of-another-type", "producer", _text_at(_LATEST), REFUSED, remove=(_LATEST,)),
 ]
 

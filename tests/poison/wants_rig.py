@@ -244,8 +244,10 @@ class Rig:
 
         def named() -> bool:
             self.alive()
+            told = self.told({} if case.once else since)
             if case.content.name.startswith("latest"):
-                self.http.get("/api/v1/latest", params={"markets": MARKET})
-            return found.search(self.told({} if case.once else since)) is not None
+                answer = self.http.get("/api/v1/latest", params={"markets": MARKET}).json()
+                told += json.dumps(answer["unreadable"])
+            return found.search(told) is not None
 
         wait_for(named, f"{case.content.name} is named: {case.named}")

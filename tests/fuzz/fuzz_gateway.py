@@ -25,6 +25,9 @@ CODES: Final = ("600519.SH", "601318.SH", "000001.SZ")
 _BEAT_S: Final = 1.0
 _TICKS: Final = 200
 
+NO_LIMITS = "requests_per_s=0,jobs_per_s=0"
+"""One address asks all the time."""
+
 
 class Misbehaved(AssertionError):
     """The gateway did what it never may."""
@@ -74,7 +77,7 @@ class GatewayRig:
         self._stack.callback(beats.join)
         self._stack.callback(self._end.set)
         self.process: GatewayProcess = self._stack.enter_context(
-            gateway(*urls, folder, **{"ws_stall_s": "3600", **settings})
+            gateway(*urls, folder, **{"ws_stall_s": "3600", "limits": NO_LIMITS, **settings})
         )
         self._log_at = 0
 

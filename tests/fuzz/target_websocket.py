@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -139,8 +140,9 @@ class WebSocketCases:
 
 
 def _until(client: ClientConnection, is_it: Callable[[Any], bool]) -> None:
+    ends = time.monotonic() + _WITHIN_S
     try:
-        while not is_it(client.recv(timeout=_WITHIN_S)):
+        while not is_it(client.recv(timeout=max(0.0, ends - time.monotonic()))):
             pass
     except TimeoutError:
         raise Misbehaved("a good subscription behind it is not served") from None

@@ -21,7 +21,7 @@ __all__ = ["Row", "read_stored"]
 
 _BUFFERED: Final = 50_000
 _LEAST, _MOST = 4, 1_000
-_STREAMS_PER_CALL: Final = 200
+_STREAMS_PER_CALL: Final = 50  # a larger answer holds up what else the event loop has to do
 
 Row = tuple[str, str, Any]
 """Code, entry id, ``t1`` or ``k1`` (bytes, or msgspec's view of them)."""

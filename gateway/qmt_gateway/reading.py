@@ -1,8 +1,13 @@
-"""Reading what is stored, a few at a time: what is being decoded takes twice what then waits."""
+"""Reading what is stored: one batch at a time, and not all the time while several wait.
+
+What is being decoded takes twice the memory of what then waits for its caller, and the processor
+from everybody else.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -17,7 +22,8 @@ __all__ = ["READING_BYTES", "Readings"]
 
 READING_BYTES: Final = 32_000_000
 """What one reading holds while it waits for its caller, at most, as measured."""
-_AT_ONCE: Final = 3
+_REST_S: Final = 0.25
+"""Longest pause behind a batch that others wait for."""
 
 
 class Readings:
@@ -25,7 +31,8 @@ class Readings:
 
     def __init__(self, source: RedisStored) -> None:
         self._source = source
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turn = asyncio.Lock()
+        self._waiting = 0
 
     async def batches(
         self, wish: StoredWish, on_gap: OnGap
@@ -33,12 +40,23 @@ class Readings:
         """Yield rows as `RedisStored.batches` does; each batch waits its turn."""
         async with aclosing(self._source.batches(wish, on_gap)) as batches:
             while True:
-                async with self._turns:
-                    batch = await anext(batches, None)
+                batch = await self._next(batches)
                 if batch is None:
                     return
                 yield batch
                 batch = None  # not held while the next one is read
+
+    async def _next(self, batches: AsyncGenerator[pa.RecordBatch, None]) -> pa.RecordBatch | None:
+        self._waiting += 1
+        try:
+            async with self._turn:
+                began = time.monotonic()
+                batch = await anext(batches, None)
+                if self._waiting > 1:  # as long again belongs to those who ask for little
+                    await asyncio.sleep(min(_REST_S, time.monotonic() - began))
+                return batch
+        finally:
+            self._waiting -= 1
 
     async def missing(self, wish: StoredWish) -> list[Missing]:
         """Return what is known to be absent."""

@@ -259,7 +259,7 @@ class Wants:
         except QMTError as error:  # the bar is closed as it was seen
             log.warning("missed bars cannot be read", code=code, error=error.message)
             return []
-        rows = [row for frame in frames.values() for row in frame.to_dict("records")]
+        rows: list[Any] = [row for frame in frames.values() for row in frame.to_dict("records")]
         return rows[-_MISSED_ROWS:]
 
     def _unsubscribe(self, served: _Served) -> None:

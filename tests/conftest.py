@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 import redis
 from redis_servers import HERE, MATRIX, MISSING, default_server
+from shifted_clock import NO_COMPILER
 from warm_start import warm_starts
 
 from qmt_simulator.process import TerminalProcess
@@ -35,6 +36,7 @@ TOOLS: Final[dict[str, int]] = {
     "examples/consumers/shell needs bash, redis-tools, jq": 9,
     **{f"{name} is not here: see scripts/servers": 99 for name in MATRIX},
     "mounting a small disk needs root": 9,
+    NO_COMPILER: 4,
 }
 """Reasons that depend on the machine: tools of other languages. At most so many are skipped."""
 

@@ -17,6 +17,7 @@ from qmt_protocol.amounts import parse_count, parse_seconds
 from qmt_protocol.errors import ConfigurationError, InvalidRequest, QMTError
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import to_datetime
+from qmt_protocol.trading_days import ends_soon, iso_day
 
 from .sync_client import QMTClient
 
@@ -389,8 +390,8 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
             f"{'alive' if one.alive else 'LOST'} {one.age_ms / 1000:>8.1f} s ago  "
             f"{serves:<22} terminal {terminal or '-'} {reason}".rstrip()
         )
-        about = _about_terminal(beat.terminal)
-        for line in filter(None, (about, beat.dead)):
+        about = (_about_terminal(beat.terminal), *_about_calendar(beat.terminal), beat.dead)
+        for line in filter(None, about):
             print(f"          {line}")
 
 
@@ -403,6 +404,22 @@ def _about_terminal(told: dict[str, Any]) -> str:
     xtquant = f"xtquant {told['xtquant_version']}" if told.get("xtquant_version") else ""
     parts = (f"{named} at {told['address']}", told.get("path"), xtquant)
     return ", ".join(str(part) for part in parts if part)
+
+
+def _about_calendar(told: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the trading days that a producer knows."""
+    day = told.get("trading_day") or {}
+    lines = []
+    if day.get("file_error"):
+        lines.append(f"calendar file: {day['file_error']}")
+    if ends_soon(day):
+        lines.append(
+            f"trading days are known until {iso_day(int(day['known_until']))} only: "
+            "see 'Trading days' in docs/windows.md"
+        )
+    elif day.get("source") == "weekday" and day.get("trades"):
+        lines.append("whether today trades is a guess: see 'Trading days' in docs/windows.md")
+    return lines
 
 
 @app.command(

@@ -12,6 +12,7 @@ from qmt_protocol.errors import QMTError, TerminalNotConnected
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms
 from qmt_terminal import Terminal, TradingSession
 from qmt_terminal.calendar import TradingCalendar, TradingDay
+from qmt_terminal.calendar_file import CalendarFile
 
 from .bar_maker import DEFAULT_CLOSE_S
 
@@ -40,15 +41,23 @@ class TradingHours:
         The door.
     now_ms
         Tells the market's time where it is better known than by the terminal.
+    file
+        People's corrections of the calendar.
     """
 
-    def __init__(self, terminal: Terminal, now_ms: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        terminal: Terminal,
+        now_ms: Callable[[], int] | None = None,
+        file: CalendarFile | None = None,
+    ) -> None:
         self._terminal = terminal
         self._now_ms = now_ms or terminal.now_ms
         self._sessions: dict[str, list[TradingSession]] = {}
-        self._calendar = TradingCalendar(terminal, waits=False)
+        self._calendar = TradingCalendar(terminal, file=file, waits=False)
         self._made_s = time.monotonic()
         self._today: TradingDay | None = None
+        self._facts: dict[str, Any] = {}
         self.session_ms = 0
         """For how long the exchange had been in continuous trading at the last `look`; 0: it is
         not, or the market has a clock of its own, as a simulated day has."""
@@ -56,7 +65,7 @@ class TradingHours:
     @property
     def today(self) -> dict[str, Any]:
         """The heartbeat's ``trading_day``, as last found out; empty before the first time."""
-        return self._today.to_dict() if self._today is not None else {}
+        return self._facts
 
     @property
     def guessed(self) -> bool:
@@ -73,6 +82,8 @@ class TradingHours:
         """
         if self._terminal.connected or time.monotonic() - self._made_s >= _PATIENCE_S:
             self._today = self._calendar.of_day(day_of(self._now_ms()))
+            # Kept, as the heartbeat's thread may not wait for the terminal.
+            self._facts = self._calendar.describe(self._today)
         clock = self._terminal.clock
         invented = clock is not None and not clock.is_real
         try:

@@ -11,6 +11,7 @@ import structlog
 
 from qmt_protocol.status import Heartbeat, new_heartbeat, shortened
 from qmt_terminal import Terminal
+from qmt_terminal.calendar_file import CalendarFile
 from qmt_terminal.programs import TerminalPrograms
 
 from .bar_maker import BarMaker
@@ -68,7 +69,9 @@ class Producer:
             heartbeat=self._heartbeat,
             measure=lambda connection: self._clocks.measure(connection),
         )
-        self._hours = hours = TradingHours(self._terminal, self._now_ms)
+        self._hours = hours = TradingHours(
+            self._terminal, self._now_ms, CalendarFile(settings.calendar_file)
+        )
         self._clocks = Clocks(
             self._intake.exchange_clock,
             in_session_ms=lambda: hours.session_ms,

@@ -136,6 +136,9 @@ class TerminalSettings(RoleSettings):
     functions_file: Path | None = Field(
         None, description="file that keeps which functions a terminal lacks; empty: none is kept"
     )
+    calendar_file: Path | None = Field(
+        None, description="holidays and trading days by your own word (TOML); empty: there are none"
+    )
 
 
 _S = TypeVar("_S", bound=RoleSettings)

@@ -69,7 +69,8 @@ class Heartbeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     producer's ``deaf``, a worker's ``restarting``), ``reason`` and ``since_ms``; once one was
     connected also ``address``, ``edition``, ``version``, ``broker``, ``path``,
     ``xtquant_version`` and ``xtquant_path``; a producer's ``trading_day`` (``day``, ``trades``,
-    ``source``); of a simulated one ``clock``: its now is market_ms + (now - wall_ms) * speed."""
+    ``source``, ``known_until``, ``file_error``); of a simulated one ``clock``: its now is
+    market_ms + (now - wall_ms) * speed."""
     rates: dict[str, float] = {}
     figures: dict[str, Any] = {}
     """Counts of the role; a worker's ``busy`` (the running job), ``finished``, ``dead`` (what it

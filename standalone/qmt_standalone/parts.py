@@ -201,6 +201,8 @@ class Stack:
     def _china_environment(self) -> dict[str, str]:
         """Return the environment of whatever lives beside a terminal."""
         environment = {**self._environment(), "TZ": _CHINA_TZ}
+        if self.settings.calendar_file is not None:
+            environment["QMT_CALENDAR_FILE"] = str(self.settings.calendar_file.resolve())
         if self.simulated:
             environment["QMT_NATIVE_MODULE"] = "qmt_simulator.native"
             environment["QMT_TERMINAL_HOST"] = "127.0.0.1"

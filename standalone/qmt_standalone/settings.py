@@ -45,6 +45,9 @@ class StandaloneSettings(RoleSettings):
     terminal: bool = Field(
         False, description="use the QMT terminal on this Windows machine, not the simulator"
     )
+    calendar_file: Path | None = Field(
+        None, description="holidays and trading days by your own word (TOML); empty: there are none"
+    )
     profile: Literal["research", "broker", "old"] = Field(
         "research", description="which terminal the simulator plays"
     )

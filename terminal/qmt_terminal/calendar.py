@@ -15,7 +15,9 @@ import structlog
 
 from qmt_protocol.errors import QMTError
 from qmt_protocol.times import DAY_MS, day_start_ms, is_weekday
+from qmt_protocol.trading_days import MAINLAND, WARN_DAYS, closed_by_law, days_left
 
+from .calendar_file import CalendarFile, NamedDays
 from .xshg import NOT_INSTALLED
 
 if TYPE_CHECKING:
@@ -25,10 +27,8 @@ __all__ = ["Source", "TradingCalendar", "TradingDay", "exchange_calendar"]
 
 log: Final = structlog.get_logger(__name__)
 
-Source = Literal["terminal", "exchange_calendars", "weekday"]
+Source = Literal["file", "terminal", "exchange_calendars", "law", "weekday"]
 
-_MAINLAND: Final = frozenset({"SH", "SZ", "BJ", "IF", "SF", "DF", "ZF", "INE", "GF", "SHO", "SZO"})
-"""Markets that keep Shanghai's trading days."""
 _AROUND_MS: Final = 30 * DAY_MS
 _ASK_AGAIN_S: Final = 600.0
 _LIBRARY_TIMEOUT_S: Final = 60.0
@@ -43,7 +43,7 @@ class TradingDay:
     """``YYYYMMDD``, China time."""
     trades: bool
     source: Source
-    """``weekday``: nobody knows, and it is no weekend."""
+    """``file``: people's own; ``law``: a public holiday in any year; ``weekday``: nobody knows."""
 
     @property
     def guessed(self) -> bool:
@@ -92,6 +92,11 @@ class _Library:
                     log.warning("exchange_calendars does not answer", error=str(error))
             return self._answer
 
+    @property
+    def answered(self) -> bool:
+        """Whether it has told what it knows, or that it is not installed."""
+        return self._done
+
     def look(self) -> tuple[bool, ExchangeCalendar | None]:
         """Return whether it has answered, and what; see to it that it will."""
         if self._done or time.monotonic() - self._failed_s < _ASK_AGAIN_S:
@@ -134,33 +139,50 @@ def exchange_calendar() -> ExchangeCalendar | None:
 class _Kept:
     told: TradingDay
     generation: object
+    file_version: int
     asked_s: float
     until_library: bool
     """Whether it only stands until the library has answered."""
 
 
+@dataclass
+class _Horizon:
+    until: int | None
+    key: tuple[object, ...]
+    asked_s: float
+
+
 class TradingCalendar:
     """Trading days by the best source there is, each asked as seldom as can be.
 
-    The terminal knows best: its trading dates where they reach that day, else its holidays of that
-    year. Then exchange_calendars, as far as it reaches. Only where both fail is the terminal made
-    to download its holidays, a call that may hang. Then the weekday is left, marked as a guess.
+    People know best: a day that their file names. Then the terminal: its trading dates where they
+    reach that day, else its holidays of that year. Then exchange_calendars, as far as it reaches,
+    the holidays that the law fixes, and a year of which the file gives all holidays. Only where all
+    fail is the terminal made to download its holidays, a call that may hang. Then the weekday is
+    left, marked as a guess.
 
     Parameters
     ----------
     terminal
         The door, connected or not; ``None`` where there is none.
+    file
+        People's corrections; ``None``: there are none.
     waits
         Whether to wait for the library, once, a second or some; else the weekday serves until it
         has answered.
     """
 
-    def __init__(self, terminal: Terminal | None, *, waits: bool = True) -> None:
+    def __init__(
+        self, terminal: Terminal | None, *, file: CalendarFile | None = None, waits: bool = True
+    ) -> None:
         self._terminal = terminal
+        self._file = file or CalendarFile(None)
         self._waits = waits
         self._until_library = False
         self._kept: dict[str, _Kept] = {}
         self._downloaded: object = None
+        self._terminal_years: frozenset[int] = frozenset()
+        self._horizon: _Horizon | None = None
 
     def of_day(self, day: int, market: str = "SH") -> TradingDay:
         """Return whether a market trades on a ``YYYYMMDD`` day.
@@ -168,21 +190,57 @@ class TradingCalendar:
         What is not the terminal's own word is asked again when the terminal has connected, and
         every ten minutes.
         """
+        named = self._file.days if market in MAINLAND else NamedDays()
         generation = self._generation()
         kept = self._kept.get(market)
         now_s = time.monotonic()
-        if kept is not None and kept.told.day == day:
+        if kept is not None and kept.told.day == day and kept.file_version == self._file.version:
             late = generation is not None and now_s - kept.asked_s >= _ASK_AGAIN_S
             better = kept.until_library and _LIBRARY.look()[0]
             same = generation is None or (kept.generation == generation and not late)
             if kept.told.source == "terminal" or (same and not better):
                 return kept.told
         self._until_library = False
-        told = self._find(day, market, generation)
-        self._kept[market] = _Kept(told, generation, now_s, self._until_library)
+        told = self._find(day, market, generation, named)
+        self._kept[market] = _Kept(told, generation, self._file.version, now_s, self._until_library)
         if kept is None or kept.told != told:
             log.info("trading day", **told.to_dict(), market=market)
         return told
+
+    def describe(self, told: TradingDay) -> dict[str, Any]:
+        """Return the heartbeat's ``trading_day``: the day, how far is known, what is wrong."""
+        facts = told.to_dict()
+        until = self.known_until(told.day)
+        if until is not None:
+            facts["known_until"] = until
+        if self._file.error:
+            facts["file_error"] = self._file.error
+        return facts
+
+    def known_until(self, day: int) -> int | None:
+        """Return up to which day the mainland's trading days are known and not guessed.
+
+        It is the last of the known days that go on from this one without a break; the last before
+        it where it is itself beyond them; ``None`` where nobody knows any. What counts are whole
+        years of file and terminal, and the library: not single days, and not the law.
+        """
+        named = self._file.days
+        generation = self._generation()
+        key = (day, generation, self._file.version, _LIBRARY.answered)
+        now_s = time.monotonic()
+        kept = self._horizon
+        if kept is not None and kept.key == key and now_s - kept.asked_s < _ASK_AGAIN_S:
+            return kept.until
+        if generation is not None and (holidays := self._holidays()) is not None:
+            self._terminal_years = _years_of(holidays)
+        years = named.years | self._terminal_years
+        until = _reach(day, years, None)
+        # The library costs a process: it is asked where the others do not reach far enough.
+        left = days_left({"day": day, "known_until": until})
+        if left is None or left <= WARN_DAYS:
+            until = _reach(day, years, self._library()[1])
+        self._horizon = _Horizon(until, key, now_s)
+        return until
 
     def _generation(self) -> object:
         """Which connection there is; ``None`` without one."""
@@ -190,22 +248,32 @@ class TradingCalendar:
             return None
         return self._terminal.generation
 
-    def _find(self, day: int, market: str, generation: object) -> TradingDay:
+    def _library(self) -> tuple[bool, ExchangeCalendar | None]:
+        return (True, exchange_calendar()) if self._waits else _LIBRARY.look()
+
+    def _find(self, day: int, market: str, generation: object, named: NamedDays) -> TradingDay:
+        trades = named.trades(day)
+        if trades is not None:
+            return TradingDay(day, trades, "file")
         connected = generation is not None
         trades = self._by_terminal(day, market) if connected else None
         if trades is not None:
             return TradingDay(day, trades, "terminal")
-        if market in _MAINLAND:
-            there, library = (True, exchange_calendar()) if self._waits else _LIBRARY.look()
-            if not there:
-                self._until_library = True
-                return TradingDay(day, is_weekday(day), "weekday")
-            trades = None if library is None else library.trades(day)
-            if trades is not None:
-                return TradingDay(day, trades, "exchange_calendars")
-            trades = self._after_download(day, generation) if connected else None
-            if trades is not None:
-                return TradingDay(day, trades, "terminal")
+        if market not in MAINLAND:
+            return TradingDay(day, is_weekday(day), "weekday")
+        there, library = self._library()
+        self._until_library = not there
+        trades = None if library is None else library.trades(day)
+        if trades is not None:
+            return TradingDay(day, trades, "exchange_calendars")
+        if closed_by_law(day):
+            return TradingDay(day, False, "law")
+        trades = named.trades_in_year(day)
+        if trades is not None:
+            return TradingDay(day, trades, "file")
+        trades = self._after_download(day, generation) if connected and there else None
+        if trades is not None:
+            return TradingDay(day, trades, "terminal")
         return TradingDay(day, is_weekday(day), "weekday")
 
     # -- the terminal -------------------------------------------------------------------------
@@ -222,20 +290,21 @@ class TradingCalendar:
             days = []
         if days and days[-1] >= day:
             return day in days
-        return self._by_holidays(day) if market in _MAINLAND else None
+        return self._by_holidays(day) if market in MAINLAND else None
 
     def _by_holidays(self, day: int) -> bool | None:
+        holidays = self._holidays()
+        if holidays is None or day // 10_000 not in _years_of(holidays):
+            return None
+        return is_weekday(day) and day not in holidays
+
+    def _holidays(self) -> list[int] | None:
         assert self._terminal is not None
         try:
-            holidays = self._terminal.holidays()
+            return self._terminal.holidays()
         except QMTError as error:
             log.info("the terminal does not tell holidays", error=error.message)
             return None
-        # A year is known when its National Day is: the lists grow year by year.
-        october = day // 10_000 * 100 + 10
-        if not any(holiday // 100 == october for holiday in holidays):
-            return None
-        return is_weekday(day) and day not in holidays
 
     def _after_download(self, day: int, generation: object) -> bool | None:
         assert self._terminal is not None
@@ -248,3 +317,22 @@ class TradingCalendar:
             log.info("the terminal does not download holidays", error=error.message)
             return None
         return self._by_holidays(day)
+
+
+def _years_of(holidays: list[int]) -> frozenset[int]:
+    """Return the years that are known: those whose National Day is, as lists grow by the year."""
+    return frozenset(day // 10_000 for day in holidays if day // 100 % 100 == 10)
+
+
+def _reach(day: int, years: frozenset[int], library: ExchangeCalendar | None) -> int | None:
+    """Return where what whole years and a library tell ends; see `known_until`."""
+    last = library.last if library is not None and library.first <= day else 0
+    until, year = 0, day // 10_000
+    while year in years or last // 10_000 >= year:
+        end = year * 10_000 + 1231
+        until = end if year in years else min(end, last)
+        if until < end:
+            break
+        year += 1
+    before = [one * 10_000 + 1231 for one in years if one < year]
+    return until or max([last, *before]) or None

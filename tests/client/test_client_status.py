@@ -11,6 +11,7 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.status import new_heartbeat
 from qmt_standalone.redis_server import RedisServer
 
+ENDING = {"day": 20261130, "trades": True, "source": "terminal", "known_until": 20261231}
 TERMINAL = {
     "state": "ok",
     "address": "127.0.0.1:58611",
@@ -37,3 +38,18 @@ def test_the_terminal_is_named(streams: redis.Redis, streams_server: RedisServer
     )
     assert "a terminal at 127.0.0.1:58610" in lines
     assert len(lines) == 5
+
+
+def test_trading_days_that_are_not_known_for_long(
+    streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    def shown(**day: object) -> str:
+        beat = new_heartbeat("producer", 0, terminal={"state": "ok", "trading_day": day})
+        write_heartbeat(streams, Keys("qmt"), beat)
+        return CliRunner().invoke(app, ["--url", streams_server.url, "status"]).output
+
+    assert "trading days are known until 2026-12-31 only" in shown(**ENDING)
+    assert "known until" not in shown(**{**ENDING, "known_until": 20271231})
+    assert "whether today trades is a guess" in shown(day=20270104, trades=True, source="weekday")
+    assert "calendar file: line 2" in shown(**{**ENDING, "file_error": "line 2: no day"})
+    assert "known until" not in shown(day=20261130, trades=True, source="terminal")

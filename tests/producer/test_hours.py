@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from qmt_producer.hours import TradingHours
 from qmt_protocol.errors import QMTError, TerminalNotConnected, TerminalUnsupported
 from qmt_protocol.times import day_start_ms
 from qmt_terminal import Terminal, calendar
+from qmt_terminal.calendar_file import CalendarFile
 from qmt_terminal.facts import Clock
 
 INDEX = "000001.SH"
@@ -58,11 +60,16 @@ def hours_of(stand_in: StandIn, ahead_ms: int | None = None) -> TradingHours:
     return TradingHours(terminal, lambda: stand_in.now_ms() - ahead_ms)
 
 
+def day_told(found: TradingHours) -> dict[str, Any]:
+    """Return what is told of today, without how far days are known: the library may be slow."""
+    return {name: value for name, value in found.today.items() if name != "known_until"}
+
+
 def test_a_holiday_that_the_terminal_knows_has_no_session() -> None:
     found = hours_of(StandIn(at(20261002, 10), [20260930, 20261008]))
     found.look(INDEX)
     assert found.session_ms == 0
-    assert found.today == {"day": 20261002, "trades": False, "source": "terminal"}
+    assert day_told(found) == {"day": 20261002, "trades": False, "source": "terminal"}
     assert not found.guessed
     assert found.open_for_ms(INDEX) == 0
 
@@ -86,10 +93,10 @@ def test_in_session_and_the_day_after() -> None:
 
 def test_a_weekday_that_nobody_knows_is_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calendar._LIBRARY, "look", lambda: (True, None))
-    found = hours_of(StandIn(at(20261002, 10), []))
+    found = hours_of(StandIn(at(20261006, 10), []))
     found.look(INDEX)
     assert found.guessed
-    assert found.today == {"day": 20261002, "trades": True, "source": "weekday"}
+    assert found.today == {"day": 20261006, "trades": True, "source": "weekday"}
     assert found.open_for_ms(INDEX) == HOUR_MS // 2, "so its silence is told, once"
 
 
@@ -104,8 +111,32 @@ def test_without_a_terminal_the_day_is_known_and_the_session_not(
     assert found.today == {}, "the terminal, which knows best, may be there in a moment"
     monkeypatch.setattr(hours, "_PATIENCE_S", 0.0)
     found.look(INDEX)
-    assert found.today == {"day": 20261008, "trades": True, "source": "exchange_calendars"}
+    assert day_told(found) == {"day": 20261008, "trades": True, "source": "exchange_calendars"}
+    assert found.today["known_until"] >= 20261231
     assert found.session_ms == 0
+
+
+def test_the_calendar_file_and_what_is_wrong_with_it_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "calendar.toml"
+    path.write_text('[2026]\nclosed = ["2026-10-08"]', "utf-8")
+    terminal = cast(Terminal, StandIn(at(20261008, 10), [20261008]))
+    found = TradingHours(terminal, file=CalendarFile(path))
+    found.look(INDEX)
+    assert day_told(found) == {"day": 20261008, "trades": False, "source": "file"}
+    assert found.session_ms == 0
+    path.write_text('[2026]\nclosed = ["2026-10-80"]', "utf-8")
+    found = TradingHours(terminal, file=CalendarFile(path))
+    found.look(INDEX)
+    assert found.today["source"] == "terminal"
+    assert "line 2: '2026-10-80'" in found.today["file_error"]
+
+
+def test_new_year_s_day_is_no_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calendar._LIBRARY, "look", lambda: (True, None))
+    found = hours_of(StandIn(at(20270101, 10), [20261231]))
+    found.look(INDEX)
+    assert found.today == {"day": 20270101, "trades": False, "source": "law"}
+    assert (found.session_ms, found.open_for_ms(INDEX), found.guessed) == (0, 0, False)
 
 
 def test_a_clock_that_is_wrong_is_corrected() -> None:

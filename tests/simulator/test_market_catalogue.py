@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 
 from qmt_simulator.market import Market
+from qmt_simulator.market.calendar import LAST_DAY, midnight_ms, to_ordinal
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
 NOW = int(dt.datetime(2026, 11, 19, 10, 30, tzinfo=CHINA).timestamp() * 1000)
@@ -41,6 +42,22 @@ def test_index_sectors_have_their_sizes(sector: str, size: int) -> None:
     members = sectors[sector]
     assert len(members) == len(set(members)) == size
     assert set(members) <= set(sectors["沪深A股"])
+
+
+@pytest.mark.parametrize("day", [20270104, 20290104, 20310110, LAST_DAY])
+def test_futures_and_options_are_listed_as_long_as_the_calendar_reaches(day: int) -> None:
+    at_ms = midnight_ms(to_ordinal(day)) + 36_000_000
+    sectors = market().sectors(at_ms)
+    assert len(sectors["中金所"]) == 16, "four products, of four months each"
+    assert len(sectors["上证期权"]) in (14, 28)
+    main = market().main_contract("IF", at_ms)
+    assert main in sectors["中金所"]
+    assert main in (f"IF{day // 100 % 10_000}.IF", f"IF{_month_after(day) % 10_000}.IF")
+
+
+def _month_after(day: int) -> int:
+    year, month = divmod(day // 10_000 * 12 + day // 100 % 100, 12)
+    return year * 100 + month + 1
 
 
 def test_sectors_hang_together() -> None:

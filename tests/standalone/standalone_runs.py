@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,14 @@ def gone(pid: int) -> bool:
 class Demo:
     """One run in a folder of its own; every process it makes carries a mark."""
 
-    def __init__(self, folder: Path, *arguments: str, keep_data: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        keep_data: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.env = {**os.environ, **(env or {})}
         self.data_dir = folder / "data"
         self.output = folder / "output.txt"
         self.temporary = folder / "tmp"
@@ -52,7 +59,7 @@ class Demo:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.temporary,
-                env={**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)},
+                env={**self.env, MARK: self.mark, "TMPDIR": str(self.temporary)},
                 start_new_session=True,
             )
         return self

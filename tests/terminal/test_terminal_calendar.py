@@ -110,8 +110,8 @@ def test_the_end_of_the_library_s_horizon() -> None:
     assert library.trades(20991231) is None
     beyond = (library.last // 10_000 + 1) * 10_000 + 101
     assert library.trades(beyond) is None
-    assert told(None, 20991001) == (True, "weekday"), "a Thursday, and a holiday for certain"
-    assert TradingCalendar(None).of_day(20991001).guessed
+    assert told(None, 20991005) == (True, "weekday"), "a Monday, and a holiday as likely as not"
+    assert TradingCalendar(None).of_day(20991005).guessed
     assert not TradingCalendar(None).of_day(20991003).guessed, "no exchange trades on a Saturday"
 
 
@@ -147,22 +147,22 @@ def test_who_may_not_wait_has_the_weekday_until_the_library_answers(
     monkeypatch.setattr(calendar, "_by_library", slow)
     terminal = StandIn([20260930], UNSUPPORTED, UNSUPPORTED)
     found = TradingCalendar(cast(Terminal, terminal), waits=False)
-    first = found.of_day(20261002)
-    assert first == TradingDay(20261002, True, "weekday")
-    assert found.of_day(20261002) == first
+    first = found.of_day(20261006)
+    assert first == TradingDay(20261006, True, "weekday")
+    assert found.of_day(20261006) == first
     assert "download" not in terminal.asked
     answered.set()
-    wait_for(lambda: found.of_day(20261002) != first, "the library has answered")
-    assert found.of_day(20261002) == TradingDay(20261002, False, "exchange_calendars")
+    wait_for(lambda: found.of_day(20261006) != first, "the library has answered")
+    assert found.of_day(20261006) == TradingDay(20261006, False, "exchange_calendars")
     assert len(terminal.asked) == 4, "asked twice, not in each look"
 
 
 @pytest.mark.usefixtures("no_library")
 @pytest.mark.parametrize("error", [UNSUPPORTED, TimedOut("hangs"), TerminalNotConnected("gone")])
 def test_without_library_and_terminal_a_weekday_is_a_guess(error: QMTError) -> None:
-    assert told(StandIn(error, error, error), 20261002) == (True, "weekday")
-    assert told(StandIn([], [], error), 20261003) == (False, "weekday")
-    assert told(None, 20261002) == (True, "weekday")
+    assert told(StandIn(error, error, error), 20261006) == (True, "weekday")
+    assert told(StandIn([], [], error), 20261010) == (False, "weekday")
+    assert told(None, 20261006) == (True, "weekday")
 
 
 def test_other_markets_have_their_own_days() -> None:

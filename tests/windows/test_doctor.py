@@ -17,6 +17,7 @@ from still_running import still_running
 
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
+from qmt_windows.doctor_calendar import look_at_calendar_file, trading_day_line
 
 FLAGS = (
     *("--start", "2026-11-20 10:00:00", "--speed", "4", "--push-ms", "25", "--real-hours"),
@@ -90,9 +91,57 @@ def test_a_well_machine_with_its_bridge(
         "broker",
         "1.0.0.36000",
     )
-    assert lines["trading_day"]["facts"] == {"day": 20261120, "trades": True, "source": "terminal"}
+    day = {"day": 20261120, "trades": True, "source": "terminal"}
+    assert lines["trading_day"]["facts"] == {**day, "known_until": 20351231}
+    assert (lines["trading_day"]["level"], lines["calendar_file"]["level"]) == ("ok", "ok")
     for name in ("streams_as_producer", "streams_as_worker", "jobs_as_worker"):
         assert (lines[name]["level"], lines[name]["facts"]["latency_ms"] > 0) == ("ok", True)
+
+
+def test_what_is_known_of_trading_days_ends_in_weeks(
+    simulated: TerminalProcess, tmp_path: Path
+) -> None:
+    """A broker's terminal without holidays, no library, and a file that knows this year alone."""
+    (tmp_path / "exchange_calendars").mkdir()
+    (tmp_path / "exchange_calendars" / "__init__.py").write_text("raise ImportError('blocked')")
+    file = tmp_path / "calendar.toml"
+    file.write_text('[2026]\nholidays = ["2026-01-01", "2026-05-01", "2026-10-01..2026-10-07"]')
+    simulated.control.set_fault("not_realized", func="get_holidays")
+    try:
+        told = run(variables(tmp_path, simulated.port, PYTHONPATH=str(tmp_path)), "--json")
+    finally:
+        simulated.control.clear_fault()
+    lines = levels(told)
+    assert lines["calendar_file"]["facts"]["years"] == [2026]
+    line = lines["trading_day"]
+    assert line["level"] == "warn"
+    assert line["facts"]["known_until"] == 20261231
+    assert "交易日只知道到 2026-12-31，还有 41 天" in line["chinese"]
+    assert "known until 2026-12-31 only, 41 days from now" in line["english"]
+    assert "calendar.toml" in line["todo"][0]
+    assert "calendar.toml" in line["todo"][1]
+
+
+def test_a_calendar_file_that_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "calendar.toml"
+    assert look_at_calendar_file(file, named=False).level == "ok"
+    assert look_at_calendar_file(file, named=True).level == "warn"
+    file.write_text('[2027]\nclosed = ["2027-02-30"]', "utf-8")
+    line = look_at_calendar_file(file, named=False)
+    assert line.level == "fail"
+    assert "line 2: '2027-02-30' is no day" in line.chinese
+    assert "2027-02-05..2027-02-12" in (line.todo or ("", ""))[1], "how it is written"
+    file.write_text('[2027]\nclosed = ["2027-02-26"]', "utf-8")
+    assert look_at_calendar_file(file, named=True).facts["closed"] == 1
+
+
+def test_days_that_are_known_no_more_are_told_in_both_languages() -> None:
+    day = {"day": 20270104, "trades": True, "source": "weekday", "known_until": 20261231}
+    line = trading_day_line(day)
+    assert line.level == "warn"
+    assert "2026-12-31 之后的交易日未知" in line.chinese
+    assert "trading days after 2026-12-31 are not known" in line.english
+    assert trading_day_line({**day, "source": "law", "known_until": 20271231}).level == "ok"
 
 
 def test_without_terminal_and_bridge_it_says_what_to_do(tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ def test_only_what_is_ours_is_deleted() -> None:
         "qmt.toml",
         "ring.sqlite*",
         "functions.json",
+        "calendar.toml",
         "logs",
         "reports",
         "supervisor.*",

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from qmt_producer.settings import ProducerSettings
+from qmt_terminal.calendar import exchange_calendar
+from qmt_terminal.calendar_file import parse_days
 from qmt_terminal.states import AWAY
 from qmt_windows.home import Home
 from qmt_windows.settings import WindowsSettings
@@ -51,11 +53,23 @@ def test_every_script_named_is_there(name: str) -> None:
 def test_every_setting_named_is_one(name: str) -> None:
     text = page(name)
     given = {line.partition(" =")[0] for line in blocks(text, "toml") if " = " in line}
+    given -= {"holidays", "closed", "open"}  # of the calendar file
     assert {"alert_urls", "alert_secret", "alert_at", "terminal_path", "xtquant_path"} <= given
     spoken = set(re.findall(r"`(\w+) = ", text))
     spoken |= {one for one in re.findall(r"`([a-z]+_[a-z_]+)`", text) if one in SETTINGS}
     assert given | spoken <= set(SETTINGS)
     assert {"ring", "ring_max_mb", "log_max_mb", "log_files", "terminal_programs"} <= spoken
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_calendar_file_shown_is_that_year_s(name: str) -> None:
+    shown = re.findall(r"```toml\n(# calendar\.toml\n.*?)```", page(name), re.S)
+    assert len(shown) == 1
+    days, library = parse_days(shown[0]), exchange_calendar()
+    assert library is not None
+    assert days.closed == {day for day in library.holidays if day // 10_000 == 2026}
+    assert days.years == {2026}
+    assert "`calendar_file = '" in page(name)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -82,7 +96,7 @@ def test_every_state_has_its_line(name: str) -> None:
 def test_every_file_of_the_home_folder_is_named(name: str) -> None:
     home = Home(Path("home"))
     text = page(name)
-    for path in (home.config, home.ring, home.functions):
+    for path in (home.config, home.ring, home.functions, home.calendar):
         assert f"`{path.name}`" in text
     for folder in (home.logs, home.reports):
         assert f"`{folder.name}\\`" in text
@@ -91,7 +105,7 @@ def test_every_file_of_the_home_folder_is_named(name: str) -> None:
 def test_the_scripts_know_the_folder_by_the_same_names() -> None:
     home = Home(Path("home"))
     script = page("scripts/windows/remove.ps1")
-    ours = (home.config, home.ring, home.functions, home.logs, home.reports)
+    ours = (home.config, home.ring, home.functions, home.calendar, home.logs, home.reports)
     for path in ours:
         assert f"'{path.name}" in script
     for path in (home.lock, home.record):

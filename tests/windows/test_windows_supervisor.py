@@ -11,9 +11,12 @@ import pytest
 
 from qmt_protocol.status import Heartbeat
 from qmt_protocol.times import day_of
+from qmt_windows.alerts import title_and_body
 from qmt_windows.home import Home
+from qmt_windows.overview import _of
 from qmt_windows.settings import WindowsSettings
 from qmt_windows.supervisor import Supervisor
+from qmt_windows.troubles import Alert
 from qmt_windows.watch import Heard
 
 
@@ -112,6 +115,8 @@ def test_market_time_is_the_simulators_also_when_it_is_gone(fixed: Fixed) -> Non
     [
         ({"trades": True, "source": "terminal"}, True),
         ({"trades": False, "source": "exchange_calendars"}, False),
+        ({"trades": False, "source": "law"}, False),
+        ({"trades": True, "source": "file"}, True),
         ({"trades": True, "source": "weekday"}, None),
         ({"trades": False, "source": "terminal", "day": 20200101}, None),
         ({}, None),
@@ -123,9 +128,33 @@ def test_whether_today_trades(fixed: Fixed, told: dict[str, Any], trades: bool |
     assert seen.trades is trades
 
 
+def test_a_calendar_file_that_is_wrong_is_told(fixed: Fixed) -> None:
+    wrong = {"file_error": "calendar.toml, line 2: '2027-02-30' is no day"}
+    fixed.one._see(fixed.heard(producer={**at("", ""), "trading_day": wrong}))
+    seen = fixed.one._see(fixed.heard())
+    assert seen.others["calendar"] == ("wrong", wrong["file_error"]), "also while it is silent"
+    title, body = title_and_body(Alert("calendar", *seen.others["calendar"], 0), "box")
+    assert "交易日历calendar.toml 有误" in title
+    assert "line 2: '2027-02-30'" in body
+    mended = fixed.one._see(fixed.heard(producer={**at("", ""), "trading_day": {}}))
+    assert "calendar" not in mended.others
+
+
 def test_redis_that_is_away_hides_the_terminal(fixed: Fixed) -> None:
     heard = fixed.heard(producer=at("", "", "not_running"))
     assert fixed.one._see(heard).terminal == "not_running"
     seen = fixed.one._see(Heard(heard.beats, time.monotonic() - 90, "refused"))
     assert seen.terminal == ""
     assert 89 < seen.redis_away_s < 95
+
+
+def test_status_tells_when_trading_days_are_not_known_for_long() -> None:
+    def lines(**day: Any) -> str:
+        terminal = {**at("", ""), "trading_day": {"day": 20261201, **day}}
+        return "\n".join(_of(Heartbeat(role="producer", terminal=terminal))[0])
+
+    told = lines(known_until=20261231)
+    assert "交易日只知道到 2026-12-31，还有 30 天 · trading days are known until 2026-12-31" in told
+    assert "calendar.toml" in told
+    assert "交易日" not in lines(known_until=20271231)
+    assert "line 2: no day" in lines(known_until=20271231, file_error="line 2: no day")

@@ -41,11 +41,16 @@ _KIND_WORDS: Final = {
     "redis": ("Redis", "Redis"),
     "producer": ("采集进程", "producer"),
     "worker": ("历史进程", "worker"),
+    "calendar": ("交易日历", "calendar"),
 }
 _OTHER_STATES: Final = {
     "away": ("连不上，行情暂存本机", "away: ticks wait in the ring"),
     "crashed": ("意外结束，正在自动重启", "ended unexpectedly and is started again"),
     "aborted": ("被原生库中止，正在自动重启", "aborted by its native library, is started again"),
+    "wrong": (
+        "calendar.toml 有误，改好后自动重新读取",
+        "its file is wrong: it is read again once it is mended",
+    ),
     "differ": (
         "采集与历史连接到不同终端，历史已停",
         "producer and worker sit on different ones; the worker was stopped",

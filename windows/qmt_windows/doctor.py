@@ -18,6 +18,7 @@ from qmt_terminal.probe import Choice
 
 from .console import say
 from .doctor_bridge import look_at_bridge
+from .doctor_calendar import look_at_calendar_file
 from .doctor_lines import Line, shown, worst
 from .doctor_machine import load_terminal_settings, look_at_machine, look_for_terminals
 from .doctor_probe import probe, summary
@@ -42,6 +43,9 @@ def examine(home: Home, on_line: Callable[[Line], None] = lambda line: None) -> 
     if settings is not None:
         found = look_for_terminals(settings)
         keep(found)
+        calendar = home.calendar_of(settings.calendar_file)
+        os.environ["QMT_CALENDAR_FILE"] = str(calendar)  # for the questions' process
+        keep([look_at_calendar_file(calendar, named=settings.calendar_file is not None)])
         keep(look_at_terminal(settings, programs_run=bool(found[0].facts.get("programs"))))
     keep(look_at_bridge(home))
     return lines

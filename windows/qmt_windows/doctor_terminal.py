@@ -7,6 +7,7 @@ from typing import Any, Final
 from qmt_protocol.settings import TerminalSettings
 from qmt_terminal.probe import Choice, Prober, Report
 
+from .doctor_calendar import trading_day_line
 from .doctor_lines import Line
 from .words import TODO, terminal_words
 
@@ -18,11 +19,6 @@ _BSON: Final = {
     "True": ("C 版 BSON", "it loads, and its BSON is C"),
     "False": ("纯 Python BSON", "it loads; its BSON is pure Python, as its C part does not load"),
     "None": ("", "it loads"),
-}
-_SOURCES: Final = {
-    "terminal": ("终端", "the terminal"),
-    "exchange_calendars": ("exchange_calendars 日历", "the library exchange_calendars"),
-    "weekday": ("仅按星期推测", "a guess by the weekday"),
 }
 
 
@@ -40,7 +36,9 @@ def look_at_terminal(settings: TerminalSettings, *, programs_run: bool) -> list[
         return lines
     if report.refusal:
         return [*lines, _refused(report, programs_run=programs_run)]
-    return [*lines, _answers(report, settings), _trading_day(report)]
+    answer = report.answers.get("trading_day", {})
+    day = trading_day_line(answer.get("evidence") or {}, str(answer.get("reason", "")))
+    return [*lines, _answers(report, settings), day]
 
 
 def _xtquant(report: Report) -> Line:
@@ -103,31 +101,4 @@ def _answers(report: Report, settings: TerminalSettings) -> Line:
         f"终端应答：{name}（{report.address}）" + ("，模拟行情" if simulated else ""),
         "the terminal answers" + ("; it is SIMULATED" if simulated else ""),
         facts={**told, "address": report.address},
-    )
-
-
-def _trading_day(report: Report) -> Line:
-    answer = report.answers.get("trading_day", {})
-    told = answer.get("evidence")
-    if not told:
-        return Line(
-            "trading_day",
-            "warn",
-            "未能得知今天是否交易日",
-            f"whether this is a trading day is not known: {answer.get('reason', '')}",
-        )
-    chinese, english = _SOURCES.get(told["source"], (told["source"], told["source"]))
-    trades = "交易日" if told["trades"] else "休市"
-    guessed = told["source"] == "weekday"
-    todo = (
-        "安装 exchange-calendars，或在终端下载节假日数据",
-        "Install exchange-calendars, or download holidays in the terminal",
-    )
-    return Line(
-        "trading_day",
-        "warn" if guessed else "ok",
-        f"{told['day']} {trades}（依据：{chinese}）",
-        f"{'a' if told['trades'] else 'no'} trading day, says {english}",
-        todo if guessed else None,
-        dict(told),
     )

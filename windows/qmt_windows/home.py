@@ -43,6 +43,15 @@ class Home:
         return self.folder / "functions.json"
 
     @property
+    def calendar(self) -> Path:
+        """Holidays and trading days as the people here correct them; they may have made none."""
+        return self.folder / "calendar.toml"
+
+    def calendar_of(self, given: Path | None) -> Path:
+        """Return the file that the setting ``calendar_file`` names, else the usual one."""
+        return self.folder / given if given is not None else self.calendar
+
+    @property
     def logs(self) -> Path:
         """Folder of the logs."""
         return self.folder / "logs"

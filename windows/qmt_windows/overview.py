@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import redis
 
 from qmt_protocol.status import Heartbeat
@@ -12,7 +14,7 @@ from .home import Home
 from .settings import WindowsSettings
 from .single import holder
 from .watch import connect, read_beats
-from .words import TODO, child_words, terminal_words
+from .words import CALENDAR_TODO, TODO, calendar_words, child_words, terminal_words
 
 __all__ = ["show_status"]
 
@@ -64,7 +66,15 @@ def _of(beat: Heartbeat) -> tuple[list[str], bool]:
         lines.append(f"    {' · '.join(TODO[state])}")
     if beat.dead:
         lines.append(f"    有任务无法执行 · {beat.dead}")
+    lines += _calendar(terminal.get("trading_day") or {})
     return lines, state == "ok"
+
+
+def _calendar(trading_day: dict[str, Any]) -> list[str]:
+    lines = [str(trading_day["file_error"])] if trading_day.get("file_error") else []
+    if words := calendar_words(trading_day):
+        lines += [" · ".join(words), *CALENDAR_TODO]
+    return [f"    {line}" for line in lines]
 
 
 def _children(beat: Heartbeat) -> tuple[list[str], bool]:

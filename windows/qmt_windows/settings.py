@@ -31,6 +31,11 @@ class WindowsSettings(RedisSettings):
     functions_file: Path | None = Field(
         None, description="table of the terminals' functions; empty: in the home folder"
     )
+    calendar_file: Path | None = Field(
+        None,
+        description="holidays and trading days by your own word; empty: calendar.toml in the home "
+        "folder",
+    )
     alert_at: Annotated[list[str], NoDecode] = Field(
         ["08:30", "09:00", "09:10", "09:20"],
         description="China times of trading days at which a terminal that is not ready is told of",

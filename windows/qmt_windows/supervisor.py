@@ -80,6 +80,7 @@ class Supervisor:
         self._simulated = False
         self._differ_since_s: float | None = None
         self._differ = ""
+        self._calendar_error = ""
         self._producer_place = ("", "")
         self._config_stamp = self._stamp_config()
         self._config_at_s = 0.0
@@ -157,6 +158,7 @@ class Supervisor:
             "QMT_PREFIX": settings.prefix,
             "QMT_RING": str(settings.ring or self._home.ring),
             "QMT_FUNCTIONS_FILE": str(settings.functions_file or self._home.functions),
+            "QMT_CALENDAR_FILE": str(self._home.calendar_of(settings.calendar_file)),
         }
 
     def _start_what_is_due(self) -> None:
@@ -201,6 +203,8 @@ class Supervisor:
             found[kind] = (state, f"{child.name}: {child.trouble}")
         if self._differ:
             found["terminals"] = ("differ", self._differ)
+        if self._calendar_error:
+            found["calendar"] = ("wrong", self._calendar_error)
         return found
 
     # -- what is seen -----------------------------------------------------------------------------
@@ -217,6 +221,8 @@ class Supervisor:
             self._simulated = beat.simulated or bool(self._clock)
         if terminal.get("clock"):
             self._clock = terminal["clock"]
+        if terminal:
+            self._calendar_error = str((terminal.get("trading_day") or {}).get("file_error") or "")
         state = str(terminal.get("state", ""))
         if state and state != self._terminal:
             self._terminal = state

@@ -33,7 +33,8 @@ class Alert:
     """One message to people."""
 
     kind: str
-    """``terminal``, ``redis``, ``terminals`` (they differ), ``producer`` or ``worker``."""
+    """``terminal``, ``redis``, ``terminals`` (they differ), ``producer``, ``worker`` or
+    ``calendar`` (its file is wrong)."""
     state: str
     """The trouble, or ``ok``."""
     reason: str

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-__all__ = ["CHILD_STATES", "TERMINAL_STATES", "TODO", "child_words", "terminal_words"]
+from qmt_protocol.trading_days import days_left, ends_soon, iso_day
+
+__all__ = [
+    "CALENDAR_TODO",
+    "CHILD_STATES",
+    "TERMINAL_STATES",
+    "TODO",
+    "calendar_words",
+    "child_words",
+    "terminal_words",
+]
 
 TERMINAL_STATES: Final = {
     "ok": ("正常", "well"),
@@ -37,6 +48,14 @@ TODO: Final = {
 }
 """What a person does about a terminal's state."""
 
+CALENDAR_TODO: Final = (
+    "在终端下载节假日数据，或更新 exchange-calendars，或写 calendar.toml："
+    "见 docs/windows.zh-CN.md“交易日”",
+    "Download holidays in the terminal, update exchange-calendars, or write calendar.toml: see "
+    "'Trading days' in docs/windows.md",
+)
+"""What a person does when what is known of trading days ends."""
+
 CHILD_STATES: Final = {
     "running": ("运行中", "running"),
     "waiting": ("等待重启", "waiting to be started again"),
@@ -50,6 +69,20 @@ def terminal_words(state: str) -> str:
     """Return a terminal's state in both languages."""
     chinese, english = TERMINAL_STATES.get(state, (state, state))
     return chinese if chinese == english else f"{chinese} · {english}"
+
+
+def calendar_words(trading_day: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return in both languages that trading days are not known for long; ``None``: they are."""
+    left = days_left(trading_day)
+    if left is None or not ends_soon(trading_day):
+        return None
+    until = iso_day(int(trading_day["known_until"]))
+    if left < 0:
+        return f"{until} 之后的交易日未知", f"trading days after {until} are not known"
+    return (
+        f"交易日只知道到 {until}，还有 {left} 天",
+        f"trading days are known until {until} only, {left} days from now",
+    )
 
 
 def child_words(state: str) -> str:

@@ -69,6 +69,7 @@ class _Served:
 
     def __init__(self, line: Connection, settings: TerminalSettings) -> None:
         from qmt_terminal import Terminal
+        from qmt_terminal.calendar_file import CalendarFile
         from qmt_terminal.programs import TerminalPrograms
 
         from .session import Session
@@ -77,7 +78,7 @@ class _Served:
         self._line = line
         self._sending = threading.Lock()  # progress comes on native threads
         self._terminal = Terminal(settings)
-        self._session = Session(self._terminal)
+        self._session = Session(self._terminal, CalendarFile(settings.calendar_file))
         self._tasks = TASKS
         self._programs = TerminalPrograms(settings)
         self._told: dict[str, Any] = {}

@@ -15,9 +15,11 @@ import numpy.typing as npt
 from qmt_protocol.errors import TerminalRefused, TerminalUnsupported
 from qmt_protocol.periods import INTRADAY_MINUTES
 from qmt_protocol.times import DAY_MS, day_start_ms
+from qmt_protocol.trading_days import MAINLAND
 
 if TYPE_CHECKING:
     from qmt_terminal import Terminal
+    from qmt_terminal.calendar_file import CalendarFile
 
 __all__ = ["Calendar", "Sessions", "day_number", "day_numbers", "number_of", "period_span"]
 
@@ -78,26 +80,30 @@ def _month_start(months: int) -> int:
 
 
 class Calendar:
-    """Trading days of each market up to today, as the terminal has them."""
+    """Trading days of each market up to today, as the terminal has them and people correct them."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, file: CalendarFile) -> None:
         self._terminal = terminal
-        self._known: dict[str, tuple[int, Days]] = {}
+        self._file = file
+        self._known: dict[str, tuple[int, int, Days]] = {}
 
     def days(self, market: str, now_ms: int) -> Days:
         """Return all trading days up to today; a market without any has Shanghai's."""
-        today = day_number(now_ms)
+        today, named = day_number(now_ms), self._file.days
         known = self._known.get(market)
-        if known is not None and known[0] == today:
-            return known[1]
+        if known is not None and known[:2] == (today, self._file.version):
+            return known[2]
         dates = self._terminal.trading_days(market, day_start_ms(_FIRST_DAY), now_ms)
         if dates:
+            if market in MAINLAND:
+                opened = {day for day in named.opened if day <= date_of(today)}
+                dates = sorted((opened | {*dates}) - named.closed)
             days = np.array([number_of(date) for date in dates], dtype=np.int64)
         elif market != "SH":
             days = self.days("SH", now_ms)
         else:
             days = np.empty(0, dtype=np.int64)
-        self._known[market] = today, days
+        self._known[market] = today, self._file.version, days
         return days
 
 

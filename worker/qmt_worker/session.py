@@ -13,6 +13,7 @@ from .days import Calendar, Sessions, day_number, number_of
 
 if TYPE_CHECKING:
     from qmt_terminal import Terminal
+    from qmt_terminal.calendar_file import CalendarFile
 
 __all__ = ["Listing", "Session", "Spans"]
 
@@ -58,11 +59,14 @@ class Session:
     ----------
     terminal
         The door; jobs use it through `Session.terminal`.
+    calendar_file
+        People's corrections of the calendar.
     """
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, calendar_file: CalendarFile) -> None:
         self.terminal = terminal
-        self.calendar = Calendar(terminal)
+        self._calendar_file = calendar_file
+        self.calendar = Calendar(terminal, calendar_file)
         self._generation = terminal.generation
         self._subscribed: collections.OrderedDict[tuple[str, str], int] = collections.OrderedDict()
         self._verified: dict[tuple[str, str], Spans] = {}
@@ -79,7 +83,7 @@ class Session:
             self._subscribed.clear()
             self._verified.clear()
             self._given_up.clear()
-            self.calendar = Calendar(self.terminal)
+            self.calendar = Calendar(self.terminal, self._calendar_file)
             self._day = 0
         if day_number(now_ms) != self._day:
             self._day = day_number(now_ms)

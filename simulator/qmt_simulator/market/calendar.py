@@ -16,6 +16,8 @@ DAY_MS: Final = 86_400_000
 CHINA_OFFSET_MS: Final = 28_800_000
 FIRST_DAY: Final = 20150105
 LAST_DAY: Final = 20351231
+_CLOSED_EVERY_YEAR: Final = (101, 501, 1001, 1002, 1003)
+"""``MMDD`` of the public holidays whose dates the law fixes."""
 _EPOCH: Final = np.datetime64("1970-01-01", "D")
 
 
@@ -52,13 +54,15 @@ def midnight_ms(ordinal: int) -> int:
 class TradingCalendar:
     """Trading days from 2015-01-05 to 2035.
 
-    Up to the horizon of exchange_calendars these are XSHG sessions; after it every weekday.
+    Up to the horizon of exchange_calendars these are XSHG sessions; after it every weekday but the
+    public holidays of fixed date. It is this market's own truth: a terminal in it knows all of it,
+    and nothing depends on the day on which it is asked.
 
     Attributes
     ----------
     ordinals : int64[n], days since 1970-01-01
     days : int64[n], the same as YYYYMMDD
-    holidays : weekdays without trading up to the horizon, YYYYMMDD
+    holidays : weekdays without trading, YYYYMMDD
     """
 
     def __init__(self) -> None:
@@ -69,16 +73,18 @@ class TradingCalendar:
             warnings.simplefilter("ignore")
             from exchange_calendars.exchange_calendar_xshg import XSHGExchangeCalendar
 
-            xshg = XSHGExchangeCalendar(start=f"{FIRST_DAY // 10000}-01-01")
+            # Its own end would be a year from now.
+            end = XSHGExchangeCalendar.bound_max()
+            xshg = XSHGExchangeCalendar(start=f"{FIRST_DAY // 10000}-01-01", end=end)
             sessions = xshg.sessions.to_numpy().astype("datetime64[D]").astype(np.int64)
-        sessions = sessions[sessions >= first]
+        sessions = sessions[(sessions >= first) & (sessions <= last)]
         every = np.arange(first, last + 1, dtype=np.int64)
         weekdays = every[(every + 3) % 7 < 5]
-        horizon = int(sessions[-1])
-        known = weekdays[weekdays <= horizon]
-        self.ordinals: I64 = np.concatenate([sessions, weekdays[weekdays > horizon]])
+        later = weekdays[weekdays > np.datetime64(end, "D").astype(np.int64)]
+        later = later[~np.isin(days_of(later) % 10000, _CLOSED_EVERY_YEAR)]
+        self.ordinals: I64 = np.concatenate([sessions, later])
         self.days: I64 = days_of(self.ordinals)
-        self.holidays: list[int] = days_of(np.setdiff1d(known, sessions)).tolist()
+        self.holidays: list[int] = days_of(np.setdiff1d(weekdays, self.ordinals)).tolist()
 
     def position(self, ordinal: int) -> int:
         """Position of the newest trading day at or before a day; -1 before the first."""

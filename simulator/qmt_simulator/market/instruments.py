@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmt_simulator.market import names
-from qmt_simulator.market.calendar import to_ordinal
+from qmt_simulator.market.calendar import LAST_DAY, to_ordinal
 from qmt_simulator.market.hashing import F64, I64, U64, text_keys, unit16
 
 NEVER: Final = 99999999
@@ -100,8 +100,10 @@ FUTURES: Final = {  # product: name, index, multiplier
 # Two codes that no longer trade, so that a suspended one is at hand on every day.
 LONG_SUSPENDED: Final = {"600145.SH": 20200106, "002260.SZ": 20200106}
 
-_FUTURE_YEARS: Final = range(2015, 2031)
-_OPTION_YEARS: Final = range(2024, 2029)
+# Of expiry; as far as the calendar reaches, and what is listed ahead then.
+_AFTER_LAST: Final = LAST_DAY // 10_000 + 2
+_FUTURE_YEARS: Final = range(2015, _AFTER_LAST)
+_OPTION_YEARS: Final = range(2024, _AFTER_LAST)
 _STRIKES: Final = (3.6, 4.0, 4.4, 4.6, 4.8, 5.2, 5.6)
 
 # prefix, market, how many of the range's numbers, first number, last, earliest and latest listing

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from qmt_protocol.errors import TerminalUnsupported
 from qmt_protocol.times import DAY_MS, day_of
-from qmt_terminal.calendar import TradingCalendar
 from qmt_terminal.discovery import root_of
 from qmt_terminal.failures import translate
 
@@ -162,8 +161,9 @@ def _ask_sectors(session: Session) -> Answer:
 
 
 def _ask_trading_day(session: Session) -> Answer:
-    told = TradingCalendar(session.door).of_day(day_of(session.now_ms()))
-    return Answer({}, told.to_dict())
+    told = session.calendar.describe(session.calendar.of_day(day_of(session.now_ms())))
+    told.pop("file_error", None)  # its path may name a person; the doctor has a line for it
+    return Answer({}, told)
 
 
 FIRST_QUESTIONS: Final = (

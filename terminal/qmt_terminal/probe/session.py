@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from qmt_protocol.settings import TerminalSettings
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms
+from qmt_terminal.calendar import TradingCalendar
+from qmt_terminal.calendar_file import CalendarFile
 from qmt_terminal.door import Terminal, TerminalInfo
 from qmt_terminal.failures import translate
 
@@ -57,6 +59,7 @@ class Session:
         tell_person: Callable[[str], None],
     ) -> None:
         self.door = Terminal(settings)
+        self.calendar = TradingCalendar(self.door, file=CalendarFile(settings.calendar_file))
         # What is asked here is what the door itself is built on, so it is asked around it.
         self.xtdata: Any = self.door._xtdata
         self.bson: Any = self.door._bson.BSON

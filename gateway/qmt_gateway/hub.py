@@ -88,6 +88,7 @@ class Hub:
         self.events_id = ""
         self._events: deque[tuple[str, GapNotice]] = deque(maxlen=_RECENT_EVENTS)
         self._events_task: asyncio.Task[None] | None = None
+        self._events_again: asyncio.TimerHandle | None = None
 
     @property
     def clients(self) -> int:
@@ -104,8 +105,20 @@ class Hub:
         self.subscribers.add(subscriber)
         self.budget.join(subscriber)
         if self._events_task is None:
-            self._events_task = asyncio.create_task(self._follow_events(), name="events")
+            self._start_events()
         return subscriber
+
+    def _start_events(self) -> None:
+        self._events_task = asyncio.create_task(self._follow_events(), name="events")
+        self._events_task.add_done_callback(self._events_ended)
+
+    def _events_ended(self, task: asyncio.Task[None]) -> None:
+        """Begin again: whoever follows would otherwise hear of no gap any more, and not know."""
+        if task.cancelled():
+            return
+        _log.error("events are followed anew", exc_info=task.exception())
+        loop = asyncio.get_running_loop()
+        self._events_again = loop.call_later(_AGAIN_S, self._start_events)
 
     @property
     def max_bytes(self) -> int:
@@ -538,6 +551,8 @@ class Hub:
         tasks = [market.task for market in self._markets.values() if market.task is not None]
         for market in list(self._markets.values()):
             self._stop(market)
+        if self._events_again is not None:
+            self._events_again.cancel()
         if self._events_task is not None:
             self._events_task.cancel()
             tasks.append(self._events_task)

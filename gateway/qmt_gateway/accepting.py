@@ -7,12 +7,13 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
 
 from .connections import Connections
+from .newcomers import Newcomers
 from .rare_log import Rarely
 
 if os.name == "posix":
@@ -24,7 +25,7 @@ _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _BROKEN: Final = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 """The listener is none any more. Any other error is of the connection that would have come."""
 _PAUSE_S: Final = 0.05
-_AT_ONCE: Final = 64
+_AT_ONCE: Final = 16
 _HANDSHAKE_S: Final = 10.0
 _RESERVED: Final = 512
 """Descriptors kept for all but clients: two pools of 200 to Redis, the archive, the log."""
@@ -71,8 +72,30 @@ async def accept(
     """
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
-    rarely = Rarely()
     opening: set[asyncio.Task[None]] = set()
+
+    def begin(client: socket.socket) -> None:
+        task = loop.create_task(_open(client, protocol, tls))
+        opening.add(task)
+        task.add_done_callback(opening.discard)
+
+    newcomers = Newcomers(
+        connections.head_s, connections.has_room_beside, begin, connections.tell_made_room
+    )
+    try:
+        await _take(listener, connections, newcomers, opening)
+    finally:
+        newcomers.close()
+
+
+async def _take(
+    listener: socket.socket,
+    connections: Connections,
+    newcomers: Newcomers,
+    opening: Collection[object],
+) -> None:
+    loop = asyncio.get_running_loop()
+    rarely = Rarely()
     taken = 0
     while True:
         try:
@@ -83,18 +106,17 @@ async def accept(
             exhausted = error.errno in _EXHAUSTED
             what = "no descriptors left for connections" if exhausted else "accepting failed"
             rarely.log(_log.warning, what, connections=len(connections), reason=error.strerror)
-            if exhausted:
+            if exhausted and not newcomers.drop_oldest():
                 connections.make_room()
             await asyncio.sleep(_PAUSE_S)
             continue
-        full = connections.most and len(connections) + len(opening) >= connections.most
-        if full and not connections.make_room():
+        held = len(connections) + len(opening) + len(newcomers)
+        full = connections.most and held >= connections.most
+        if full and not newcomers.drop_oldest() and not connections.make_room():
             client.close()
             rarely.log(_log.warning, "connection refused: too many", connections=len(connections))
         else:
-            task = loop.create_task(_open(client, protocol, tls))
-            opening.add(task)
-            task.add_done_callback(opening.discard)
+            newcomers.add(client)
         taken += 1
         if taken % _AT_ONCE == 0:  # a flood of them may not stop everything else
             await asyncio.sleep(0)

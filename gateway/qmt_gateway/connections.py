@@ -30,6 +30,7 @@ CONNECTIONS: Final = "qmt.connections"
 """Name of the `Connections` in the lifespan's state."""
 CONNECTION: Final = "qmt.connection"
 """Name of a request's own `Connection` in its state."""
+_LEAST_NEWCOMERS: Final = 16
 _log: Final = structlog.get_logger(__name__)
 
 
@@ -110,7 +111,7 @@ class Connections:
     """
 
     def __init__(self, *, head_s: float, most: int, most_unadmitted: int) -> None:
-        self._head_s = head_s
+        self.head_s = head_s
         self.most = most
         self._most_unadmitted = most_unadmitted
         self._all: set[Connection] = set()
@@ -138,6 +139,13 @@ class Connections:
         self._wait(connection)
         return connection
 
+    def has_room_beside(self, newcomers: int) -> bool:
+        """Whether one more may come, beside those that were not let in and so many newcomers.
+
+        A few newcomers always may: one that speaks takes the place of the oldest that did.
+        """
+        return self.unadmitted + newcomers < self._most_unadmitted or newcomers < _LEAST_NEWCOMERS
+
     def make_room(self) -> bool:
         """End the oldest that was not let in, an idle one if there is one; whether there was."""
         found = next((one for one in self._unadmitted if one in self._waiting), None)
@@ -146,8 +154,12 @@ class Connections:
             return False
         found.transport.abort()
         found.lost()
-        self._rarely.log(_log.warning, "unauthenticated connections ended to make room")
+        self.tell_made_room()
         return True
+
+    def tell_made_room(self) -> None:
+        """Say now and then that connections without a key are ended."""
+        self._rarely.log(_log.warning, "unauthenticated connections ended to make room")
 
     def admitted(self, connection: Connection) -> None:
         """Note that one was let in."""
@@ -170,7 +182,7 @@ class Connections:
 
     def _wait(self, connection: Connection) -> None:
         self._waiting.pop(connection, None)
-        self._waiting[connection] = time.monotonic() + self._head_s
+        self._waiting[connection] = time.monotonic() + self.head_s
 
     def sweep(self) -> None:
         """End those whose next request's head has not come in time."""

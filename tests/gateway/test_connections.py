@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -209,11 +209,15 @@ def test_without_room_it_waits_and_says_so_once(
             except httpx.TransportError:
                 return False  # there is no room yet
 
-        with dialled(process, 60) as clients:
-            for client in clients:
+        with ExitStack() as clients:
+
+            def one_more_is_too_many() -> bool:
+                (client,) = clients.enter_context(dialled(process, 1))
                 with suppress(OSError):  # it may be refused already
                     client.sendall(upgrade)
-            wait_for(lambda: told in process.log(), "the gateway says that it has no room")
+                return told in process.log()
+
+            wait_for(one_more_is_too_many, "the gateway says that it has no room")
             with dialled(process, 200):
                 pass
         wait_for(is_served, "there is room again")

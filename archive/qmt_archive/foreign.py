@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from qmt_client.parquet_groups import whole_groups
 from qmt_protocol.arrow_stream import ARROW_ERRORS, check_values
 from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.codes import parse_code
@@ -196,7 +197,8 @@ class ForeignFile:
     def _parquet(self) -> Iterator[tuple[pa.RecordBatch, int]]:
         row = 1
         with pq.ParquetFile(self.path) as opened:
-            for batch in opened.iter_batches(_ROWS):
+            groups = range(opened.metadata.num_row_groups)
+            for batch in whole_groups(opened, groups, _ROWS, opened.schema_arrow.names):
                 check_values(batch, "it")
                 yield batch, row
                 row += len(batch)

@@ -20,6 +20,7 @@ import structlog
 
 from qmt_client.archive import ArchiveReader
 from qmt_client.ordering import conform
+from qmt_client.parquet_groups import group_ranges, whole_groups
 from qmt_protocol.archive import (
     MANIFEST,
     ArchivedFile,
@@ -183,7 +184,8 @@ class Place:
         whole = TICK_COLUMNS if file.kind == "tick" else BAR_COLUMNS
         wanted = whole if columns is None else pa.schema([whole.field(name) for name in columns])
         with self._opening(file) as parquet:
-            for batch in parquet.iter_batches(_ROWS_PER_READ, columns=wanted.names):
+            groups = range(parquet.metadata.num_row_groups)
+            for batch in whole_groups(parquet, groups, _ROWS_PER_READ, wanted.names):
                 check_batch(batch, file.path)
                 yield from conform(pa.Table.from_batches([batch]), wanted).to_batches()
 
@@ -207,7 +209,11 @@ class Place:
                     self.address,
                     f"it has {parquet.metadata.num_rows} rows, the manifest says {file.rows}",
                 )
-            return _id_range(parquet.metadata)
+            of_groups = group_ranges(parquet, ("id_ms",))
+            ranges = [one["id_ms"] for one in of_groups if "id_ms" in one]
+            if not ranges:
+                return None
+            return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     @contextmanager
     def _opening(self, file: ArchivedFile) -> Iterator[pq.ParquetFile]:
@@ -283,19 +289,6 @@ class Place:
                 hint=_HINTS.get(number or 0, "Check the address and that it can be reached."),
                 address=self.address,
             ) from error
-
-
-def _id_range(metadata: pq.FileMetaData) -> tuple[int, int] | None:
-    low: list[int] = []
-    high: list[int] = []
-    for group in range(metadata.num_row_groups):
-        told = metadata.row_group(group)
-        for number in range(told.num_columns):
-            column = told.column(number)
-            if column.path_in_schema == "id_ms" and column.statistics is not None:
-                low.append(column.statistics.min)
-                high.append(column.statistics.max)
-    return (min(low), max(high)) if low else None
 
 
 class _NoSuchFile(Exception):

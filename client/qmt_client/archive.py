@@ -33,6 +33,7 @@ from qmt_protocol.errors import (
 )
 
 from .ordering import KEYS, conform, ids_of, in_order, newest, split, where_code
+from .parquet_groups import Ranges, group_ranges, whole_groups
 
 __all__ = ["ArchiveReader", "ArchivedBars", "ArchivedTicks", "open_archive"]
 
@@ -392,12 +393,9 @@ class _Rows:
                 parquet = pq.ParquetFile(opened)
                 there = set(parquet.schema_arrow.names)
                 names = [name for name in self.schema.names if name in there]
-                for group in range(parquet.metadata.num_row_groups):
-                    if _concerns(parquet.metadata.row_group(group), self._codes, start_ms, end_ms):
-                        pieces = parquet.iter_batches(
-                            _PIECE_ROWS, row_groups=[group], columns=names
-                        )
-                        for piece in pieces:
+                for group, ranges in enumerate(group_ranges(parquet, ("id_ms", "code"))):
+                    if _concerns(ranges, self._codes, start_ms, end_ms):
+                        for piece in whole_groups(parquet, [group], _PIECE_ROWS, names):
                             check_batch(piece, file.path)
                             yield conform(pa.Table.from_batches([piece]), self.schema)
         except FileNotFoundError as error:
@@ -406,20 +404,16 @@ class _Rows:
             raise self._reader.failure(file.path, error) from error
 
 
-def _concerns(group: Any, codes: pa.Array | None, start_ms: int, end_ms: int) -> bool:
+def _concerns(ranges: Ranges, codes: pa.Array | None, start_ms: int, end_ms: int) -> bool:
     """Whether a row group may hold what is wanted, by its statistics."""
-    for number in range(group.num_columns):
-        column = group.column(number)
-        told = column.statistics
-        if told is None or not told.has_min_max:
-            continue
-        if column.path_in_schema == "id_ms" and (told.max < start_ms or told.min > end_ms):
-            return False
-        if column.path_in_schema == "code" and codes is not None:
-            inside = pc.and_(pc.greater_equal(codes, told.min), pc.less_equal(codes, told.max))
-            if not pc.any(inside).as_py():
-                return False
-    return True
+    first_ms, last_ms = ranges.get("id_ms", (start_ms, end_ms))
+    if last_ms < start_ms or first_ms > end_ms:
+        return False
+    if codes is None or "code" not in ranges:
+        return True
+    first, last = ranges["code"]
+    inside = pc.and_(pc.greater_equal(codes, first), pc.less_equal(codes, last))
+    return bool(pc.any(inside).as_py())
 
 
 class ArchivedTicks(_Rows):

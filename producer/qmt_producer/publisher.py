@@ -75,7 +75,9 @@ class Publisher:
         """Market to when (monotonic) it is tried again."""
         for market in [*markets, *ring.markets]:
             self.add(market)
-        self.thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.thread = threading.Thread(
+            target=ring.ends_with(self._run), name="publisher", daemon=True
+        )
 
     def add(self, market: str) -> None:
         """Publish this market too; nothing happens when it is published already."""

@@ -68,7 +68,9 @@ class Reporter:
         self._next_tidy = 0.0
         self._room = Allowance(_GAPS_AT_ONCE_BYTES, _GAPS_BYTES_PER_S)
         self._failures: dict[str, str] = {}
-        self.thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        self.thread = threading.Thread(
+            target=ring.ends_with(self._run), name="reporter", daemon=True
+        )
 
     def event(self, event: dict[str, Any]) -> None:
         """Keep an event; it is told as soon as Redis takes it."""

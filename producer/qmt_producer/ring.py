@@ -140,6 +140,7 @@ class Ring:
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._closed = False
         self._lock = threading.Lock()
         opened: sqlite3.Connection | None = None
         try:
@@ -624,7 +625,20 @@ class Ring:
         with contextlib.suppress(RingUnwritable):
             self.tidy({}, 0)
         with self._lock:
+            self._closed = True
             self._db.close()
+
+    def ends_with(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Return what a thread runs that may be left behind: that the ring is closed ends it."""
+
+        def until_closed() -> None:
+            try:
+                run()
+            except sqlite3.ProgrammingError:
+                if not self._closed:
+                    raise
+
+        return until_closed
 
 
 @contextmanager

@@ -210,11 +210,11 @@ def _restore(
             had = rig.acked()
             time.sleep(lost_s)
             rig.await_push()
-            time.sleep(min(0.4, push_ms / 2000))  # published, and nothing on its way
             wait_for(
                 lambda had=had: not any(map(eq, rig.acked(), had)),  # type: ignore[misc]
                 "the push is published, however busy the machine is",
             )
+            time.sleep(min(0.4, push_ms / 2000))  # its producer knows, and nothing is on its way
             rig.kill_redis()
             rig.put_aof(copy)
             rig.start_redis()

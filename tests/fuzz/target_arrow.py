@@ -315,8 +315,11 @@ class ArrowCases:
         reader = ArchiveReader(str(root))
         rows_read = reader.ticks() if kind == "tick" else reader.bars("1m")
         batches = list(rows_read)
-        written = pq.read_table(io.BytesIO(data))
-        assert sum(map(len, batches)) <= len(written)
+        try:
+            written = len(pq.read_table(io.BytesIO(data)))
+        except (pa.ArrowException, OSError):  # a page that a reader may leave aside
+            written = rows
+        assert sum(map(len, batches)) <= written
         self._decoded(kind, None, batches)
         if chance.random() < 0.2:
             export_rows(str(root), None, file.period, None, None, "csv", root / "out.csv")

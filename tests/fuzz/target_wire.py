@@ -164,7 +164,21 @@ def _unpacked(data: bytes, errors: str = "strict") -> Any:
     def other(code: int, content: bytes) -> tuple[int, bytes]:
         return code, content
 
-    return msgpack.unpackb(data, strict_map_key=False, unicode_errors=errors, ext_hook=other)
+    return msgpack.unpackb(
+        data,
+        strict_map_key=False,
+        unicode_errors=errors,
+        ext_hook=other,
+        object_pairs_hook=_mapping,
+    )
+
+
+def _mapping(pairs: list[tuple[Any, Any]]) -> Any:
+    """Return a map, or what it consists of where a key is one that Python's cannot have."""
+    try:
+        return dict(pairs)
+    except TypeError:
+        return pairs
 
 
 def _expected(fields: tuple[tuple[str, str, str], ...], row: list[Any]) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def test_each_trouble_has_its_state_and_needs_no_restart(
     assert states[0][0] == "waiting_for_login"
     assert all(was == before for (was, _), (_, before) in zip(states[1:], states, strict=False))
     gaps = {event["reason"] for event in told if event["kind"] == "gap"}
-    assert gaps == {"the quote server was away"}
+    # One silence, where the second outage begins before the end of the first was seen.
+    assert gaps in ({"the quote server was away"}, {"no producer was listening"})
 
 
 def _silent_ms(terminal: dict[str, Any]) -> int:

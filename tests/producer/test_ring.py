@@ -433,3 +433,13 @@ def test_a_full_disk_keeps_what_it_took_and_tells_the_rest_later(tmp_path: Path)
             ring.close()
             ring = Ring(disk.folder / "ring.sqlite", 100_000_000)
         ring.close()
+
+
+def test_a_thread_that_is_left_behind_ends_with_the_ring(tmp_path: Path) -> None:
+    ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
+    run = ring.ends_with(ring.merge_gaps)
+    run()
+    ring.close()
+    run()
+    with pytest.raises(sqlite3.ProgrammingError):
+        ring.merge_gaps()

@@ -194,7 +194,10 @@ def test_a_night_of_failed_connections_leaves_nothing_behind(
     before = left()
     (later,) = fail(500)
     assert "nothing listens" in later
-    assert left() == before
+    threads, files = left()
+    # Less is no leak: a thread of an earlier test may have ended meanwhile.
+    assert threads <= before[0]
+    assert files <= before[1]
     assert capfd.readouterr() == ("", "")
 
 

@@ -30,7 +30,6 @@ CONNECTIONS: Final = "qmt.connections"
 """Name of the `Connections` in the lifespan's state."""
 CONNECTION: Final = "qmt.connection"
 """Name of a request's own `Connection` in its state."""
-_LEAST_NEWCOMERS: Final = 16
 _log: Final = structlog.get_logger(__name__)
 
 
@@ -140,11 +139,11 @@ class Connections:
         return connection
 
     def has_room_beside(self, newcomers: int) -> bool:
-        """Whether one more may come, beside those that were not let in and so many newcomers.
+        """Whether one more newcomer may wait; they have as many places as those that spoke.
 
-        A few newcomers always may: one that speaks takes the place of the oldest that did.
+        Of few places one with a key would lose its own before its first byte is looked at.
         """
-        return self.unadmitted + newcomers < self._most_unadmitted or newcomers < _LEAST_NEWCOMERS
+        return newcomers < self._most_unadmitted
 
     def make_room(self) -> bool:
         """End the oldest that was not let in, an idle one if there is one; whether there was."""

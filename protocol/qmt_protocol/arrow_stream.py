@@ -79,6 +79,7 @@ class ArrowStream:
         self._message: _Message | None = None
         self._head = b""
         self._dictionaries: dict[int, bytes] = {}
+        self._dictionary_waits = False
         self._ended = False
 
     def feed(self, data: bytes) -> list[pa.RecordBatch]:
@@ -112,6 +113,8 @@ class ArrowStream:
         """
         if not self._ended or self.schema is None:
             self._fail("it breaks off")
+        if self._dictionary_waits:  # no writer sends one but for rows: they would lack in silence
+            self._fail("it has a dictionary, and no rows behind it")
         return self.schema
 
     def _next(self) -> _Message | None:
@@ -149,6 +152,7 @@ class ArrowStream:
             if not any(pa.types.is_dictionary(field.type) for field in self.schema):
                 self._fail("it has a dictionary, and no column of one")  # read with each batch
             self._dictionaries[message.dictionary] = whole
+            self._dictionary_waits = True
             if sum(map(len, self._dictionaries.values())) > MAX_ARROW_BODY_BYTES:
                 self._fail("its dictionaries are too large")
             return None
@@ -178,6 +182,7 @@ class ArrowStream:
         except (*ARROW_ERRORS, StopIteration) as error:
             self._fail(reason_of(error))
         check_batch(batch, self._what)
+        self._dictionary_waits = False
         return batch
 
     def _fail(self, why: str) -> NoReturn:

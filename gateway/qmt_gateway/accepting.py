@@ -79,8 +79,10 @@ async def accept(
         opening.add(task)
         task.add_done_callback(opening.discard)
 
+    # They have places of their own: of a few left over by those that spoke, one with a key would
+    # lose its own before its first byte is looked at.
     newcomers = Newcomers(
-        connections.head_s, connections.has_room_beside, begin, connections.tell_made_room
+        connections.head_s, connections.most_unadmitted, begin, connections.tell_made_room
     )
     try:
         await _take(listener, connections, newcomers, opening)

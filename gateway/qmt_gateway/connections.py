@@ -112,7 +112,7 @@ class Connections:
     def __init__(self, *, head_s: float, most: int, most_unadmitted: int) -> None:
         self.head_s = head_s
         self.most = most
-        self._most_unadmitted = most_unadmitted
+        self.most_unadmitted = most_unadmitted
         self._all: set[Connection] = set()
         self._unadmitted: dict[Connection, None] = {}
         """The oldest first."""
@@ -131,19 +131,12 @@ class Connections:
     def opened(self, transport: asyncio.Transport) -> Connection:
         """Take a new one in; beyond the number that may be unadmitted the oldest goes."""
         connection = Connection(self, transport)
-        if len(self._unadmitted) >= self._most_unadmitted:
+        if len(self._unadmitted) >= self.most_unadmitted:
             self.make_room()
         self._all.add(connection)
         self._unadmitted[connection] = None
         self._wait(connection)
         return connection
-
-    def has_room_beside(self, newcomers: int) -> bool:
-        """Whether one more newcomer may wait; they have as many places as those that spoke.
-
-        Of few places one with a key would lose its own before its first byte is looked at.
-        """
-        return newcomers < self._most_unadmitted
 
     def make_room(self) -> bool:
         """End the oldest that was not let in, an idle one if there is one; whether there was."""

@@ -23,8 +23,8 @@ class Newcomers:
     ----------
     patience_s
         How long it may take.
-    has_room
-        Tells, by how many newcomers there are, whether one more may wait; else the oldest goes.
+    most
+        How many may wait; beyond it the oldest goes.
     on_spoken
         Takes a connection whose first byte is there.
     on_dropped
@@ -34,13 +34,13 @@ class Newcomers:
     def __init__(
         self,
         patience_s: float,
-        has_room: Callable[[int], bool],
+        most: int,
         on_spoken: Callable[[socket.socket], None],
         on_dropped: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._patience_s = patience_s
-        self._has_room = has_room
+        self._most = most
         self._on_spoken = on_spoken
         self._on_dropped = on_dropped
         self._until: dict[socket.socket, float] = {}
@@ -51,12 +51,16 @@ class Newcomers:
         return len(self._until)
 
     def add(self, client: socket.socket) -> None:
-        """Wait for its first byte."""
-        if not self._has_room(len(self._until)):
-            self.drop_oldest()
+        """Wait for its first byte, where the event loop can: that of Windows cannot."""
         client.setblocking(False)
+        try:
+            self._loop.add_reader(client, self._readable, client)
+        except NotImplementedError:
+            self._on_spoken(client)
+            return
+        if len(self._until) >= self._most:
+            self.drop_oldest()
         self._until[client] = time.monotonic() + self._patience_s
-        self._loop.add_reader(client, self._readable, client)
         if self._timer is None:
             self._timer = self._loop.call_later(_LOOK_S, self._look)
 

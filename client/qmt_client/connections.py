@@ -121,10 +121,8 @@ def _refused(address: str, error: Exception) -> RedisUnavailable:
 
 
 @asynccontextmanager
-async def redis_call(
-    address: str, within_s: float = _ANSWER_WITHIN_S, *, key: str = "A key"
-) -> AsyncIterator[None]:
+async def redis_call(address: str, within_s: float = _ANSWER_WITHIN_S) -> AsyncIterator[None]:
     """Do as `redis_errors` does, and allow one asyncio exchange ten seconds, or as many."""
-    with redis_errors(address, key):
+    with redis_errors(address):
         async with timeout(within_s):
             yield

@@ -247,7 +247,9 @@ def _answer(client: Any) -> str:
     try:
         told = _until(client, lambda told: told["type"] in ("subscribed", "error"))[-1]
     except ConnectionClosed as error:
-        return f"4503 {error.rcvd.reason}" if error.rcvd and error.rcvd.code == 4503 else str(error)
+        if error.rcvd is None or error.rcvd.code != 4503:
+            raise
+        return error.rcvd.reason
     return "live" if told["type"] == "subscribed" else str(told["error"]["message"])
 
 

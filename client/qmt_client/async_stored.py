@@ -18,6 +18,7 @@ from qmt_protocol.ticks import Tick
 from qmt_protocol.times import parse_end, parse_start
 
 from .arguments import Codes, is_all, parse_names, warn_absent, warn_gap
+from .connected import Connected
 from .replay import AsyncReplay, gap_of
 from .transport import OnGap, Transport
 
@@ -36,7 +37,7 @@ _RETRY_S: Final = 10.0
 _REPLAY_RETRY_S: Final = 300.0
 
 
-class AsyncStored:
+class AsyncStored(Connected):
     """What `AsyncQMTClient` reads from archive and streams.
 
     Parameters
@@ -48,15 +49,17 @@ class AsyncStored:
     """
 
     def __init__(self, transport: Transport, *, tz: str | None = "Asia/Shanghai") -> None:
-        self.transport = transport
-        self._tz = tz
+        super().__init__(transport, tz=tz)
         self._replays: set[AsyncReplay[Any]] = set()
 
     async def close(self) -> None:
         """End what replays still run, and close all connections.
 
-        A job that still runs for a waiting caller is not touched.
+        A job that still runs for a waiting caller is not touched. In a forked child it does
+        nothing: what is open is the parent's.
         """
+        if not self._maker.is_here:
+            return
         for replay in tuple(self._replays):
             await replay.aclose()
         await self.transport.close()
@@ -308,6 +311,7 @@ class AsyncStored:
         async with aclosing(self._batches_of(wish, warn_gap, _RETRY_S)) as batches:
             async for batch in batches:
                 yield batch
+                self._maker.check()
 
     async def _tell_missing(self, wish: StoredWish) -> list[Any]:
         missing = await self._source().missing(wish)

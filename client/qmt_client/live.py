@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from qmt_protocol.bars import Bar, decode_bar
-from qmt_protocol.errors import CodecError, Gap
+from qmt_protocol.errors import CodecError, Gap, WrongProcess
 from qmt_protocol.keys import want
 from qmt_protocol.ticks import Tick, decode_tick
 
+from .connected import Maker
 from .follow import BarRow, Batch
 from .position import BEGINNING, EVENTS, Place, id_key
 from .stored import Row
@@ -58,6 +60,7 @@ class AsyncLive(Generic[Item]):
         self._batch: Batch | None = None
         self._taken: dict[str, str] = {}
         self._stored = False
+        self._maker = Maker()
 
     def __aiter__(self) -> Self:
         return self
@@ -70,7 +73,8 @@ class AsyncLive(Generic[Item]):
 
     async def aclose(self) -> None:
         """End the iteration and let its connections go."""
-        await self._batches.aclose()
+        if self._maker.is_here:
+            await self._batches.aclose()
 
     @property
     def position(self) -> dict[str, Any]:
@@ -104,6 +108,7 @@ class AsyncLive(Generic[Item]):
 
     async def _fill(self) -> bool:
         """Take up the next batch; false when there is none."""
+        self._maker.check()
         self._leave_batch()
         batch = await anext(self._batches, None)
         if batch is None:
@@ -193,7 +198,8 @@ class Live(Generic[Item]):
 
     def close(self) -> None:
         """End the iteration and let its connections go."""
-        self._run(self._live.aclose())
+        with suppress(WrongProcess):
+            self._run(self._live.aclose())
 
     @property
     def position(self) -> dict[str, Any]:

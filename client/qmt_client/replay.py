@@ -11,16 +11,18 @@ import inspect
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
 
 from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.codes import parse_codes
-from qmt_protocol.errors import Gap, InvalidRequest
+from qmt_protocol.errors import Gap, InvalidRequest, WrongProcess
 from qmt_protocol.times import day_of, to_datetime
 
 from .arguments import Clock, Codes, is_all, parse_clock
+from .connected import Maker
 from .replay_clock import MarketClock
 from .replay_rows import Piece, Read, RowsAhead
 
@@ -86,6 +88,7 @@ class AsyncReplay(Generic[Item]):
         self._changed = asyncio.Event()
         self._last_ms: int | None = None
         self._late_s = 0.0
+        self._maker = Maker()
 
     # Iterating
 
@@ -166,6 +169,8 @@ class AsyncReplay(Generic[Item]):
 
     async def aclose(self) -> None:
         """End the replay and let its files and connections go."""
+        if not self._maker.is_here:
+            return
         self._closed = True
         self._due.clear()
         self._wake()
@@ -271,6 +276,7 @@ class AsyncReplay(Generic[Item]):
 
     async def _fill(self, *, raw: bool) -> bool:
         """Wait until something is due; false at the end."""
+        self._maker.check()
         if raw is not self._raw is not None:
             raise InvalidRequest("Iterate over ticks or over batches, not both.")
         self._raw = raw
@@ -444,7 +450,8 @@ class Replay(Generic[Item]):
 
     def close(self) -> None:
         """End the replay and let its files and connections go."""
-        self._run(self._replay.aclose())
+        with suppress(WrongProcess):
+            self._run(self._replay.aclose())
 
     def pause(self) -> None:
         """See `AsyncReplay.pause`."""

@@ -7,15 +7,19 @@ import concurrent.futures
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from qmt_protocol.bars import Bar
+from qmt_protocol.errors import WrongProcess
 from qmt_protocol.ticks import Tick
 
 from .answers import HistoryFrames, Latest, Ticks
 from .arguments import Codes
-from .async_client import AsyncQMTClient, OnData
+from .async_client import AsyncQMTClient
 from .async_stored import Form
+from .async_ticks import OnData
+from .connected import Maker
 from .live import Live
 from .processes import Status
 from .progress import ShowProgress
@@ -31,20 +35,28 @@ __all__ = ["QMTClient"]
 _T = TypeVar("_T")
 _SLICE_S: Final = 0.2
 _END_WITHIN_S: Final = 5.0
+_CLOSED: Final = "This QMTClient is closed."
 
 
 class _Loop:
     """An event loop in a daemon thread."""
 
     def __init__(self) -> None:
+        self._maker = Maker()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="qmt-client", daemon=True
         )
         self._thread.start()
+        self._ends = False
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine to its end; an interrupt cancels it first, and waits for that."""
+        try:
+            self._maker.check()
+        except WrongProcess:
+            work.close()
+            raise
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("QMTClient cannot be called from its own callbacks.")
@@ -58,17 +70,32 @@ class _Loop:
             task.cancel()
             concurrent.futures.wait([done], timeout=_END_WITHIN_S)
             raise
-        return done.result()
+        try:
+            return done.result()
+        except concurrent.futures.CancelledError:
+            if self._ends:
+                raise RuntimeError(_CLOSED) from None
+            raise
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a last coroutine and end the thread."""
-        if self._loop.is_closed():
+        """Run a last coroutine, cancel what else still runs, and end the thread."""
+        if self._loop.is_closed() or not self._maker.is_here:
             return
-        self.run(last())
+        self._ends = True
+        self.run(self._end(last()))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_END_WITHIN_S)
         if not self._thread.is_alive():
             self._loop.close()
+
+    async def _end(self, last: Coroutine[Any, Any, None]) -> None:
+        await last
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=_END_WITHIN_S)
+        await self._loop.shutdown_asyncgens()
 
 
 class _Running:
@@ -116,7 +143,8 @@ def _stepped(
         while (item := run(step())) is not end:
             yield item
     finally:
-        run(source.aclose())
+        with suppress(WrongProcess):
+            run(source.aclose())
 
 
 class QMTClient:
@@ -173,7 +201,7 @@ class QMTClient:
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         if not self._finalizer.alive:
             work.close()
-            raise RuntimeError("This QMTClient is closed.")
+            raise RuntimeError(_CLOSED)
         return self._loop.run(work)
 
     def history(

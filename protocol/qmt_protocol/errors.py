@@ -34,6 +34,7 @@
     │   ├── HostRefused           called by a name that is not the gateway's
     │   └── OriginRefused         a page of another site asked, without a key
     ├── LimitExceeded             more than a key may have, or faster
+    ├── WrongProcess              a client made before a fork is used in the child
     └── ConfigurationError        this process cannot start as it is configured
         └── WrongTimezone
 
@@ -78,6 +79,7 @@ __all__ = [
     "TerminalUnsupported",
     "TimedOut",
     "Unavailable",
+    "WrongProcess",
     "WrongTerminal",
     "WrongTimezone",
     "error_from_dict",
@@ -378,6 +380,15 @@ class LimitExceeded(QMTError):
     http_status = 429
     limit: str
     allowed: float
+
+
+class WrongProcess(QMTError):
+    """A client that was made before a fork is used in the child.
+
+    ``made_in`` is the id of the process that made it.
+    """
+
+    slug = "wrong-process"
 
 
 class ConfigurationError(QMTError):

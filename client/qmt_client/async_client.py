@@ -338,7 +338,8 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         Returns
         -------
         dict
-            Code to what can be read back now: ``rows`` and more.
+            Code to what can be read back now: ``rows`` and more. Codes without a row, such as
+            suspended ones, are told by a `QMTWarning`.
 
         Raises
         ------
@@ -360,6 +361,7 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
             progress,
             timeout_s or job_spec("download").timeout_s,
         )
+        warn_absent(manifest.meta.get("absent") or {}, "download")
         return dict(manifest.document)
 
     # Reference data

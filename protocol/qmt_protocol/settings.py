@@ -30,7 +30,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CommaList", "RedisSettings", "RoleSettings", "TerminalSettings", "load_settings"]
+__all__ = [
+    "CommaList",
+    "PathOrNone",
+    "RedisSettings",
+    "RoleSettings",
+    "TerminalSettings",
+    "load_settings",
+]
 
 
 def _split(value: object) -> object:
@@ -41,6 +48,9 @@ def _split(value: object) -> object:
 
 CommaList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 """A list that flags and variables give as one text, comma-separated."""
+
+PathOrNone = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""A path that may be left empty; without this an empty one would be the current folder."""
 
 
 class _TomlFile(TomlConfigSettingsSource):
@@ -119,7 +129,7 @@ class TerminalSettings(RoleSettings):
 
     terminal_host: str = Field("", description="address of the terminal; empty: discover it")
     terminal_port: int | None = Field(None, ge=1, le=65535, description="port of the terminal")
-    terminal_path: Path | None = Field(
+    terminal_path: PathOrNone = Field(
         None, description="folder of the terminal to use; where it is set no other one is"
     )
     terminal_programs: CommaList = Field(
@@ -127,16 +137,16 @@ class TerminalSettings(RoleSettings):
         min_length=1,
         description="programs that are a terminal, by file name, comma-separated",
     )
-    xtquant_path: Path | None = Field(
+    xtquant_path: PathOrNone = Field(
         None, description="folder that holds the xtquant package a terminal ships"
     )
     native_module: str = Field(
         "", description="Python module to use in place of xtquant's native one (the simulator)"
     )
-    functions_file: Path | None = Field(
+    functions_file: PathOrNone = Field(
         None, description="file that keeps which functions a terminal lacks; empty: none is kept"
     )
-    calendar_file: Path | None = Field(
+    calendar_file: PathOrNone = Field(
         None, description="holidays and trading days by your own word (TOML); empty: there are none"
     )
 

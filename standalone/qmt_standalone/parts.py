@@ -158,7 +158,10 @@ class Stack:
         return Part(
             "worker",
             lambda: _python("qmt_worker"),
-            self._china_environment,
+            lambda: {
+                **self._china_environment(),
+                "QMT_SUSPENSIONS_FILE": str(self.data_dir / "suspensions.sqlite"),
+            },
             lambda child: self.probe.worker(child.started_ms, queues),
         )
 

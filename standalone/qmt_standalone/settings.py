@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from qmt_protocol.settings import RoleSettings
+from qmt_protocol.settings import PathOrNone, RoleSettings
 
 __all__ = ["StandaloneSettings"]
 
@@ -26,7 +25,7 @@ class StandaloneSettings(RoleSettings):
         gt=0,
         description="end by itself so many seconds after everything is up",
     )
-    data_dir: Path | None = Field(
+    data_dir: PathOrNone = Field(
         None, description="folder for data and logs, kept; without it a temporary one is removed"
     )
     bridge_port: int = Field(
@@ -45,7 +44,7 @@ class StandaloneSettings(RoleSettings):
     terminal: bool = Field(
         False, description="use the QMT terminal on this Windows machine, not the simulator"
     )
-    calendar_file: Path | None = Field(
+    calendar_file: PathOrNone = Field(
         None, description="holidays and trading days by your own word (TOML); empty: there are none"
     )
     profile: Literal["research", "broker", "old"] = Field(

@@ -25,6 +25,13 @@ def test_the_mark_that_windows_puts_in_front(
     assert listed.terminal_programs == ["a.exe"]
 
 
+def test_a_path_that_is_left_empty_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMT_CALENDAR_FILE", "")
+    settings = load(tmp_path / "qmt.toml", b"terminal_path = ''", monkeypatch)
+    assert settings.calendar_file is None
+    assert settings.terminal_path is None
+
+
 @pytest.mark.parametrize(
     ("written", "told"),
     [

@@ -38,6 +38,11 @@ class Home:
         return self.folder / "ring.sqlite"
 
     @property
+    def suspensions(self) -> Path:
+        """What the worker knows of suspended days."""
+        return self.folder / "suspensions.sqlite"
+
+    @property
     def functions(self) -> Path:
         """Which functions each terminal was found to have."""
         return self.folder / "functions.json"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from qmt_protocol.errors import ConfigurationError
-from qmt_protocol.settings import RedisSettings, load_settings
+from qmt_protocol.settings import PathOrNone, RedisSettings, load_settings
 from qmt_protocol.urls import OptionalRedisUrl
 
 from .home import Home
@@ -27,11 +26,11 @@ class WindowsSettings(RedisSettings):
     worker_streams_url: OptionalRedisUrl = Field(
         "", repr=False, description="streams Redis with the worker's user; empty: streams_url"
     )
-    ring: Path | None = Field(None, description="the producer's ring; empty: in the home folder")
-    functions_file: Path | None = Field(
+    ring: PathOrNone = Field(None, description="the producer's ring; empty: in the home folder")
+    functions_file: PathOrNone = Field(
         None, description="table of the terminals' functions; empty: in the home folder"
     )
-    calendar_file: Path | None = Field(
+    calendar_file: PathOrNone = Field(
         None,
         description="holidays and trading days by your own word; empty: calendar.toml in the home "
         "folder",

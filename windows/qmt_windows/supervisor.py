@@ -158,6 +158,7 @@ class Supervisor:
             "QMT_PREFIX": settings.prefix,
             "QMT_RING": str(settings.ring or self._home.ring),
             "QMT_FUNCTIONS_FILE": str(settings.functions_file or self._home.functions),
+            "QMT_SUSPENSIONS_FILE": str(self._home.suspensions),
             "QMT_CALENDAR_FILE": str(self._home.calendar_of(settings.calendar_file)),
         }
 

@@ -18,7 +18,8 @@ import structlog
 from qmt_protocol.errors import JobFailed, QMTError, TerminalNotConnected
 from qmt_protocol.jobs import parse_params
 from qmt_protocol.process import start_logging
-from qmt_protocol.settings import TerminalSettings
+
+from .settings import WorkerSettings
 
 __all__ = ["main", "state"]
 
@@ -33,7 +34,7 @@ def state(name: str, reason: str = "", **facts: Any) -> dict[str, Any]:
     return {"state": name, "reason": reason, "since_ms": time.time_ns() // 1_000_000, **facts}
 
 
-def main(line: Connection, settings: TerminalSettings) -> None:
+def main(line: Connection, settings: WorkerSettings) -> None:
     """Serve jobs until the other end of the line closes."""
     # Ctrl-C in a console reaches every process in it; this one ends when its keeper does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -67,18 +68,23 @@ def _listen(line: Connection, inbox: queue.SimpleQueue[tuple[Any, ...]]) -> None
 class _Served:
     """The terminal, what is remembered of it, and the line to the keeper."""
 
-    def __init__(self, line: Connection, settings: TerminalSettings) -> None:
+    def __init__(self, line: Connection, settings: WorkerSettings) -> None:
         from qmt_terminal import Terminal
         from qmt_terminal.calendar_file import CalendarFile
         from qmt_terminal.programs import TerminalPrograms
 
         from .session import Session
+        from .suspensions import Suspensions
         from .tasks import TASKS
 
         self._line = line
         self._sending = threading.Lock()  # progress comes on native threads
         self._terminal = Terminal(settings)
-        self._session = Session(self._terminal, CalendarFile(settings.calendar_file))
+        self._session = Session(
+            self._terminal,
+            CalendarFile(settings.calendar_file),
+            Suspensions(settings.suspensions_file),
+        )
         self._tasks = TASKS
         self._programs = TerminalPrograms(settings)
         self._told: dict[str, Any] = {}

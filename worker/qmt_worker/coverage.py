@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
+import structlog
 
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import (
@@ -28,6 +29,7 @@ from .days import (
     start_of,
 )
 from .session import MAX_SUBSCRIPTIONS, Listing, Session
+from .suspensions import suspended_rows
 from .tables import real_rows
 
 if TYPE_CHECKING:
@@ -43,12 +45,15 @@ _EMPTY_S: Final = 5.0
 """The same where nothing landed at all: data may come seconds after a download returns."""
 _SETTLE_LIMIT_S: Final = 60.0
 _MAX_RANGES: Final = 8
+_BEFORE_DAYS: Final = 120
+"""How far before a range that begins with suspended days a day with trades is looked for."""
 _REFRESH_S: Final = 2.5
 """A day that can be read already gives no sign when its newer bar has landed: time is given."""
 _EDGE_S: Final = 300
 """A day's ticks are whole when they begin and end that close to its sessions."""
 _LAG_S: Final = 5
 
+_log: Final = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
@@ -172,7 +177,13 @@ class Coverage:
     def _excused(self, code: str, day: int, verified: Any) -> bool:
         if day == self.today:
             return self._session.gave_up_today(code, self._period)
-        return day in verified
+        return day in verified or day in self._session.suspended(code)
+
+    def is_suspended(self, want: Want) -> bool:
+        """Whether the code is known to have been suspended on all past days wanted."""
+        suspended = self._session.suspended(want.code)
+        past = [day for day in self.days(want).tolist() if day < self.today]
+        return bool(past) and all(day in suspended for day in past)
 
     def _present(self, code: str, frame: pd.DataFrame | None, *, downloaded: bool) -> Days:
         sessions = self._session.sessions(code)
@@ -268,9 +279,20 @@ class Coverage:
                 raise
             done += len(codes)
         returned_s = time.monotonic()
-        self._settle(missing, wants)
+        frames = self._settle(missing, wants)
+        if self._period == "1d":
+            self._learn_suspensions([wants[code] for code in missing], frames)
         if refresh:
             time.sleep(max(0.0, returned_s + _REFRESH_S - time.monotonic()))
+
+    def fetch_whole(self, wants: list[Want], outlet: Outlet) -> None:
+        """Download all past days wanted, whether or not they are there."""
+        past = {want.code: (days := self.days(want))[days < self.today] for want in wants}
+        self.fetch(
+            {code: days for code, days in past.items() if len(days)},
+            {want.code: want for want in wants},
+            outlet,
+        )
 
     def _explain(self, error: QMTError) -> None:
         """A download that fails without a quote server failed for want of it.
@@ -286,13 +308,60 @@ class Coverage:
                 state="quote_server_down",
             ) from error
 
-    def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> None:
+    def _learn_suspensions(self, wants: list[Want], frames: dict[str, pd.DataFrame]) -> None:
+        """Remember the suspended days of what was downloaded, those behind a day with trades.
+
+        Before the first day with trades they may be rows that the terminal made up.
+        """
+        unsure = [want for want in wants if self._begins_still(frames.get(want.code))]
+        before = [
+            dataclasses.replace(want, first=max(earliest, want.first - _BEFORE_DAYS))
+            for want in unsure
+            if (earliest := (want.listing or Listing()).first) < want.first
+        ]
+        if before:
+            frames |= self._download_before(before)
+        for want in wants:
+            frame = frames.get(want.code)
+            if frame is not None and len(frame):
+                days = day_numbers(frame["time"].to_numpy())
+                traded = days[frame["volume"].to_numpy() > 0]
+                first = traded[0] if len(traded) else self.today
+                still = days[suspended_rows(frame).to_numpy()]
+                past = still[(still > first) & (still < self.today)]
+                trading = self._session.calendar.days(market_of(want.code), self._now_ms)
+                self._session.note_suspended(want.code, past, trading)
+
+    def _download_before(self, wants: list[Want]) -> dict[str, pd.DataFrame]:
+        try:
+            self._terminal.download(
+                [want.code for want in wants],
+                self._period,
+                start_ms=start_of(min(want.first for want in wants)),
+                end_ms=start_of(max(want.last for want in wants) + 1) - 1,
+            )
+        except (DownloadIncomplete, TerminalRefused) as error:
+            # What was asked for is there; these days would only have told more of it.
+            _log.info("the days before could not be fetched", reason=error.message)
+            return {}
+        by_code = {want.code: want for want in wants}
+        return self._settle({want.code: self.days(want) for want in wants}, by_code)
+
+    @staticmethod
+    def _begins_still(frame: pd.DataFrame | None) -> bool:
+        return frame is not None and len(frame) > 0 and bool(suspended_rows(frame.head(1)).iloc[0])
+
+    def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> dict[str, pd.DataFrame]:
+        """Wait until nothing more lands, and return the daily bars that were read."""
         began_s = time.monotonic()
         landings = {code: _Landing(len(days), len(days), began_s) for code, days in missing.items()}
         open_codes = list(missing)
+        daily: dict[str, pd.DataFrame] = {}
         while open_codes and time.monotonic() - began_s < _SETTLE_LIMIT_S:
             for codes in batches(open_codes):
                 frames = self.read([wants[code] for code in codes])
+                if self._period == "1d":
+                    daily |= frames
                 for code in codes:
                     left = self.missing(wants[code], frames.get(code), downloaded=True)
                     if len(left) != landings[code].missing:
@@ -308,6 +377,7 @@ class Coverage:
                 time.sleep(_POLL_S)
         for code, days in missing.items():
             self._remember(code, days, still=landings[code].missing)
+        return daily
 
     def _remember(self, code: str, days: Days, *, still: int) -> None:
         first, last = int(days.min()), int(days.max())

@@ -306,11 +306,12 @@ class _History:
         self._coverage.follow_today([want for want in group if want.code not in self._kept])
         frames = self._frames(group)
         tables: list[pa.Table] = []
+        empty: list[Want] = []
         for want in group:
             now_ms, frame = frames.get(want.code, (0, None))
             rows = None if frame is None else self._within(frame, fill=self._params.fill)
             if rows is None or not len(rows):
-                self._absent[want.code] = self._reason(want)
+                empty.append(want)
                 continue
             self._note_short(want, rows)
             times = rows["time"].to_numpy()
@@ -322,6 +323,8 @@ class _History:
             tables.append(
                 arrow_table(want.code, rows, self._params.period, self._params.fields, is_closed)
             )
+        self._learn_suspensions(empty)
+        self._absent |= {want.code: self._reason(want) for want in empty}
         if not tables:
             if self._rows or len(self._params.codes) > len(group):
                 return
@@ -335,7 +338,21 @@ class _History:
             return "no such instrument"
         if not len(self._coverage.days(want)):
             return "not listed, or no trading day, in the range"
+        if self._coverage.is_suspended(want):
+            return f"suspended on all {len(self._coverage.days(want))} trading days of the range"
         return "the terminal has no data of it in the range"
+
+    def _learn_suspensions(self, empty: list[Want]) -> None:
+        """Ask the daily bars of codes without a row whether they were suspended."""
+        asked = [
+            want
+            for want in empty
+            if want.listing is not None
+            and len(self._coverage.days(want))
+            and not self._coverage.is_suspended(want)
+        ]
+        if asked and self._stored != "1d" and self._params.download == "auto":
+            Coverage(self._session, "1d", self._now_ms).fetch_whole(asked, self._outlet)
 
     def _note_short(self, want: Want, rows: pd.DataFrame) -> None:
         """Name an answer that is shorter than asked: nothing is left out in silence."""

@@ -21,9 +21,9 @@ from qmt_protocol.errors import (
     TimedOut,
     error_from_dict,
 )
-from qmt_protocol.settings import TerminalSettings
 
 from . import child
+from .settings import WorkerSettings
 
 __all__ = ["ChildKeeper", "Result"]
 
@@ -50,7 +50,7 @@ class Result:
 class _Child:
     """One child process and the line to it."""
 
-    def __init__(self, settings: TerminalSettings) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")
         self.line, theirs = context.Pipe()
         self.process = context.Process(
@@ -97,7 +97,7 @@ class ChildKeeper:
         Called, on the keeper's thread, whenever the terminal's state has changed.
     """
 
-    def __init__(self, settings: TerminalSettings, on_state: Callable[[], None]) -> None:
+    def __init__(self, settings: WorkerSettings, on_state: Callable[[], None]) -> None:
         self._settings = settings
         self._on_state = on_state
         self._stop = threading.Event()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import bisect
 import collections
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from qmt_protocol.codes import asset_class, market_of
 
-from .days import Calendar, Sessions, day_number, number_of
+from .days import Calendar, Days, Sessions, day_number, number_of
+from .suspensions import Spans, Suspensions
 
 if TYPE_CHECKING:
     from qmt_terminal import Terminal
     from qmt_terminal.calendar_file import CalendarFile
 
-__all__ = ["Listing", "Session", "Spans"]
+__all__ = ["Listing", "Session"]
 
 MAX_SUBSCRIPTIONS: Final = 50
 """The vendor's advice for single subscriptions of one client."""
@@ -30,28 +32,6 @@ class Listing:
     last: int = _NEVER
 
 
-class Spans:
-    """A set of days, held as ranges closed at both ends."""
-
-    def __init__(self) -> None:
-        self._spans: list[tuple[int, int]] = []
-
-    def add(self, first: int, last: int) -> None:
-        """Put the days from first to last into the set."""
-        kept: list[tuple[int, int]] = []
-        for start, end in self._spans:
-            if end < first - 1 or start > last + 1:
-                kept.append((start, end))
-            else:
-                first, last = min(first, start), max(last, end)
-        bisect.insort(kept, (first, last))
-        self._spans = kept
-
-    def __contains__(self, day: int) -> bool:
-        at = bisect.bisect_right(self._spans, (day, _NEVER)) - 1
-        return at >= 0 and self._spans[at][1] >= day
-
-
 class Session:
     """One terminal connection's memory; most of it is void when the connection changes.
 
@@ -61,11 +41,16 @@ class Session:
         The door; jobs use it through `Session.terminal`.
     calendar_file
         People's corrections of the calendar.
+    suspensions
+        What is known of suspended days.
     """
 
-    def __init__(self, terminal: Terminal, calendar_file: CalendarFile) -> None:
+    def __init__(
+        self, terminal: Terminal, calendar_file: CalendarFile, suspensions: Suspensions
+    ) -> None:
         self.terminal = terminal
         self._calendar_file = calendar_file
+        self._suspensions = suspensions
         self.calendar = Calendar(terminal, calendar_file)
         self._generation = terminal.generation
         self._subscribed: collections.OrderedDict[tuple[str, str], int] = collections.OrderedDict()
@@ -78,6 +63,7 @@ class Session:
     def refresh(self) -> int:
         """Forget what no longer holds and return the market's now; call it when a job begins."""
         now_ms = self.terminal.now_ms()
+        self._suspensions.look_again()
         if self.terminal.generation != self._generation:
             self._generation = self.terminal.generation
             self._subscribed.clear()
@@ -134,6 +120,23 @@ class Session:
     def verified(self, code: str, period: str) -> Spans:
         """Return the days that were downloaded: what they still lack does not exist."""
         return self._verified.setdefault((code, period), Spans())
+
+    def suspended(self, code: str) -> Spans:
+        """Return the past days on which the code is known to have been suspended."""
+        return self._suspensions.of(self._place, code)
+
+    def note_suspended(self, code: str, suspended: Days, trading: Days) -> None:
+        """Remember suspended days; what lies between two trading days is no end of a run."""
+        at = np.searchsorted(trading, suspended)
+        runs = np.split(suspended, np.flatnonzero(np.diff(at) > 1) + 1)
+        self._suspensions.add(
+            self._place, code, [(int(run[0]), int(run[-1])) for run in runs if len(run)]
+        )
+
+    @property
+    def _place(self) -> str:
+        info = self.terminal.info
+        return "" if info is None else info.data_dir or info.path or info.address
 
     def give_up_today(self, code: str, period: str) -> None:
         """Remember that today's part was waited for and downloaded to no avail."""

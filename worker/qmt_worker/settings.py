@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from qmt_protocol.settings import RedisSettings, TerminalSettings
+from qmt_protocol.settings import PathOrNone, RedisSettings, TerminalSettings
 
 __all__ = ["WorkerSettings"]
 
@@ -16,6 +16,9 @@ class WorkerSettings(RedisSettings, TerminalSettings):
 
     queue: Literal["", "qmt-query", "qmt-download"] = Field(
         "", description="serve this one queue in this process; empty: a process for each queue"
+    )
+    suspensions_file: PathOrNone = Field(
+        None, description="file that keeps which days codes were suspended; empty: in memory"
     )
     exit_with_stdin: bool = Field(
         False, description="end when standard input closes, as when the parent process is killed"

@@ -95,11 +95,18 @@ def download(session: Session, params: DownloadParams, outlet: Outlet) -> Outcom
         coverage.fetch(fetched, wants, outlet)
     document = _read_back(coverage, wants)
     empty = [code for code in fetched if not document[code]["rows"]]
-    if fetched and len(empty) == len(fetched):
+    if empty and period != "1d":
+        Coverage(session, "1d", now_ms).fetch_whole([wants[code] for code in empty], outlet)
+    suspended = [code for code in empty if coverage.is_suspended(wants[code])]
+    for code in suspended:
+        absent[code] = f"suspended on all {len(fetched[code])} trading days of the range"
+        empty.remove(code)
+    if empty and len(empty) + len(suspended) == len(fetched):
         raise DownloadIncomplete(
             f"The terminal downloaded {', '.join(empty[:5])}"
             f"{' ...' if len(empty) > 5 else ''}, but no {period} row can be read back.",
-            hint="The account's edition may not reach so far back; try a later start.",
+            hint="It may not have been traded then (its daily bars tell), or the account's edition "
+            "does not reach so far back: try a later start.",
             codes=empty,
             period=period,
         )

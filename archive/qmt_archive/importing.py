@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qmt_client.connections import connect_async, redis_call
+from qmt_client.connections import connect_async, redis_call, to_its_end
 from qmt_protocol.archive import ArchivedFile
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
@@ -107,7 +107,7 @@ async def import_files(
             discard(place, done.files)
             raise
     finally:
-        await connection.aclose()
+        await to_its_end(connection.aclose())
     if done.files:
         # Not in the try: after a failed commit the files may be named all the same.
         place.commit(

@@ -15,7 +15,7 @@ import structlog
 from pydantic import Field
 
 from qmt_client import AsyncQMTClient
-from qmt_client.connections import connect_async, redis_call
+from qmt_client.connections import connect_async, redis_call, to_its_end
 from qmt_protocol.errors import ConfigurationError, QMTError, RedisUnavailable
 from qmt_protocol.events import archive_stream
 from qmt_protocol.keys import Keys
@@ -132,7 +132,7 @@ async def backfilling(
         try:
             yield Backfill(place, lock.check, client.transport, existing, tell, on_progress)
         finally:
-            await connection.aclose()
+            await to_its_end(connection.aclose())
 
 
 async def _tell(

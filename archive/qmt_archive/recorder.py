@@ -19,7 +19,7 @@ import msgspec
 import redis.asyncio
 import structlog
 
-from qmt_client.connections import connect_async, redis_call
+from qmt_client.connections import connect_async, redis_call, to_its_end
 from qmt_client.feed import FeedReader
 from qmt_client.follow import Batch, Follower, Scope
 from qmt_client.ordering import in_order
@@ -172,7 +172,7 @@ class Recorder:
             reporting.cancel()
             await asyncio.gather(tending, reporting, return_exceptions=True)
             self._place.delete([path for _, path in self._leaving])
-            await self._redis.aclose()
+            await to_its_end(self._redis.aclose())
 
     async def _record(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         # Cut short, as Redis may be away: only a flush is waited for.

@@ -20,7 +20,7 @@ from qmt_protocol.times import parse_end, parse_start
 from .arguments import Codes, is_all, parse_names, warn_absent, warn_gap
 from .connected import Connected
 from .replay import AsyncReplay, gap_of
-from .transport import OnGap, Transport
+from .transport import OnGap
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,31 +38,7 @@ _REPLAY_RETRY_S: Final = 300.0
 
 
 class AsyncStored(Connected):
-    """What `AsyncQMTClient` reads from archive and streams.
-
-    Parameters
-    ----------
-    transport
-        What carries the requests.
-    tz
-        As of `AsyncQMTClient`.
-    """
-
-    def __init__(self, transport: Transport, *, tz: str | None = "Asia/Shanghai") -> None:
-        super().__init__(transport, tz=tz)
-        self._replays: set[AsyncReplay[Any]] = set()
-
-    async def close(self) -> None:
-        """End what replays still run, and close all connections.
-
-        A job that still runs for a waiting caller is not touched. In a forked child it does
-        nothing: what is open is the parent's.
-        """
-        if not self._maker.is_here:
-            return
-        for replay in tuple(self._replays):
-            await replay.aclose()
-        await self.transport.close()
+    """What `AsyncQMTClient` reads from archive and streams."""
 
     async def stored_ticks(
         self,
@@ -117,7 +93,7 @@ class AsyncStored(Connected):
         _check_form(as_)
         wish = await self._stored_wish("tick", codes, start, end, markets, sectors, fields)
         if as_ == "batches":
-            return self._stored_batches(wish)
+            return self._opened(self._stored_batches(wish))
         return await self._stored(wish, as_, parse_names(fields))
 
     async def stored_bars(
@@ -158,7 +134,7 @@ class AsyncStored(Connected):
         period = parse_period(period, bars_only=True)
         wish = await self._stored_wish(period, codes, start, end, markets, sectors, fields)
         if as_ == "batches":
-            return self._stored_batches(wish)
+            return self._opened(self._stored_batches(wish))
         return await self._stored(wish, as_, parse_names(fields))
 
     def replay(
@@ -249,8 +225,8 @@ class AsyncStored(Connected):
             codes=tuple(parse_codes(codes)) if is_named and codes is not None else None,
             missing=missing,
             on_gap=tell,
-            on_open=self._replays.add,
-            on_close=self._replays.discard,
+            on_open=self._open.add,
+            on_close=self._open.discard,
         )
         return replay
 

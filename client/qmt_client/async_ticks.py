@@ -157,7 +157,8 @@ class AsyncTicks(Connected):
         )
         clock = parse_clock(start)
         tell = on_gap or warn_gap
-        return AsyncLive(self._batches(wish, clock, tell), tick_of, wish.place, tell)
+        live = AsyncLive(self._batches(wish, clock, tell), tick_of, wish.place, tell)
+        return self._opened(live)
 
     def bars(
         self,
@@ -203,7 +204,8 @@ class AsyncTicks(Connected):
             snapshot=snapshot,
         )
         tell = on_gap or warn_gap
-        return AsyncLive(self._batches(wish, None, tell), bar_of, wish.place, tell)
+        live = AsyncLive(self._batches(wish, None, tell), bar_of, wish.place, tell)
+        return self._opened(live)
 
     async def _batches(
         self, wish: Wish, start: Clock | int | None, on_gap: OnGap

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qmt_protocol.errors import WrongProcess
 
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
     from .transport import Transport
 
 __all__ = ["Connected", "Maker"]
+
+_T = TypeVar("_T")
 
 
 class Maker:
@@ -62,6 +66,26 @@ class Connected:
         self._transport = transport
         self._tz = tz
         self._maker = Maker()
+        self._open: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Iterations that were handed out, each with an ``aclose``."""
+
+    async def close(self) -> None:
+        """End the iterations that are still open, and close all connections.
+
+        A job that still runs for a waiting caller is not touched. In a forked child it does
+        nothing: what is open is the parent's.
+        """
+        if not self._maker.is_here:
+            return
+        for one in tuple(self._open):
+            with suppress(RuntimeError):  # one that another task is just stepping ends with it
+                await one.aclose()
+        await self._transport.close()
+
+    def _opened(self, iteration: _T) -> _T:
+        """Note an iteration that is handed out, to be ended with the client."""
+        self._open.add(iteration)
+        return iteration
 
     @property
     def transport(self) -> Transport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -22,7 +22,15 @@ if sys.version_info >= (3, 11):
 else:
     from async_timeout import timeout
 
-__all__ = ["BLOCK_S", "connect", "connect_async", "redis_call", "redis_errors", "timeout"]
+__all__ = [
+    "BLOCK_S",
+    "connect",
+    "connect_async",
+    "redis_call",
+    "redis_errors",
+    "timeout",
+    "to_its_end",
+]
 
 BLOCK_S: Final = 1.0
 """Longest single blocking read; longer waits are made of such slices."""
@@ -53,6 +61,19 @@ def connect_async(url: str) -> redis.asyncio.Redis:
         **_options(),
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await what must not be broken off, such as closing; the caller is cancelled behind it.
+
+    A pool that is cancelled while it closes leaves connections open.
+    """
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await doing
+        raise
 
 
 def connect(url: str) -> redis.Redis:

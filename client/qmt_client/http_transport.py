@@ -26,7 +26,7 @@ from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
 
 from .answers import Latest
-from .connections import timeout
+from .connections import timeout, to_its_end
 from .gateway_answers import Accepted, Archive, JobState, LatestTicks, denied, error_of
 from .job_end import submit_and_wait
 from .jobs import ResultStream
@@ -94,7 +94,7 @@ class HttpTransport:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await to_its_end(self._http.aclose())
 
     def stored(self) -> GatewayStored:
         """Return where stored rows are read from: the gateway."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from qmt_protocol.bars import Bar, decode_bar
-from qmt_protocol.errors import CodecError, Gap, WrongProcess
+from qmt_protocol.errors import CodecError, Gap
 from qmt_protocol.keys import want
 from qmt_protocol.ticks import Tick, decode_tick
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["NOW_LIVE", "AsyncLive", "Live", "NowLive", "bar_of", "tick_of", "unreadable"]
 
 Item = TypeVar("Item")
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+"""How a client without ``await`` has a coroutine run to its end."""
 
 
 class NowLive(Tick):
@@ -174,11 +175,10 @@ class Live(Generic[Item]):
     See `AsyncLive`.
     """
 
-    def __init__(
-        self, live: AsyncLive[Item], run: Callable[[Coroutine[Any, Any, Any]], Any]
-    ) -> None:
+    def __init__(self, live: AsyncLive[Item], run: Run, end: Run) -> None:
         self._live = live
         self._run = run
+        self._end = end
 
     def __enter__(self) -> Self:
         return self
@@ -198,8 +198,7 @@ class Live(Generic[Item]):
 
     def close(self) -> None:
         """End the iteration and let its connections go."""
-        with suppress(WrongProcess):
-            self._run(self._live.aclose())
+        self._end(self._live.aclose())
 
     @property
     def position(self) -> dict[str, Any]:

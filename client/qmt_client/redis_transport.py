@@ -42,7 +42,7 @@ from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
 
 from .answers import Latest
-from .connections import BLOCK_S, connect, connect_async, redis_call, redis_errors
+from .connections import BLOCK_S, connect, connect_async, redis_call, redis_errors, to_its_end
 from .follow import Batch, Follower, Scope
 from .job_end import submit_and_wait
 from .jobs import enqueue, read_chunk, rq_key, withdraw
@@ -104,6 +104,9 @@ class RedisTransport:
 
     async def close(self) -> None:
         """Close all connections."""
+        await to_its_end(self._close())
+
+    async def _close(self) -> None:
         await self.streams.aclose()
         if self._jobs is not None and self._jobs_blocking is not None:
             await self._jobs.aclose()

@@ -11,14 +11,13 @@ import inspect
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 import numpy as np
 
 from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.codes import parse_codes
-from qmt_protocol.errors import Gap, InvalidRequest, WrongProcess
+from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.times import day_of, to_datetime
 
 from .arguments import Clock, Codes, is_all, parse_clock
@@ -390,9 +389,11 @@ class Replay(Generic[Item]):
         self,
         replay: AsyncReplay[Item],
         run: Callable[[Coroutine[Any, Any, Any]], Any],
+        end: Callable[[Coroutine[Any, Any, Any]], Any],
     ) -> None:
         self._replay = replay
         self._run = run
+        self._end = end
 
     def __enter__(self) -> Self:
         return self
@@ -450,8 +451,7 @@ class Replay(Generic[Item]):
 
     def close(self) -> None:
         """End the replay and let its files and connections go."""
-        with suppress(WrongProcess):
-            self._run(self._replay.aclose())
+        self._end(self._replay.aclose())
 
     def pause(self) -> None:
         """See `AsyncReplay.pause`."""

@@ -20,7 +20,7 @@ from .async_client import AsyncQMTClient
 from .async_stored import Form
 from .async_ticks import OnData
 from .connected import Maker
-from .live import Live
+from .live import Live, Run
 from .processes import Status
 from .progress import ShowProgress
 from .replay import Replay
@@ -78,7 +78,7 @@ class _Loop:
             raise
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a last coroutine, cancel what else still runs, and end the thread."""
+        """Cancel what still runs, run a last coroutine, and end the thread."""
         if self._loop.is_closed() or not self._maker.is_here:
             return
         self._ends = True
@@ -89,12 +89,12 @@ class _Loop:
             self._loop.close()
 
     async def _end(self, last: Coroutine[Any, Any, None]) -> None:
-        await last
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         if others:
             await asyncio.wait(others, timeout=_END_WITHIN_S)
+        await last
         await self._loop.shutdown_asyncgens()
 
 
@@ -131,20 +131,17 @@ def _stop(loop: _Loop, client: AsyncQMTClient) -> None:
     loop.stop(client.close)
 
 
-def _stepped(
-    source: AsyncGenerator[_T, None], run: Callable[[Coroutine[Any, Any, Any]], Any]
-) -> Iterator[_T]:
-    end = object()
+def _stepped(source: AsyncGenerator[_T, None], run: Run, end: Run) -> Iterator[_T]:
+    nothing_more = object()
 
     async def step() -> Any:
-        return await anext(source, end)
+        return await anext(source, nothing_more)
 
     try:
-        while (item := run(step())) is not end:
+        while (item := run(step())) is not nothing_more:
             yield item
     finally:
-        with suppress(WrongProcess):
-            run(source.aclose())
+        end(source.aclose())
 
 
 class QMTClient:
@@ -203,6 +200,14 @@ class QMTClient:
             work.close()
             raise RuntimeError(_CLOSED)
         return self._loop.run(work)
+
+    def _end(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run what ends something; a closed client and a forked child have nothing left of it."""
+        if not self._finalizer.alive:
+            work.close()
+            return
+        with suppress(WrongProcess):
+            self._loop.run(work)
 
     def history(
         self,
@@ -335,7 +340,7 @@ class QMTClient:
             conflate=conflate,
             on_gap=on_gap,
         )
-        return Live(live, self._run)
+        return Live(live, self._run, self._end)
 
     def bars(
         self,
@@ -347,7 +352,7 @@ class QMTClient:
         on_gap: OnGap | None = None,
     ) -> Live[Bar]:
         live = self._client.bars(codes, period, position=position, snapshot=snapshot, on_gap=on_gap)
-        return Live(live, self._run)
+        return Live(live, self._run, self._end)
 
     async def subscribe_realtime(
         self, stocks: Codes, callback: OnData, period: str = "tick"
@@ -426,11 +431,13 @@ class QMTClient:
             skip_idle_s=skip_idle_s,
             on_gap=on_gap,
         )
-        return Replay(replay, self._run)
+        return Replay(replay, self._run, self._end)
 
     def _stepped(self, answer: Any) -> Any:
         """Make an iterator of an answer that has to be awaited bit by bit."""
-        return _stepped(answer, self._run) if isinstance(answer, AsyncGenerator) else answer
+        if not isinstance(answer, AsyncGenerator):
+            return answer
+        return _stepped(answer, self._run, self._end)
 
     def status(self) -> Status:
         return self._run(self._client.status())

@@ -68,6 +68,14 @@ def gateway(streams_server: RedisServer, jobs_server: RedisServer) -> Iterator[G
         yield running
 
 
+@pytest.fixture(params=["redis", "gateway"])
+def both_ways(
+    request: pytest.FixtureRequest, streams: redis.Redis, target: dict[str, str], gateway: Gateway
+) -> dict[str, str]:
+    """Arguments of a client over Redis, then of one over the gateway."""
+    return target if request.param == "redis" else {"url": gateway.url}
+
+
 @pytest.fixture
 def http_client(streams: redis.Redis, jobs: redis.Redis, gateway: Gateway) -> Iterator[QMTClient]:
     """A client of that gateway."""

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import redis
 from client_archive import make_wires, publish_wires
-from client_gateway import Gateway
 
 from qmt_client import AsyncQMTClient, QMTClient
 from qmt_protocol.errors import QMTError, WrongProcess
@@ -50,12 +49,10 @@ def in_a_fork(work: Callable[[], Any]) -> Any:
         process.join()
 
 
-@pytest.fixture(params=["redis", "gateway"])
-def url(
-    request: pytest.FixtureRequest, streams: redis.Redis, target: dict[str, str], gateway: Gateway
-) -> dict[str, str]:
+@pytest.fixture
+def url(both_ways: dict[str, str], streams: redis.Redis) -> dict[str, str]:
     publish_wires(streams, make_wires(300, CODES))
-    return target if request.param == "redis" else {"url": gateway.url}
+    return both_ways
 
 
 def refused(uses: dict[str, Callable[[], Any]]) -> dict[str, str]:

@@ -132,8 +132,8 @@ def compare_ticks(
     wrong, gone = [], 0
     for code, rows in before.streams.items():
         key = f"{{qmt:{code.rpartition('.')[2]}}}:tick:{code}"
-        held = set(after.streams.get(code, ()))
-        missing = [row for row in rows if row not in held]
+        there = set(after.streams.get(code, ()))
+        missing = [row for row in rows if row not in there]
         lost = [row for row in missing if (key, row[0]) not in may_lack | held]
         gone += len(missing) - len(lost)
         if lost:

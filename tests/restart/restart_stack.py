@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis_servers import MatrixServer, redis_cli
 from small_disk import SmallDisk
+from waiting import wait_for
 
 from qmt_standalone.reaper import Reaper
 from qmt_standalone.redis_server import free_port
@@ -60,7 +61,7 @@ class Server:
         self.port = free_port()
         self.log = folder / f"{kind}.log"
         self.memory = _MEMORY
-        self._folder = folder
+        self._run_dir = folder / f"{kind}-run"
         self._reaper = reaper
         self._wrapper = folder / "server"
         self._wrapper.write_text(_WRAPPER.format(program=program.path), "utf-8")
@@ -93,7 +94,7 @@ class Server:
                     **os.environ,
                     **passwords,
                     "QMT_REDIS_BINARY": str(self._wrapper),
-                    "QMT_RUN_DIR": str(self._folder / f"{self.kind}-run"),
+                    "QMT_RUN_DIR": str(self._run_dir),
                     "QMT_REDIS_CLI": str(redis_cli()),
                     "QMT_TEST_PYTHON": sys.executable,
                     "QMT_REDIS_CHECK_AOF": str(self.program.tool("check-aof") or ""),
@@ -121,6 +122,17 @@ class Server:
             except redis.ResponseError:  # a full disk is told to PING as well
                 return True
         raise TimeoutError(f"{self.kind} does not answer; see {self.log.name}")
+
+    def settle(self) -> None:
+        """See `Stack.settle`."""
+
+        def settled() -> bool:
+            told = self.judge.info("persistence")
+            return not told["aof_buffer_length"] and not told["aof_pending_bio_fsync"]
+
+        if self.kind == "streams":
+            wait_for((self._run_dir / "ready").exists, "the functions are loaded")
+        wait_for(settled, "everything is in the append-only file")
 
     def kill(self) -> None:
         """End it and its children at once, as a container is killed."""
@@ -237,6 +249,15 @@ class Stack:
                 os.killpg(server.process.pid, signal.SIGKILL)
         for server in self.servers:
             server.kill()
+
+    def settle(self) -> None:
+        """Wait until the start is over and all that was acknowledged is in the append-only files.
+
+        The streams server's functions are loaded behind its first answer, and a server that waits
+        for its disk holds acknowledged writes in memory for up to two seconds.
+        """
+        for server in self.servers:
+            server.settle()
 
     # -- what stood in the append-only files when ----------------------------------------------
 

@@ -35,6 +35,7 @@ def stack(program: MatrixServer) -> Iterator[Stack]:
         tempfile.TemporaryDirectory(dir=fast_disk()) as folder,
         Stack(program, Path(folder)) as stack,
     ):
+        stack.settle()
         yield stack
 
 
@@ -52,6 +53,7 @@ def test_what_was_written_in_any_way_is_there_after_a_kill(stack: Stack) -> None
     for _ in range(3):
         writers.once()
     assert {one.state for one in writers.done} == {"acknowledged"}, writers.errors
+    stack.settle()
     stack.kill()
     stack.start()
     assert ledger.settle(stack, writers.done, NOTHING, NOTHING) == []
@@ -69,6 +71,7 @@ def test_a_tail_cut_inside_a_transaction_takes_nothing_that_is_written_later(
         for name in ("one", "two", "three"):
             pipe.xadd(name, {"e": "y" * 50})
         pipe.execute()
+    stack.settle()
     stack.kill()
     path = stack.streams.aof()[-1]
     os.truncate(path, path.stat().st_size - 60)  # in the third command, behind two whole ones
@@ -76,6 +79,7 @@ def test_a_tail_cut_inside_a_transaction_takes_nothing_that_is_written_later(
     assert [judge.xlen(name) for name in ("before", "one", "two", "three")] == [1, 0, 0, 0]
     for number in range(5):
         judge.xadd("after", {"e": number})
+    stack.settle()
     stack.kill()
     stack.start()
     assert [judge.xlen(name) for name in ("before", "one", "two", "after")] == [1, 0, 0, 5]
@@ -85,6 +89,7 @@ def test_a_tail_cut_inside_a_transaction_takes_nothing_that_is_written_later(
 def test_a_tail_of_zeros_is_cut_off_and_kept(stack: Stack) -> None:
     judge = stack.streams.judge
     judge.xadd("before", {"e": "x"})
+    stack.settle()
     stack.kill()
     with stack.streams.aof()[-1].open("ab") as file:
         file.write(bytes(5000))

@@ -26,15 +26,15 @@ import pyarrow.parquet as pq
 from qmt_client.parquet_groups import whole_groups
 from qmt_protocol.arrow_stream import ARROW_ERRORS, check_values
 from qmt_protocol.bars import BAR_FIELDS
-from qmt_protocol.codes import parse_code
+from qmt_protocol.codes import convert_code
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
 from qmt_protocol.decoding import reason_of
 from qmt_protocol.errors import BadFile, CodecError, InvalidCode
-from qmt_protocol.periods import DAILY_PERIODS, INTRADAY_MINUTES
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_protocol.times import DAY_MS
 
 from .adding import FIRST_NUMBER, PRICES, Ints, as_published, columns_in, constant
+from .plausible import Labels, Wrong, without_marks, wrong_bar, wrong_tick
 
 __all__ = ["BOOKS", "ForeignFile"]
 
@@ -88,6 +88,7 @@ class ForeignFile:
     _columns: dict[str, Any] = field(default_factory=dict, init=False)
     _first_row: int = field(default=0, init=False)
     _latest_ms: int = field(default=0, init=False)
+    _labels: Labels = field(default_factory=lambda: Labels("tick"), init=False)
 
     def tables(self) -> Iterator[tuple[pa.Table, Ints]]:
         """Yield checked rows in `TICK_COLUMNS` or `BAR_COLUMNS`, and in which row each stands.
@@ -99,6 +100,7 @@ class ForeignFile:
         """
         self._latest_ms = time.time_ns() // 1_000_000 + DAY_MS
         is_tick = self.period == "tick"
+        self._labels = Labels(self.period)
         for batch, first_row in self._batches():
             self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             self._first_row = first_row
@@ -108,6 +110,12 @@ class ForeignFile:
                 self.forming += len(table) - int(pc.sum(is_closed).as_py() or 0)
                 table, rows = table.filter(is_closed), rows[is_closed.to_numpy(False)]
             yield table, rows
+        if why := self._labels.wrong_as_a_whole():
+            self.fail(
+                f"{why}: they are not those of {self.period} bars",
+                column="time",
+                hint="Import each file as the period it has.",
+            )
 
     def fail(self, what: str, at: int | None = None, column: str = "", hint: str = "") -> NoReturn:
         """Raise the error that names a place in the file.
@@ -222,6 +230,7 @@ class ForeignFile:
                 columns.update(self._book(name, rows))
             elif name != "time" and name in self._columns:
                 columns[name] = self._numbers(name, whole=kind == "int")
+        self._refuse_wrong(wrong_tick(columns))
         columns = {name: as_published(c) if name in PRICES else c for name, c in columns.items()}
         known = {name for name, _, _ in TICK_FIELDS}
         columns["extra"] = self._extra(known.union(TICK_COLUMNS.names), rows)
@@ -232,9 +241,10 @@ class ForeignFile:
         self._need("bar")
         labels = self._times()
         rows = len(labels)
-        self._check_labels(labels)
+        codes = self._codes(rows)
+        self._refuse_wrong(self._labels.wrong(labels, codes))
         columns: dict[str, pa.Array] = {
-            "code": self._codes(rows),
+            "code": codes,
             "period": constant(self.period, rows),
             "id_ms": labels,
             "id_seq": pa.array(np.zeros(rows, np.int32)),
@@ -244,9 +254,7 @@ class ForeignFile:
         for name, kind, _ in BAR_FIELDS:
             if kind != "bool" and name != "time" and name in self._columns:
                 columns[name] = self._numbers(name, whole=kind == "int")
-        upside = pc.fill_null(pc.less(columns["high"], columns["low"]), False)
-        if (at := _first(upside)) is not None:
-            self._fail_at(at, "high", "the bar's high is below its low")
+        self._refuse_wrong(wrong_bar(columns))
         columns = {name: as_published(c) if name in PRICES else c for name, c in columns.items()}
         columns["extra"] = self._extra({*BAR_COLUMNS.names}, rows)
         columns["odd"] = self._maps("odd", rows)
@@ -290,21 +298,6 @@ class ForeignFile:
             )
         return ids
 
-    def _check_labels(self, labels: pa.Array) -> None:
-        at_ms = np.asarray(labels.to_numpy()) + _CHINA_MS
-        daily = self.period in DAILY_PERIODS
-        step = DAY_MS if daily else 60_000 * INTRADAY_MINUTES[self.period]
-        minutes = at_ms % (DAY_MS if daily else 60_000)
-        if len(wrong := np.flatnonzero(minutes)):
-            self._fail_at(
-                int(wrong[0]),
-                "time",
-                f"no {self.period} bar is labelled so",
-                "A day's bar has the label 00:00 of its day, a minute's the end of its minute."
-                if step
-                else "",
-            )
-
     def _codes(self, rows: int) -> pa.Array:
         if "code" not in self._columns:
             match = _FILE_CODE.fullmatch(self.path.name)
@@ -333,10 +326,8 @@ class ForeignFile:
         return plain.cast(pa.string()).dictionary_encode()
 
     def _code(self, name: str, row: int | None) -> str:
-        if self.market and "." not in name:
-            name = f"{name}.{self.market}"
         try:
-            return parse_code(name)
+            return convert_code(name, self.market)
         except InvalidCode as error:
             self.fail(error.message.rstrip("."), row, "code", error.hint or "")
 
@@ -353,13 +344,14 @@ class ForeignFile:
             return column.cast(pa.int64() if whole else pa.float64())
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             turn = _whole_numbers if whole else _floats
-            return self._cast(name, _text(column), turn, "no number", per_row)
+            numbers = self._cast(name, _text(column), turn, "no number", per_row)
+            return numbers if whole else without_marks(numbers)
         if pa.types.is_boolean(kind) or not (
             pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         ):
             self.fail(f"it holds {kind}, not numbers", column=name)
         if not whole:
-            return column.cast(pa.float64(), safe=False)
+            return without_marks(column.cast(pa.float64(), safe=False))
         if pa.types.is_integer(kind):
             return column.cast(pa.int64())
         values = column.cast(pa.float64(), safe=False)
@@ -462,7 +454,7 @@ class ForeignFile:
                 if text is None:
                     continue
                 try:
-                    maps[at] = json.loads(text)
+                    maps[at] = json.loads(text, parse_constant=_no_json)
                 except (ValueError, TypeError) as error:
                     self._fail_at(at, name, f"it is no JSON object: {error}")
                 if not isinstance(maps[at], dict) or (name == "odd" and not _is_wire(maps[at])):
@@ -486,8 +478,16 @@ class ForeignFile:
             at = _first_wrong(column, turn)
             self._fail_at(at // per_row, name, f"{column[at].as_py()!r} is {what}")
 
+    def _refuse_wrong(self, wrong: Wrong | None) -> None:
+        if wrong is not None:
+            self._fail_at(wrong.at, wrong.column, wrong.what, wrong.hint)
+
     def _fail_at(self, at: int, column: str, what: str, hint: str = "") -> NoReturn:
         self.fail(what, self._first_row + at, column, hint)
+
+
+def _no_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _is_wire(values: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "NO_FLOAT",
     "PRICE_SCALE",
     "PRICE_TOLERANCE",
     "decode_price",
@@ -16,6 +17,9 @@ __all__ = [
     "encode_price",
     "scale_prices",
 ]
+
+NO_FLOAT: Final = 1.797e308
+"""Floats from here on mean 'no value': a terminal writes the largest double."""
 
 PRICE_SCALE: Final = 10_000
 """Units of a scaled price in one yuan."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from qmt_protocol.numbers import NO_FLOAT
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -11,8 +13,6 @@ __all__ = ["clean", "clean_frame"]
 
 NO_INT: Final = 2_147_483_647
 """What the terminal writes where an integer has no value."""
-NO_FLOAT: Final = 1.797e308
-"""Floats from here on mean 'no value': the terminal writes the largest double."""
 
 
 def clean(value: Any) -> Any:

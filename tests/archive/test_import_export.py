@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import datetime as dt
 import io
 import json
 import os
@@ -47,13 +48,23 @@ HEAD = "code,time,lastPrice,volume"
 GOOD = f"600519.SH,{FRIDAY_MS},11.37,100"
 
 
-def run_import(folder: Path, *files: Path, url: str = NOWHERE, period: str = "tick") -> Imported:
+def run_import(
+    folder: Path, *files: Path, url: str = NOWHERE, period: str = "tick", market: str = ""
+) -> Imported:
     """Import as the command does, without the second that a process takes to start."""
     place = Place(str(folder))
     with lock_for(place, Keys(), url) as lock:
         place.load("qmt")
         return asyncio.run(
-            import_files(place, lock.check, files, period=period, keys=Keys(), streams_url=url)
+            import_files(
+                place,
+                lock.check,
+                files,
+                period=period,
+                market=market,
+                keys=Keys(),
+                streams_url=url,
+            )
         )
 
 
@@ -179,7 +190,14 @@ def test_rows_ahead_of_the_recording_are_refused(
         ("a.csv", f"{HEAD}\n600519.SH,20260230093000,1,1\n", ("row 2", "time")),
         ("a.csv", f"{HEAD}\n600519.SH,20990101093000,1,1\n", ("row 2", "time", "future")),
         ("a.csv", f"{HEAD}\n600519.SH,,1,1\n", ("row 2", "time", "there is no time")),
-        ("a.csv", f"{HEAD}\n{GOOD}\nsh600519,{FRIDAY_MS},1,1\n", ("row 3", "code", "600519.SH")),
+        ("a.csv", f"{HEAD}\n{GOOD}\n600519,{FRIDAY_MS},1,1\n", ("row 3", "code", "600519.SH")),
+        ("a.csv", f"{HEAD}\n{GOOD}\n8.SZ,{FRIDAY_MS},1,1\n", ("row 3", "code", "000008.SZ")),
+        ("a.csv", f"{HEAD}\n600519.SH,{FRIDAY_MS},inf,1\n", ("row 2", "lastPrice", "infinite")),
+        ("a.csv", f"{HEAD}\n600519.SH,{FRIDAY_MS},-1,1\n", ("row 2", "lastPrice", "below 0")),
+        ("a.csv", f"{HEAD}\n600519.SH,{FRIDAY_MS},1,-1\n", ("row 2", "volume", "below 0")),
+        ("a.csv", f'{HEAD},bidPrice\n{GOOD},"[1,-1,0,0,0]"\n', ("row 2", "bidPrice2", "below 0")),
+        ("a.csv", f"{HEAD},askVol1\n{GOOD},-5\n", ("row 2", "askVol1", "below 0")),
+        ("a.csv", f'{HEAD},extra\n{GOOD},"{{""a"": NaN}}"\n', ("row 2", "extra", "NaN")),
         ("a.csv", f"{HEAD}\n{GOOD}\n{GOOD}\n", ("row 3", "repeats")),
         ("a.csv", f"{HEAD}\n{GOOD}\n600519.SH,{FRIDAY_MS}\n", ("3", "4")),
         ("a.csv", f"code,time,lastPrice\n600519.SH,{FRIDAY_MS},1\n", ("column volume",)),
@@ -212,6 +230,16 @@ def test_bars_are_checked(folder: Path, tmp_path: Path) -> None:
         f"{head}\n20251120093000,1,2,1,1,10,true\n": "row 2, column time",
         f"{head}\n20251120,1,2,1,1,10,true\n20251120,1,2,1,1,11,true\n": "row 3: it repeats",
         f"{head}\n20251120,1,2,1,1,10,maybe\n": "row 2, column closed",
+        f"{head}\n20251120,1,2,1,nan,10,true\n": "row 2, column close: the bar's close has no",
+        f"{head}\n20251120,1,2,1,,10,true\n": "row 2, column close: the bar's close has no",
+        f"{head}\n20251120,1,2,1,1.7976931348623157e308,10,true\n": "column close: .* has no value",
+        f"{head}\n20251120,inf,2,1,1,10,true\n": "row 2, column open: it is infinite",
+        f"{head}\n20251120,1,2,-1,1,10,true\n": "row 2, column low: -1 is below 0",
+        f"{head}\n20251120,0,2,1,1,10,true\n": "row 2, column open: .* is 0",
+        f"{head}\n20251120,1,2,1,3,10,true\n": "row 2, column high: .* below its close",
+        f"{head}\n20251120,1,2,1.5,1,10,true\n": "row 2, column low: .* above its",
+        f"{head}\n20251120,1,2,1,1,-10,true\n": "row 2, column volume: -10 is below 0",
+        f"{head}\n20251122,1,2,1,1,10,true\n": "row 2, column time: .* weekend",
     }
     bad = tmp_path / "600519.SH.csv"
     for text, told in cases.items():
@@ -225,6 +253,75 @@ def test_bars_are_checked(folder: Path, tmp_path: Path) -> None:
     done = run_import(folder, bad, period="1d")
     assert (done.rows, done.repeats) == (1, 1)  # what is there counts
     assert [bar[4] for bar in archived_bars(folder)] == [1.5, 1.6]
+
+
+BARS = "time,open,high,low,close,volume"
+
+
+def minutes(step: int, count: int) -> str:
+    """Return bars of the morning, each so many minutes behind the last one."""
+    begin = dt.datetime(2025, 11, 20, 9, 30)
+    labels = (begin + dt.timedelta(minutes=step * at) for at in range(1, count + 1))
+    return "\n".join([BARS, *(f"{at:%Y%m%d%H%M%S},10,11,9,10,1" for at in labels)]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "period", "told"),
+    [
+        (minutes(1, 3), "5m", "row 2, column time: no 5m bar"),
+        (minutes(5, 6), "15m", "row 2, column time: no 15m bar"),
+        (minutes(5, 60), "1m", "multiples of 5 minutes: they are not those of 1m bars"),
+        (minutes(30, 48), "5m", "multiples of 30 minutes"),
+        (f"{BARS}\n20251120,1,2,1,1,1\n20251121,1,2,1,1,1\n", "1m", "those of daily bars"),
+        (f"{BARS}\n20251120,1,2,1,1,1\n20251121,1,2,1,1,1\n", "1w", "row 3, column time: .* 1w"),
+        (f"{BARS}\n20251103,1,2,1,1,1\n20251121,1,2,1,1,1\n", "1mon", "row 3, column time"),
+    ],
+)
+def test_bars_of_another_period_are_refused(
+    folder: Path, tmp_path: Path, text: str, period: str, told: str
+) -> None:
+    bad = tmp_path / "600519.SH.csv"
+    bad.write_text(text)
+    with pytest.raises(BadFile, match=told):
+        run_import(folder, bad, period=period)
+    assert list(folder.rglob("*.parquet")) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "period"), [(1, 60, "1m"), (5, 48, "5m"), (15, 8, "15m"), (30, 4, "60m")]
+)
+def test_bars_of_their_own_period_are_taken(
+    folder: Path, tmp_path: Path, step: int, count: int, period: str
+) -> None:
+    good = tmp_path / "600519.SH.csv"
+    good.write_text(minutes(step, count))
+    assert run_import(folder, good, period=period).rows == count
+
+
+def test_codes_are_stored_as_everybody_asks_for_them(folder: Path, tmp_path: Path) -> None:
+    """One that can mean one thing only is converted: as it stands nothing would find it again."""
+    written = ("sz000008", "600000.XSHG", "SH600519")
+    rows = (f"{code},{FRIDAY_MS},1,1" for code in written)
+    (tmp_path / "a.csv").write_text("\n".join([HEAD, *rows]) + "\n")
+    run_import(folder, tmp_path / "a.csv")
+    found = {code for code, _, _ in archived_rows(folder)}
+    assert found == {"000008.SZ", "600000.SH", "600519.SH"}
+    (tmp_path / "b.csv").write_text(f"{HEAD}\nsz000008,{FRIDAY_MS},1,1\n")
+    with pytest.raises(BadFile, match=r"row 2, column code: .* two markets"):
+        run_import(folder, tmp_path / "b.csv", market="SH")
+
+
+def test_a_spread_may_cost_less_than_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "SPRM601.ZF.csv").write_text(f"{BARS}\n20251120,-5,-3,-6,-4,1\n")
+    assert run_import(folder, tmp_path / "SPRM601.ZF.csv", period="1d").rows == 1
+
+
+def test_a_header_in_gbk_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(f"代码,{HEAD}\nx,{GOOD}\n".encode("gbk"))
+    told = run_archive(folder, "import", str(tmp_path / "a.csv"), "--streams-url", NOWHERE)
+    assert told.returncode == 2
+    assert "a.csv, row 1: it is not UTF-8. Save it as UTF-8" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 def test_times_and_books_are_read_as_people_write_them(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +344,7 @@ def test_times_and_books_are_read_as_people_write_them(folder: Path, tmp_path: P
     assert [row[0] for row in rows] == [0, 1000, 2500, 3000, 4000]
     assert rows[0][1:] == (11.39, 0.0, 3, False, b"\x81\xa7tickvol\x09")
     assert {row[1:4] for row in rows[1:]} == {(None, None, None)}
-    assert rows[4][4] is True
+    assert rows[4][4] is None  # no value, as the largest double is
 
 
 SMALL_PORTIONS = """

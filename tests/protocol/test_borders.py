@@ -25,6 +25,7 @@ from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.codes import (
     asset_class,
+    convert_code,
     lot_size,
     market_of,
     parse_code,
@@ -76,11 +77,77 @@ def test_market_is_what_follows_the_last_dot(code: str, market: str) -> None:
         ("sz000001", "000001.SZ"),
         ("600519.sh", "600519.SH"),
         ("920001", "920001.BJ"),
+        ("830799", "830799.BJ"),
+        ("900901", "900901.SH"),  # B shares
+        ("204001", "204001.SH"),  # repo
+        ("131810", "131810.SZ"),
+        ("110059", "110059.SH"),  # convertible bonds
+        ("113050", "113050.SH"),
+        ("123001", "123001.SZ"),
+        ("019547", "019547.SH"),  # a treasury bond
+        ("200012", "200012.SZ"),
+        ("159915", "159915.SZ"),
+        ("399006", "399006.SZ"),
+        ("000001.XSHG", "000001.SH"),
+        ("000001.XSHE", "000001.SZ"),
+        ("600000.SS", "600000.SH"),
+        ("SHSE.600000", "600000.SH"),
+        ("rb2601.SHFE", "rb2601.SF"),
+        (600519, "600519.SH"),
+        (1, "000001.SZ"),
     ],
 )
-def test_a_likely_code_is_proposed(typed: str, meant: str) -> None:
+def test_a_likely_code_is_proposed(typed: object, meant: str) -> None:
     with pytest.raises(InvalidCode, match=f"Did you mean {meant}"):
         parse_code(typed)
+
+
+def test_no_market_is_guessed_where_none_is_likely() -> None:
+    for number in ("700001", "999999", "137001"):
+        with pytest.raises(InvalidCode, match="For example"):
+            parse_code(number)
+
+
+@pytest.mark.parametrize(
+    ("written", "market", "meant"),
+    [
+        ("sz000008", "", "000008.SZ"),
+        ("sz000008", "SZ", "000008.SZ"),
+        ("SZ.000008", "", "000008.SZ"),
+        ("600000.XSHG", "", "600000.SH"),
+        ("600000.sh", "", "600000.SH"),
+        ("SHSE.600000", "SH", "600000.SH"),
+        (" 600000 ", "SH", "600000.SH"),
+        ("rb2601.SHFE", "", "rb2601.SF"),
+        ("rb2601", "SF", "rb2601.SF"),
+        ("IF2612.IF", "", "IF2612.IF"),
+        ("10005001.SHO", "", "10005001.SHO"),
+    ],
+)
+def test_codes_as_others_write_them(written: str, market: str, meant: str) -> None:
+    assert convert_code(written, market) == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "market", "told"),
+    [
+        ("sz000008", "SH", "SZ and SH"),
+        ("sh600000.SZ", "", "two markets"),
+        ("8", "SZ", "000008.SZ"),
+        ("600000", "", "600000.SH"),
+        ("xx600000", "", "600000.SH"),
+        ("", "SH", "not a code"),
+    ],
+)
+def test_what_could_mean_two_things_is_refused(written: str, market: str, told: str) -> None:
+    with pytest.raises(InvalidCode, match=told):
+        convert_code(written, market)
+
+
+def test_markets_by_others_names() -> None:
+    for name, meant in (("XSHG", "SH"), ("sz", "SZ"), ("SHFE", "SF")):
+        with pytest.raises(InvalidRequest, match=f"Did you mean {meant}"):
+            parse_markets([name])
 
 
 @pytest.mark.parametrize(
@@ -150,6 +217,9 @@ def test_lists_of_markets() -> None:
         ("399006.SZ", "index", 100),
         ("IF2612.IF", "future", 1),
         ("10005001.SHO", "option", 1),
+        ("900901.SH", "stock", 100),
+        ("204001.SH", "other", 1),
+        ("001979.SZ", "stock", 100),
     ],
 )
 def test_asset_class_and_lot(code: str, kind: str, lot: int) -> None:

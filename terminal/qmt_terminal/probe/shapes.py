@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from qmt_protocol.numbers import NO_FLOAT
+
 __all__ = ["frame_shape", "kind_of", "sentinel_of", "shape_of"]
 
 _NO_INT: Final = 2_147_483_647
-_NO_FLOAT: Final = 1.797e308
 _MOST_KEYS: Final = 3
 
 
@@ -45,7 +46,7 @@ def sentinel_of(value: Any) -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return "nan"
-        if abs(value) >= _NO_FLOAT:
+        if abs(value) >= NO_FLOAT:
             return "largest double"
     return value if value in ("99999999", str(_NO_INT)) else ""
 

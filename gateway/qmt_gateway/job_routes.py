@@ -34,7 +34,7 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 _NO_ENTRY = "0-0"
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(refuse_unknown)])
-health_router = APIRouter()
+health_router = APIRouter(dependencies=[Depends(refuse_unknown)])
 
 JobId = Annotated[str, Path(alias="id", pattern=JOB_ID)]
 _JOBS_HELP = "\n".join(f"- `{spec.name}`: {spec.summary}" for spec in CATALOGUE.values())

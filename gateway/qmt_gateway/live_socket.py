@@ -37,6 +37,7 @@ from .catch_up import CatchUp
 from .hub import Hub
 from .live_state import HEARTBEAT_S
 from .market import Mark
+from .parameters import refuse_unknown_of_socket
 from .replays import Replays
 from .subscriber import Sink, Subscriber, Wants
 from .websocket_protocol import SINK
@@ -58,6 +59,7 @@ async def live(ws: WebSocket) -> None:
     source = b""
     refusal: QMTError | None = None
     try:
+        refuse_unknown_of_socket(ws)
         source = source_name(await ws.app.state.bridge.simulated()).encode()
     except QMTError as error:
         refusal = error
@@ -68,7 +70,10 @@ async def live(ws: WebSocket) -> None:
     wire = MSGPACK if chosen == MSGPACK_SUBPROTOCOL else JSON
     subscriber = Subscriber(sink, wire, hub.max_bytes, hub.budget)
     if refusal is not None:
-        subscriber.close(CloseCode.UNAVAILABLE, str(refusal))
+        is_theirs = isinstance(refusal, InvalidRequest)
+        subscriber.close(
+            CloseCode.BAD_MESSAGE if is_theirs else CloseCode.UNAVAILABLE, str(refusal)
+        )
         await _until_gone(ws)
         return
     await _Session(ws, hub.open(subscriber), source == b"SIMULATED").serve()

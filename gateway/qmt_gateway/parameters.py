@@ -7,8 +7,9 @@ from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, WebSocket
 from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
+from starlette.requests import HTTPConnection
 
 from qmt_protocol.amounts import MAX_ROWS, whole_number
 from qmt_protocol.documents import parse_json
@@ -18,7 +19,14 @@ from qmt_protocol.texts import shown
 from .budget import Budget
 from .streaming import Held, end_connection
 
-__all__ = ["Count", "Document", "described_body", "parse_document", "refuse_unknown"]
+__all__ = [
+    "Count",
+    "Document",
+    "described_body",
+    "parse_document",
+    "refuse_unknown",
+    "refuse_unknown_of_socket",
+]
 
 _JSON: Final = "application/json"
 
@@ -26,31 +34,49 @@ _JSON: Final = "application/json"
 async def refuse_unknown(request: Request) -> None:
     """Check the names of a request's query parameters; a dependency of every REST route.
 
-    Ignoring a misspelt one would mislead, and so would choosing between two of a name.
+    Raises
+    ------
+    InvalidRequest
+        See `_check_query`.
+    """
+    if request.scope["query_string"]:
+        described = request.app.openapi()["paths"][request.scope["route"].path]
+        parameters = described[request.method.lower()].get("parameters", ())
+        _check_query(request, [one["name"] for one in parameters if one["in"] == "query"])
+
+
+def refuse_unknown_of_socket(ws: WebSocket) -> None:
+    """Check the names of a WebSocket's query parameters: there is the key alone.
 
     Raises
     ------
     InvalidRequest
-        For the first that the route's description does not name (``allowed`` has those it does)
-        or that stands twice, and for a query that is not UTF-8.
+        See `_check_query`.
     """
-    query = request.scope["query_string"]
-    if not query:
-        return
+    _check_query(ws, ["api_key"])
+
+
+def _check_query(connection: HTTPConnection, allowed: list[str]) -> None:
+    """Check a query: ignoring a misspelt name would mislead, as choosing of two values would.
+
+    Raises
+    ------
+    InvalidRequest
+        For the first name that is not allowed (``allowed`` has those that are) or stands twice,
+        and for a query that is not UTF-8.
+    """
     try:
-        unquote_to_bytes(query).decode()
+        unquote_to_bytes(connection.scope["query_string"]).decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"The query is not UTF-8: {error.reason}.",
             hint="Percent-encode its characters as UTF-8.",
             field="query",
         ) from None
-    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    allowed = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"]
-    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+    for name, count in Counter(name for name, _ in connection.query_params.multi_items()).items():
         if name not in allowed:
             raise InvalidRequest(
-                f"{request.url.path} has no parameter {shown(name)}.",
+                f"{connection.url.path} has no parameter {shown(name)}.",
                 hint=f"It has {', '.join(allowed) or 'none'}.",
                 field=shown(name).strip("'"),
                 allowed=allowed,
@@ -127,6 +153,11 @@ def parse_document(kind: type[_Model], document: dict[str, Any]) -> _Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "body"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(kind.model_fields)
+            raise InvalidRequest(
+                f"There is no {shown(field)}.", hint=f"There are {known}.", field=field
+            ) from None
         raise InvalidRequest(
             f"{field}: {first['msg']}.", hint="See /docs for this path.", field=field
         ) from None

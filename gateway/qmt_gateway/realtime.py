@@ -21,6 +21,7 @@ from .access import admission_of
 from .answers import SOURCE_HEADER
 from .bridge import source_name
 from .hub import Hub
+from .parameters import refuse_unknown_of_socket
 from .problems import problem
 from .subscriber import Sink, Subscriber, Wants
 from .websocket_protocol import SINK
@@ -35,7 +36,7 @@ _QUOTE_SHAPE: Final = '{"codes": ["SH", "SZ"]}'
 router = APIRouter()
 
 
-class _Realtime(msgspec.Struct):
+class _Realtime(msgspec.Struct, forbid_unknown_fields=True):
     stocks: list[str]
     period: str = "tick"
     add: bool = False
@@ -53,7 +54,7 @@ class _Realtime(msgspec.Struct):
         return wants
 
 
-class _Quote(msgspec.Struct):
+class _Quote(msgspec.Struct, forbid_unknown_fields=True):
     codes: list[str]
     notices: bool = False
 
@@ -78,6 +79,7 @@ async def whole_quote(ws: WebSocket) -> None:
 
 async def _serve(ws: WebSocket, kind: type[_Realtime | _Quote], wire: Wire, shape: str) -> None:
     try:
+        refuse_unknown_of_socket(ws)
         source = source_name(await ws.app.state.bridge.simulated())
     except QMTError as error:
         await ws.send_denial_response(problem(error))

@@ -92,7 +92,13 @@ class CloseCode(IntEnum):
     position."""
 
 
-class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", kw_only=True):
+class _FromClient(
+    msgspec.Struct, tag_field="op", tag=True, kw_only=True, forbid_unknown_fields=True
+):
+    """A message of a client: what it says and the gateway does not know is refused."""
+
+
+class Subscribe(_FromClient, tag="subscribe", kw_only=True):
     """Add to what the connection gets; what it has already is not sent twice."""
 
     id: str = ""
@@ -117,7 +123,7 @@ class Subscribe(msgspec.Struct, tag_field="op", tag="subscribe", kw_only=True):
     """Only the latest tick of each code per frame is wanted; holds for the connection."""
 
 
-class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", kw_only=True):
+class Unsubscribe(_FromClient, tag="unsubscribe", kw_only=True):
     """Take away from what the connection gets."""
 
     id: str = ""
@@ -127,7 +133,7 @@ class Unsubscribe(msgspec.Struct, tag_field="op", tag="unsubscribe", kw_only=Tru
     period: str = "tick"
 
 
-class Replay(msgspec.Struct, tag_field="op", tag="replay", kw_only=True):
+class Replay(_FromClient, tag="replay", kw_only=True):
     """Begin to send stored ticks as if they were live; answered by `ReplayState`.
 
     Ticks of all codes come in the order of entry id's ms, code, entry id's number.
@@ -151,19 +157,19 @@ class Replay(msgspec.Struct, tag_field="op", tag="replay", kw_only=True):
     """Begin paused, as behind `ReplayPause`."""
 
 
-class ReplayPause(msgspec.Struct, tag_field="op", tag="replay_pause", kw_only=True):
+class ReplayPause(_FromClient, tag="replay_pause", kw_only=True):
     """Stop a replay's time; answered by `ReplayState`, behind which nothing comes."""
 
     id: str
 
 
-class ReplayResume(msgspec.Struct, tag_field="op", tag="replay_resume", kw_only=True):
+class ReplayResume(_FromClient, tag="replay_resume", kw_only=True):
     """Let a replay's time go on; answered by `ReplayState`."""
 
     id: str
 
 
-class ReplaySeek(msgspec.Struct, tag_field="op", tag="replay_seek", kw_only=True):
+class ReplaySeek(_FromClient, tag="replay_seek", kw_only=True):
     """Go on at another time; answered by `ReplayState`, behind which the ticks from it come."""
 
     id: str
@@ -171,21 +177,21 @@ class ReplaySeek(msgspec.Struct, tag_field="op", tag="replay_seek", kw_only=True
     """Exchange time; outside of the replay's range the nearest in it."""
 
 
-class ReplayStep(msgspec.Struct, tag_field="op", tag="replay_step", kw_only=True):
+class ReplayStep(_FromClient, tag="replay_step", kw_only=True):
     """Send the next ticks of a paused replay at once; `ReplayState` follows them."""
 
     id: str
     count: int = 1
 
 
-class ReplaySpeed(msgspec.Struct, tag_field="op", tag="replay_speed", kw_only=True):
+class ReplaySpeed(_FromClient, tag="replay_speed", kw_only=True):
     """Change a replay's speed; answered by `ReplayState`."""
 
     id: str
     speed: Speed
 
 
-class ReplayStop(msgspec.Struct, tag_field="op", tag="replay_stop", kw_only=True):
+class ReplayStop(_FromClient, tag="replay_stop", kw_only=True):
     """End a replay; answered by `ReplayEnded`."""
 
     id: str

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 from gateway_bench import OPEN_MS, GatewayProcess, Producer, Worker
 from test_gateway_market import problem_of
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
@@ -270,6 +270,71 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     *(({"op": "replay_step", "id": "a", "count": count}, "count") for count in (0, -1, 2**62)),
     ({"op": "replay_speed", "id": "a", "speed": float("inf")}, "speed"),
 ]
+
+
+def test_every_route_refuses_what_it_does_not_know(http: httpx.Client) -> None:
+    """Also those that come later: they are taken from the description."""
+    paths: dict[str, dict[str, Any]] = http.get("/openapi.json").json()["paths"]
+    asked = 0
+    for path, operations in paths.items():
+        for method in operations:
+            url = path.replace("{id}", "a" * 32).replace("{name}", "history")
+            told = http.request(method, f"{url}?start_tmie=1")
+            assert told.status_code == 422, (method, path, told.text)
+            problem = told.json()
+            assert problem["data"]["field"] == "start_tmie", (method, path)
+            assert "start_tmie" not in problem["data"]["allowed"]
+            asked += 1
+    assert asked >= 18
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "told"),
+    [
+        ("/ws/realtime", "stocks=600519.SH", "has no parameter 'stocks'"),
+        ("/ws/whole_quote", "api_key=a&api_key=b", "api_key stands 2 times"),
+        ("/ws/v1", "position=1", "has no parameter 'position'"),
+    ],
+)
+def test_a_sockets_query_too(socket_url: str, path: str, query: str, told: str) -> None:
+    url = f"{socket_url}{path}?{query}"
+    if path == "/ws/v1":  # a browser learns no reason from a handshake that fails
+        with connect(url) as client:
+            code, reason = closed(client)
+        assert code == live.CloseCode.BAD_MESSAGE
+        assert told in reason
+        return
+    with pytest.raises(InvalidStatus) as refused, connect(url):
+        pass
+    assert refused.value.response.status_code == 422
+    assert told.encode() in refused.value.response.body
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/ws/v1", {"op": "subscribe", "codes": [CODE], "snapshots": False}),
+        ("/ws/v1", {"op": "replay_pause", "id": "a", "at_ms": 1}),
+        ("/ws/realtime", {"stocks": [CODE], "periods": "1m"}),
+        ("/ws/whole_quote", {"codes": ["SH"], "period": "tick"}),
+    ],
+)
+def test_a_message_may_hold_nothing_unknown(
+    socket_url: str, path: str, message: dict[str, Any]
+) -> None:
+    with connect(f"{socket_url}{path}") as client:
+        client.send(json.dumps(message))
+        code, reason = closed(client)
+    assert code == live.CloseCode.BAD_MESSAGE
+    assert "unknown field" in reason
+
+
+def test_a_body_with_an_unknown_key_names_those_there_are(http: httpx.Client) -> None:
+    """As the incumbent's callers spell it: what was ignored fetched the whole history."""
+    told = http.post("/api/download", json={"stock": CODE, "start_time": "20260105"})
+    assert told.status_code == 422
+    assert told.json()["data"]["field"] == "start_time"
+    assert "stock, period, start, end" in told.json()["hint"]
 
 
 def test_numbers_out_of_bounds_are_told_and_the_connection_goes_on(

@@ -121,6 +121,9 @@ def test_the_description_is_the_protocol(description: dict[str, Any]) -> None:
         Draft7Validator.check_schema(schemas[kind.__name__])
         told = schemas[kind.__name__]["properties"].keys()
         assert told - {"type", "op"} == set(kind.__struct_fields__), kind
+    for kind in get_args(live.ToGateway):  # unions of unions are flat
+        assert schemas[kind.__name__]["additionalProperties"] is False
+        assert kind.__struct_config__.forbid_unknown_fields
     payloads = {one["payload"]["$ref"] for one in description["components"]["messages"].values()}
     assert payloads == {f"#/components/schemas/{kind.__name__}" for kind in kinds}
     directions = {one["action"]: one["messages"] for one in description["operations"].values()}

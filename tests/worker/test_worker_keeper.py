@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from qmt_protocol.errors import InvalidRequest, TimedOut
-from qmt_protocol.settings import TerminalSettings
 from qmt_worker.keeper import ChildKeeper
+from qmt_worker.settings import WorkerSettings
 
 
 def run(keeper: ChildKeeper, name: str, params: dict[str, Any], timeout_s: float) -> Any:
@@ -27,7 +27,7 @@ def keeper(start_simulated: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
     monkeypatch.setenv("QMT_LOG_LEVEL", "error")
     simulated = start_simulated()
     running = ChildKeeper(
-        TerminalSettings(terminal_port=simulated.port, native_module="qmt_simulator.native"),
+        WorkerSettings(terminal_port=simulated.port, native_module="qmt_simulator.native"),
         lambda: None,
     )
     running.start()

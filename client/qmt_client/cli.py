@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from qmt_protocol.amounts import parse_count, parse_seconds
-from qmt_protocol.errors import ConfigurationError, InvalidRequest, QMTError
+from qmt_protocol.errors import ConfigurationError, NotFound, QMTError
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import to_datetime
 from qmt_protocol.trading_days import ends_soon, iso_day
 
 from .sync_client import QMTClient
+from .writing import ReaderLeft, json_line, leave_quietly, say, tick_document, written
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Iterable
 
 __all__ = ["app", "main"]
 
@@ -56,9 +57,18 @@ class StreamShape(str, Enum):
 CodesArgument = Annotated[
     list[str], typer.Argument(metavar="CODE...", help="such as 600519.SH; also comma-separated")
 ]
+SomeCodesArgument = Annotated[
+    list[str], typer.Argument(metavar="[CODE...]", help="such as 600519.SH; or --sector")
+]
 PeriodOption = Annotated[str, typer.Option("--period", "-p", help="tick, 1m, 5m, ... 1d, 1w")]
 StartOption = Annotated[str, typer.Option(help="first label, such as 20260105")]
 EndOption = Annotated[str, typer.Option(help="last label, included")]
+SectorOption = Annotated[
+    list[str], typer.Option("--sector", help="codes of a sector, such as 沪深300; may be repeated")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="file; its ending (.csv, .parquet) says how")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="write JSON")]
 
 
@@ -82,6 +92,22 @@ StopOption = Annotated[
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the options before the command say."""
+
+    make: Callable[[], QMTClient]
+    naive: bool
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"qmt {version('qmt-redis-bridge')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
@@ -101,6 +127,13 @@ def options(
     timeout: Annotated[
         float, typer.Option(help="seconds a request may take", **_seconds("timeout", least=0.1))
     ] = 60.0,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="write China time without its zone, +08:00")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="show the version", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Say where to read; QMT_URL, or QMT_STREAMS_URL and QMT_JOBS_URL, and QMT_API_KEY do too."""
 
@@ -115,20 +148,25 @@ def options(
             timeout_s=timeout,
         )
 
-    context.obj = make
+    context.obj = _Run(make, naive)
 
 
 @contextmanager
 def _client(context: typer.Context) -> Iterator[QMTClient]:
-    make: Callable[[], QMTClient] = context.obj
-    with make() as client:
+    run: _Run = context.obj
+    with run.make() as client:
         yield client
+
+
+def _naive(context: typer.Context) -> bool:
+    run: _Run = context.obj
+    return run.naive
 
 
 @app.command()
 def history(
     context: typer.Context,
-    codes: CodesArgument,
+    codes: SomeCodesArgument = (),  # type: ignore[assignment]
     period: PeriodOption = "1d",
     start: StartOption = "",
     end: EndOption = "",
@@ -136,18 +174,29 @@ def history(
         int | None, typer.Option("--count", "-n", help="last so many rows", **_whole("count"))
     ] = None,
     fields: Annotated[str, typer.Option(help="columns, comma-separated")] = "",
-    adjust: Annotated[str, typer.Option(help="none, front/qfq, back/hfq, ...")] = "none",
+    adjust: Annotated[
+        str,
+        typer.Option(
+            help="none; front (qfq) and back (hfq), which add dividends as xtquant does; "
+            "front_ratio and back_ratio, which multiply as most others do"
+        ),
+    ] = "none",
     download: Annotated[str, typer.Option(help="auto or never")] = "auto",
     fill: Annotated[bool, typer.Option(help="keep rows the terminal made up")] = False,
-    shape: Annotated[Shape, typer.Option("--format", "-f", help="of the output")] = Shape.TABLE,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="file; .csv, .json, .parquet say how")
+    sector: SectorOption = (),  # type: ignore[assignment]
+    shape: Annotated[
+        Shape | None, typer.Option("--format", "-f", help="of the output (table)")
     ] = None,
+    output: OutputOption = None,
 ) -> None:
-    """Bars or ticks of history, as a table, CSV, JSON or Parquet."""
+    """Bars or ticks of history, as a table, CSV, JSON lines or Parquet."""
+    from .output import FORMS, form_of, write_frame
+
+    form = form_of(output, shape.value if shape else "", FORMS, "table")
     with _client(context) as client:
+        named = [*codes, *(code for one in sector for code in client.sector_stocks(one))]
         frame = client.history(
-            ",".join(codes),
+            ",".join(named),
             period,
             start=start,
             end=end,
@@ -161,37 +210,10 @@ def history(
     absent: dict[str, str] = frame.attrs["absent"]
     if frame.empty and absent:
         code, reason = next(iter(absent.items()))
-        raise QMTError(f"{code}: {reason.rstrip('.')}.")
+        raise NotFound(f"{code}: {reason.rstrip('.')}.")
     _note(frame.attrs["simulated"])
-    _write_frame(frame, _shape_of(shape, output), output)
-
-
-def _shape_of(shape: Shape, output: Path | None) -> Shape:
-    suffix = output.suffix.removeprefix(".") if output else ""
-    return Shape(suffix) if suffix in {one.value for one in Shape} else shape
-
-
-def _write_frame(frame: pd.DataFrame, shape: Shape, output: Path | None) -> None:
-    frame = frame.reset_index().astype({"code": str})
-    frame.insert(0, "code", frame.pop("code"))
-    frame.attrs = {}
-    if shape is Shape.PARQUET:
-        if output is None and sys.stdout.isatty():
-            raise InvalidRequest("Parquet is not for a terminal.", hint="Give --output FILE.")
-        frame.to_parquet(output or sys.stdout.buffer, index=False)
-        return
-    if shape is Shape.CSV:
-        text = frame.to_csv(index=False, lineterminator="\n")
-    elif shape is Shape.JSON:
-        text = (
-            frame.to_json(orient="records", lines=True, date_format="iso", force_ascii=False) or ""
-        )
-    else:
-        text = frame.to_string(index=False, na_rep="") + "\n"
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        output.write_text(text, encoding="utf-8")
+    with written(output) as file:
+        write_frame(frame, form, file, period, naive=_naive(context))
 
 
 @app.command()
@@ -200,8 +222,7 @@ def tick(context: typer.Context, codes: CodesArgument, as_json: JsonOption = Fal
     with _client(context) as client:
         ticks = client.full_tick(",".join(codes))
     _note(ticks.simulated)
-    for one in ticks.values():
-        _write_tick(one, as_json)
+    _write_ticks(context, ticks.values(), as_json)
 
 
 @app.command()
@@ -218,50 +239,52 @@ def ticks(
         return
     with _client(context) as client:
         _note(client.status().simulated)
-        for number, one in enumerate(client.ticks(",".join(codes)), start=1):
-            _write_tick(one, as_json)
-            if number == count:
-                break
+        with client.ticks(",".join(codes)) as live:
+            _write_ticks(context, live, as_json, count)
 
 
 @app.command()
 def stored(
     context: typer.Context,
-    codes: CodesArgument,
+    codes: SomeCodesArgument = (),  # type: ignore[assignment]
     period: Annotated[str, typer.Option("--period", "-p", help="tick, or a bar's")] = "tick",
     start: StartOption = "",
     end: EndOption = "",
     fields: Annotated[str, typer.Option(help="columns, comma-separated")] = "",
+    sector: SectorOption = (),  # type: ignore[assignment]
     shape: Annotated[
-        StreamShape, typer.Option("--format", "-f", help="of the output")
-    ] = StreamShape.CSV,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="file; .csv, .json, .parquet say how")
+        StreamShape | None, typer.Option("--format", "-f", help="of the output (csv)")
     ] = None,
+    output: OutputOption = None,
 ) -> None:
     """Ticks or closed bars that were collected, as CSV, JSON lines or Parquet; '*' is all."""
-    from .stored_output import write_batches
+    from .output import form_of, write_batches
 
-    suffix = output.suffix.removeprefix(".") if output else ""
-    form = suffix if suffix in {one.value for one in StreamShape} else shape.value
-    if form == "parquet" and output is None and sys.stdout.isatty():
-        raise InvalidRequest("Parquet is not for a terminal.", hint="Give --output FILE.")
+    forms = tuple(one.value for one in StreamShape)
+    form = form_of(output, shape.value if shape else "", forms, "csv")
     names = [name.strip() for name in fields.split(",") if name.strip()] or None
     with _client(context) as client:
-        of: dict[str, Any] = {"fields": names, "as_": "batches"}
+        of: dict[str, Any] = {"fields": names, "sectors": list(sector), "as_": "batches"}
+        named = ",".join(codes) or None
         batches = (
-            client.stored_ticks(",".join(codes), start, end, **of)
+            client.stored_ticks(named, start, end, **of)
             if period == "tick"
-            else client.stored_bars(",".join(codes), period, start, end, **of)
+            else client.stored_bars(named, period, start, end, **of)
         )
         first = next(batches, None)  # an error comes before any output: a file, a header
-        if first is not None:
-            batches = itertools.chain([first], batches)
-        if output is None:
-            write_batches(batches, form, sys.stdout.buffer, period, names)
-        else:
-            with output.open("wb") as file:
-                write_batches(batches, form, file, period, names)
+        if first is None:
+            raise NotFound(
+                f"Nothing is stored of {_shown([*codes, *sector])} in the range.",
+                hint="`qmt-archive list` and GET /api/v1/archive name the days that are archived.",
+            )
+        with written(output) as file:
+            whole = itertools.chain([first], batches)
+            write_batches(whole, form, file, period, names, naive=_naive(context))
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 @app.command()
@@ -291,24 +314,36 @@ def replay(
             skip_idle_s=skip_idle,
         ) as ticks,
     ):
-        for number, one in enumerate(ticks, start=1):
-            _write_tick(one, as_json)
-            if number == count:
-                break
+        if not _write_ticks(context, ticks, as_json, count):
+            raise NotFound(
+                f"Nothing is stored of {_shown(codes)} in the range.",
+                hint="`qmt-archive list` and GET /api/v1/archive name the days that are archived.",
+            )
 
 
-def _write_tick(one: Tick, as_json: bool) -> None:
+def _write_ticks(
+    context: typer.Context, ticks: Iterable[Tick], as_json: bool, count: int = 0
+) -> int:
+    """Write ticks, up to a count (0: all), and return how many there were."""
+    number = 0
+    for number, one in enumerate(ticks, start=1):
+        _write_tick(context, one, as_json)
+        if number == count:
+            break
+    return number
+
+
+def _write_tick(context: typer.Context, one: Tick, as_json: bool) -> None:
     if as_json:
-        _write_json({"code": one.code, "id": one.id, **one})
+        _write_json(tick_document(one, naive=_naive(context)))
         return
     at = to_datetime(one.time_ms)
     price = one.get("lastPrice")
     bid, ask = (_first(one.get(name)) for name in ("bidPrice", "askPrice"))
-    print(
+    say(
         f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}  {one.code:<12}"
         f"{_number(price):>10}  {_number(bid):>9}/{_number(ask):<9}"
         f"{one.get('volume', ''):>12}  {one.phase}",
-        flush=True,
     )
 
 
@@ -441,7 +476,7 @@ def doctor(context: typer.Context) -> None:
 
 
 def _write_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=True), flush=True)
+    say(json_line(value))
 
 
 def _note(simulated: bool) -> None:
@@ -475,9 +510,8 @@ def main() -> None:
         _fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader of the pipe has seen enough.
-        sys.stderr.close()
+    except ReaderLeft:
+        leave_quietly()
         raise SystemExit(0) from None
     except OSError as error:
         _fail(QMTError(f"{error.filename or 'output'}: {error.strerror or error}."))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from zoneinfo import ZoneInfo
+
+import numpy as np
 
 from .amounts import whole_number
 from .errors import InvalidRequest
@@ -33,6 +35,8 @@ LAST_MS: Final = 4_102_415_999_999
 """End of 2099 in China. What callers name lies in 1970 to 2099; from there no sum overflows."""
 _FIRST_MS: Final = -8 * 3_600_000
 _CHINA_OFFSET_MS: Final = 8 * 3_600_000  # no summer time since 1991; xtquant's data are younger
+_MS: Final = re.compile(r"\d{13}", re.ASCII)
+_BEYOND_DIGITS: Final = 10**14
 _DIGITS: Final = re.compile(r"\d{8}(?:\d{2}(?:\d{2}(?:\d{2})?)?)?", re.ASCII)
 
 
@@ -46,7 +50,9 @@ def parse_start(value: Any, field: str = "start") -> int | None:
     """Return a start bound as ms since the epoch; ``None`` or ``""`` means no bound.
 
     Accepts dates, datetimes (naive means China time), pandas timestamps, ``YYYYMMDD[HHMM[SS]]``
-    and ISO 8601 strings, of the years 1970 to 2099. A date is its first millisecond.
+    and ISO 8601 strings, and ms since the epoch as xtdata's own ``time`` has them (13 digits), of
+    the years 1970 to 2099. A date is its first millisecond. A datetime at midnight in China is a
+    date, for it is what pandas makes of one; as a string with its time it is that moment.
 
     Raises
     ------
@@ -92,7 +98,8 @@ def _parse(value: Any, field: str) -> tuple[int, bool] | None:
     except (ValueError, OverflowError):
         raise InvalidRequest(
             f"{field}={shown(value)} is not a time.",
-            hint="Give a date, a datetime, '20260105', '20260105093000' or '2026-01-05 09:30'.",
+            hint="Give a date, a datetime, '20260105', '20260105093000', '2026-01-05 09:30' or "
+            "whole ms since the epoch.",
             field=field,
         ) from None
     if not _FIRST_MS <= at_ms <= LAST_MS:
@@ -108,17 +115,28 @@ def _moment(value: Any) -> tuple[int, bool]:
     """Return a moment in ms, and whether it is a date; whatever else raises `ValueError`."""
     if isinstance(value, str) and value.isascii():
         return _parse_text(value.strip())
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()  # naive, or an int or None that is no time
     if isinstance(value, dt.datetime):
-        return _ms(value), False
+        at_ms = _ms(value)
+        return at_ms, (at_ms + _CHINA_OFFSET_MS) % DAY_MS == 0
     if isinstance(value, dt.date):
         return _ms(dt.datetime(value.year, value.month, value.day, tzinfo=CHINA)), True
-    raise ValueError
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return _parse_text(str(value)) if 0 < value < _BEYOND_DIGITS else _no_time()
+    return _no_time()
+
+
+def _no_time() -> NoReturn:
+    raise ValueError("no time")
 
 
 def _parse_text(text: str) -> tuple[int, bool]:
     if _DIGITS.fullmatch(text):
         is_date = len(text) == 8
         return _ms(_china(text.ljust(14, "0"), "%Y%m%d%H%M%S")), is_date
+    if _MS.fullmatch(text):
+        return int(text), False
     if len(text) == 10:
         return _ms(_china(text, "%Y-%m-%d")), True
     return _ms(dt.datetime.fromisoformat(text.replace("Z", "+00:00"))), False

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 import redis
 from fake_worker import FakeWorker, beat, make_tick, publish, table
@@ -67,7 +71,7 @@ def test_history_as_csv_pipes(qmt: Run, make_worker: MakeWorker) -> None:
     assert ended.returncode == 0, ended.stderr
     rows = list(csv.DictReader(io.StringIO(ended.stdout.decode())))
     assert [row["code"] for row in rows] == [CODE, CODE, "000001.SZ", "000001.SZ"]
-    assert rows[0]["time"] == "2026-01-05 00:00:00+08:00"
+    assert rows[0]["time"] == "2026-01-05"
     assert rows[0]["close"] == "0.5"
     assert ended.stderr == b"SIMULATED data\n"
 
@@ -83,8 +87,106 @@ def test_history_into_files(qmt: Run, make_worker: MakeWorker, tmp_path: Path) -
     assert len(frame) == 2
     assert piped.stdout == (tmp_path / "bars.parquet").read_bytes()
     first = json.loads((tmp_path / "bars.json").read_text().splitlines()[0])
-    assert first["code"] == CODE
+    assert (first["code"], first["time"]) == (CODE, "2026-01-05")
     assert CODE in shown.stdout.decode()
+
+
+MINUTE = T0 + 60_000
+
+
+@pytest.mark.parametrize(
+    ("period", "at_ms", "zoned"),
+    [("1d", LABELS[0], "2026-01-05"), ("1m", MINUTE, "2026-01-05T09:31:00+08:00")],
+)
+def test_one_rule_for_times_in_every_form(
+    qmt: Run, make_worker: MakeWorker, tmp_path: Path, period: str, at_ms: int, zoned: str
+) -> None:
+    """By another reader, in a session in UTC: nothing lies a day early."""
+
+    def one(params: dict[str, Any]) -> Any:
+        return table(period, {CODE: [at_ms]}, params["fields"])
+
+    with make_worker(history=one):
+        for form in ("csv", "json", "parquet"):
+            done = qmt("history", CODE, "-p", period, "-o", f"a.{form}", "--fields", "close")
+            assert done.returncode == 0, done.stderr
+            qmt("--naive", "history", CODE, "-p", period, "-o", f"naive.{form}")
+    told = json.loads((tmp_path / "a.json").read_text())["time"]
+    assert told == zoned == (tmp_path / "a.csv").read_text().splitlines()[1].split(",")[1]
+    naive = json.loads((tmp_path / "naive.json").read_text())["time"]
+    assert naive == zoned.removesuffix("+08:00")
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        kind, day = db.execute(
+            f"SELECT typeof(time), time::date::text FROM '{tmp_path}/a.parquet'"
+        ).fetchall()[0]
+        assert (kind, day) == ("DATE" if period == "1d" else "TIMESTAMP WITH TIME ZONE", zoned[:10])
+        text = db.execute(f"SELECT time::text FROM '{tmp_path}/naive.parquet'").fetchall()[0][0]
+    assert text == naive.replace("T", " ")
+
+
+def test_json_is_json(qmt: Run, make_worker: MakeWorker, streams: redis.Redis) -> None:
+    def holes(params: dict[str, Any]) -> Any:
+        made = table(params["period"], {CODE: LABELS}, None)
+        values = pa.array([math.nan, math.inf])
+        return made.set_column(made.schema.get_field_index("close"), "close", values)
+
+    with make_worker(history=holes):
+        lines = qmt("history", CODE, "-f", "json").stdout.splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["close"] for row in rows] == [None, None]
+    assert [row["time"] for row in rows] == ["2026-01-05", "2026-01-06"]
+    beat(streams, "producer", markets=["SH"])
+    publish(streams, "SH", [(CODE, {**make_tick(T0), "pe": math.nan, "askPrice": [math.inf]})])
+    for command in (("tick", CODE, "--json"), ("ticks", CODE, "--json")):
+        told = json.loads(qmt(*command).stdout, parse_constant=pytest.fail)
+        assert told["pe"] is None
+        assert told["askPrice"][0] is None
+        assert told["time"] == "2026-01-05T09:30:00.000+08:00"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "a.xlsx"], "End it in one of .csv, .json"),
+        (["-o", "rows"], "End it in one of"),
+        (["-o", "a.csv", "-f", "json"], "Leave one of them out"),
+        (["-o", "a.XLSX", "-p", "1m"], "not clear from its name"),
+    ],
+)
+def test_an_ending_that_says_nothing_is_refused_before_anything_is_asked(
+    qmt: Run, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    for command in ("history", "stored"):
+        ended = qmt(command, CODE, *arguments)
+        assert ended.returncode == 1
+        assert said in ended.stderr.decode()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_endings_in_capitals_and_a_form_that_is_given(
+    qmt: Run, make_worker: MakeWorker, tmp_path: Path
+) -> None:
+    with make_worker(history=bars):
+        assert qmt("history", CODE, "-o", "A.CSV").returncode == 0
+        assert qmt("history", CODE, "-f", "csv", "-o", "b.dat").returncode == 0
+        assert qmt("history", CODE, "-o", "c.jsonl").returncode == 0
+    text = (tmp_path / "A.CSV").read_bytes()
+    assert text.startswith(b"code,time,open")
+    assert (tmp_path / "b.dat").read_bytes() == text
+    assert json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])["code"] == CODE
+
+
+def test_the_version(qmt: Run) -> None:
+    assert qmt("--version").stdout.decode().split() == ["qmt", version("qmt-redis-bridge")]
+
+
+def test_codes_of_a_sector(qmt: Run, make_worker: MakeWorker) -> None:
+    with make_worker(history=bars, sector_stocks=lambda params: [CODE, "000001.SZ"]) as worker:
+        ended = qmt("history", "600000.SH", "--sector", "沪深300", "-n", "1", "-f", "csv")
+    assert ended.returncode == 0, ended.stderr
+    assert worker.seen[-1][1]["codes"] == ["600000.SH", CODE, "000001.SZ"]
+    assert qmt("history").returncode == 1
 
 
 def test_ticks_and_their_json(qmt: Run, streams: redis.Redis, producer: Callable[[], None]) -> None:

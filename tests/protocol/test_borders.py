@@ -251,6 +251,11 @@ def test_keys_of_a_market_share_a_slot() -> None:
         "2026-01-05T01:30:00Z",
         dt.datetime(2026, 1, 5, 9, 30),
         dt.datetime(2026, 1, 5, 1, 30, tzinfo=dt.timezone.utc),
+        NINE_THIRTY_MS,  # as xtdata's own time
+        np.int64(NINE_THIRTY_MS),
+        str(NINE_THIRTY_MS),
+        20260105093000,
+        np.datetime64("2026-01-05T09:30"),
         pd.Timestamp("2026-01-05 09:30"),
         pd.Timestamp("2026-01-05 09:30", tz="Asia/Shanghai"),
     ],
@@ -260,7 +265,16 @@ def test_times_mean_china_time(value: Any) -> None:
     assert parse_start(value) == parse_end(value) == NINE_THIRTY_MS
 
 
-@pytest.mark.parametrize("value", ["20260105", "2026-01-05", dt.date(2026, 1, 5)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("20260105", "2026-01-05", dt.date(2026, 1, 5), 20260105, np.datetime64("2026-01-05")),
+        # What pandas makes of a date; nobody means one ms by it.
+        *(pd.Timestamp("2026-01-05"), pd.Timestamp("2026-01-05", tz="Asia/Shanghai")),
+        dt.datetime(2026, 1, 4, 16, tzinfo=dt.timezone.utc),
+    ],
+    ids=repr,
+)
 def test_a_date_is_its_whole_day(value: Any) -> None:
     start, end = parse_start(value), parse_end(value)
     assert start is not None
@@ -283,6 +297,12 @@ def test_a_date_is_its_whole_day(value: Any) -> None:
             pd.NaT,
             pytest.param(object(), id="object"),
             b"20260105",
+            True,
+            -1,
+            176757660000,
+            float(NINE_THIRTY_MS),
+            np.datetime64("NaT"),
+            10**30,
         ),
         *("0001-01-01", "00010102", "1969-12-31", "21000101", "9999-12-31T23:59:59-08:00"),
         *(
@@ -302,6 +322,10 @@ def test_what_is_no_time_of_our_years_is_refused(bad: Any) -> None:
             parse(bad)
         assert caught.value.data["field"] == field
         json.dumps(caught.value.to_dict()).encode()
+
+
+def test_a_string_with_its_time_is_that_moment() -> None:
+    assert parse_end("2026-01-05 00:00") == parse_start("2026-01-05") == parse_end("20260105000000")
 
 
 def test_the_first_and_last_day_are_served() -> None:

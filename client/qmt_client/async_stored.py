@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import parse_codes, parse_markets
-from qmt_protocol.errors import InvalidRequest
+from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.jobs import parse_params
 from qmt_protocol.periods import parse_period
 from qmt_protocol.tables import table_of
@@ -19,7 +19,8 @@ from qmt_protocol.times import parse_end, parse_start
 
 from .arguments import Codes, is_all, parse_names, warn_absent, warn_gap
 from .connected import Connected
-from .replay import AsyncReplay, gap_of
+from .edges import gap_of
+from .replay import AsyncReplay
 from .transport import OnGap
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class AsyncStored(Connected):
             has ``absent`` (codes without a tick in the range) and ``missing``. Arrow has the
             archive's columns: the entry id as ``id_ms`` and ``id_seq``, all fields that xtdata
             pushes, ``extra``, ``flags``, ``source``. Without a tick both are empty, their columns
-            as always. What is known to be missing in the range is told by a `QMTWarning`.
+            as always. What is known to be missing in the range, and that the rows begin later or
+            end earlier than asked, is told by a `QMTWarning`.
 
         Raises
         ------
@@ -235,12 +237,22 @@ class AsyncStored(Connected):
     def _source(self) -> StoredSource:
         return self.transport.stored()
 
-    def _batches_of(
+    async def _batches_of(
         self, wish: StoredWish, on_gap: OnGap, give_up_after_s: float
     ) -> AsyncGenerator[pa.RecordBatch, None]:
+        """Yield stored rows; what they lack at their ends is told as a gap."""
+        from .edges import Edges
         from .stored_source import resumed
 
-        return resumed(self._source(), wish, on_gap, give_up_after_s=give_up_after_s)
+        edges = Edges(wish)
+        read = resumed(self._source(), wish, on_gap, give_up_after_s=give_up_after_s)
+        async with aclosing(read) as batches:
+            async for batch in batches:
+                for gap in edges.see(batch):
+                    on_gap(gap)
+                yield batch
+        for gap in edges.end():
+            on_gap(gap)
 
     async def _codes_of(self, sector: str) -> list[str]:
         manifest, _ = await self.transport.run_job(
@@ -298,7 +310,16 @@ class AsyncStored(Connected):
     async def _stored(self, wish: StoredWish, as_: Form, fields: list[str] | None) -> Any:
         import pyarrow as pa
 
-        async with aclosing(self._batches_of(wish, warn_gap, _RETRY_S)) as batches:
+        from .edges import NOTHING_STORED
+
+        at_ends: list[Gap] = []
+
+        def tell(gap: Gap) -> None:
+            warn_gap(gap)
+            if gap.data.get("reason") == NOTHING_STORED:
+                at_ends.append(gap)
+
+        async with aclosing(self._batches_of(wish, tell, _RETRY_S)) as batches:
             found = [batch async for batch in batches]
         table = pa.Table.from_batches(found, schema=wish.schema).unify_dictionaries()
         missing = await self._tell_missing(wish)
@@ -309,9 +330,10 @@ class AsyncStored(Connected):
         frame = await asyncio.to_thread(
             stored_frame, table, wish.codes, wish.period, fields=fields, tz=self._tz
         )
-        frame.attrs["missing"] = [gap_of(one).data for one in missing]
+        gaps = [*(gap_of(one) for one in missing), *at_ends]
+        frame.attrs["missing"] = [gap.data for gap in gaps]
         absent = frame.attrs["absent"]
-        if len(frame):
+        if absent:
             warn_absent(absent, "stored_ticks" if wish.period == "tick" else "stored_bars")
         return frame
 

@@ -17,11 +17,12 @@ import numpy as np
 
 from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.codes import parse_codes
-from qmt_protocol.errors import Gap, InvalidRequest
-from qmt_protocol.times import day_of, to_datetime
+from qmt_protocol.errors import InvalidRequest
+from qmt_protocol.times import day_of
 
 from .arguments import Clock, Codes, is_all, parse_clock
 from .connected import Maker
+from .edges import gap_of
 from .replay_clock import MarketClock
 from .replay_rows import Piece, Read, RowsAhead
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from .transport import OnGap
 
-__all__ = ["AsyncReplay", "Replay", "Speed", "gap_of"]
+__all__ = ["AsyncReplay", "Replay", "Speed"]
 
 Item = TypeVar("Item")
 Speed = float | Literal["max"]
@@ -360,22 +361,6 @@ class AsyncReplay(Generic[Item]):
 
 def _parse_skip(skip_idle_s: float | None) -> float:
     return math.inf if skip_idle_s is None else parse_seconds(skip_idle_s, "skip_idle_s") * 1000
-
-
-def gap_of(missing: Missing) -> Gap:
-    """Return what is known to be absent as the `Gap` that a reader is told."""
-    whose = ", ".join(missing.codes[:5]) or missing.market
-    more = f" and {len(missing.codes) - 5} more" if len(missing.codes) > 5 else ""
-    return Gap(
-        f"Ticks of {whose}{more} from {to_datetime(missing.from_ms):%Y-%m-%d %H:%M:%S} to "
-        f"{to_datetime(missing.to_ms):%Y-%m-%d %H:%M:%S} are missing: {missing.reason}.",
-        hint="" if missing.state == "not to be had" else "A backfill may find them.",
-        market=missing.market,
-        reason=missing.reason,
-        from_ms=missing.from_ms,
-        to_ms=missing.to_ms,
-        codes=list(missing.codes),
-    )
 
 
 class Replay(Generic[Item]):

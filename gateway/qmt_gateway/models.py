@@ -179,6 +179,11 @@ class Stored(BaseModel):
         "`id`, xtquant's keys and `closed`",
         examples=[[{"code": "600519.SH", "id": "1767576600000-0", "flags": 0, **_TICK}]],
     )
+    absent: list[str] = Field(description="codes asked for that no row is of")
+    missing: list[dict[str, Any]] = Field(
+        description="what of the range is known to be absent, and that the rows begin later or end "
+        "earlier than asked: market, codes (none: any), from_ms, to_ms, reason"
+    )
 
 
 class Archive(BaseModel):

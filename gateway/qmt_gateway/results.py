@@ -56,7 +56,7 @@ async def one_stream(manifest: Manifest, tables: Tables) -> AsyncGenerator[bytes
                     ) from error
     if maker is None:
         raise CodecError("The result has no chunk.")
-    yield maker.end()
+    yield maker.end({})
 
 
 async def json_rows(

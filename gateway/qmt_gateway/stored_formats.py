@@ -30,8 +30,8 @@ class Maker(Protocol):
     def add(self, batch: pa.RecordBatch) -> bytes:
         """Return some rows."""
 
-    def end(self) -> bytes:
-        """Return what comes behind all rows."""
+    def end(self, facts: dict[str, Any]) -> bytes:
+        """Return what comes behind all rows; JSON tells facts of the whole."""
 
 
 def maker_of(form: Format, schema: pa.Schema, meta: dict[str, Any]) -> Maker:
@@ -68,8 +68,8 @@ class _Json:
         comma, self._comma = self._comma, b"," if rows else self._comma
         return comma + _json(rows)[1:-1]
 
-    def end(self) -> bytes:
-        return b"]}"
+    def end(self, facts: dict[str, Any]) -> bytes:
+        return b"]," + _json(facts)[1:]
 
 
 class _Columns:
@@ -88,7 +88,7 @@ class _Columns:
         self._writer.write_batch(batch)
         return self._file.take()
 
-    def end(self) -> bytes:
+    def end(self, facts: dict[str, Any]) -> bytes:
         self._writer.close()
         return self._file.take()
 

@@ -14,7 +14,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from qmt_client.arguments import parse_names
+from qmt_client.edges import Edges, gap_of
 from qmt_client.stored_source import StoredWish, finished
+from qmt_protocol.archive import Missing
 from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.periods import parse_period
@@ -176,6 +178,7 @@ async def _streamed(
     held = Held(budget, READING_BYTES)
     batches = admission.counted(bridge.readings.batches(wish, _unreadable))
     try:
+        missing = await bridge.readings.missing(wish)
         # What cannot be read from the start is an error answer, and not one that breaks off.
         first = await while_connected(request, anext(batches, None))
     except BaseException:
@@ -184,7 +187,7 @@ async def _streamed(
         raise
     maker = maker_of(form, wish.schema, meta_of(simulated))
     return Streamed(
-        _body(first, batches, maker, _ROWS_AT_ONCE[form]),
+        _body(first, batches, maker, _ROWS_AT_ONCE[form], wish, missing),
         held,
         media_type=MEDIA[form],
         headers={SOURCE_HEADER: source_name(simulated)},
@@ -196,16 +199,22 @@ async def _body(
     batches: AsyncGenerator[pa.RecordBatch, None],
     maker: Maker,
     rows: int,
+    wish: StoredWish,
+    missing: list[Missing],
 ) -> AsyncGenerator[bytes, None]:
+    edges = Edges(wish)
+    gaps = [gap_of(one) for one in missing]
     async with aclosing(batches):
         yield maker.begin()
         batch, first = first, None
         while batch is not None:
+            gaps += edges.see(batch)
             for at in range(0, len(batch), rows):
                 yield await finished(maker.add, batch.slice(at, rows))
             batch = None  # not held while the next one is read
             batch = await anext(batches, None)
-        yield maker.end()
+        gaps += edges.end()
+        yield maker.end({"absent": edges.absent, "missing": [gap.data for gap in gaps]})
 
 
 def _unreadable(gap: Gap) -> None:

@@ -198,7 +198,8 @@ def test_a_frame_has_the_tables_columns(
 
 def test_a_day_without_data(reader: QMTClient, archive: Archive) -> None:
     archive.add(make_wires(50))
-    empty = reader.stored_ticks(["600519.SH"], "2026-11-21", "2026-11-21")
+    with pytest.warns(QMTWarning, match=r"600519\.SH: nothing is stored in the range"):
+        empty = reader.stored_ticks(["600519.SH"], "2026-11-21", "2026-11-21")
     assert len(empty) == 0
     filled = reader.stored_ticks(["600519.SH"], FIRST, LAST)
     assert len(filled)
@@ -231,6 +232,50 @@ def test_what_is_known_to_be_missing_is_told(reader: QMTClient, archive: Archive
 
 
 # Bars
+
+
+def test_that_rows_begin_later_or_end_earlier_than_asked_is_told(
+    reader: QMTClient, archive: Archive, streams: redis.Redis
+) -> None:
+    """Whoever asks for a month and gets a day is told so, of each market."""
+    wires = make_wires(300)
+    archive.add(wires[:200])
+    publish_wires(streams, wires[150:])
+    with pytest.warns(QMTWarning) as told:
+        frame = reader.stored_ticks(CODES, "2026-11-02", "2026-11-27")
+    assert len(frame) == 300
+    missing = [(one["market"], one["from_ms"] < T0) for one in frame.attrs["missing"]]
+    of_each = [("BJ", True), ("SH", True), ("SZ", True)]
+    assert sorted(missing, key=lambda one: (not one[1], one[0])) == [
+        *of_each,
+        *((market, False) for market, _ in of_each),
+    ]
+    assert {one["reason"] for one in frame.attrs["missing"]} == {"nothing is stored"}
+    words = " ".join(str(one.message) for one in told)
+    assert "Of SH nothing is stored before 2026-11-20; asked for was also 2026-11-02 to" in words
+    assert "Of SZ nothing is stored behind 2026-11-20" in words
+
+
+def test_a_weekend_is_nothing_that_is_missing(reader: QMTClient, archive: Archive) -> None:
+    archive.add(make_wires(100))  # of a Friday
+    for start, end in (
+        ("2026-11-19 15:30", None),  # the evening before
+        ("2026-11-20", "2026-11-22"),
+        ("2026-11-20 09:30", "2026-11-20 15:00"),
+    ):
+        frame = reader.stored_ticks("600519.SH", start, end)
+        assert len(frame)
+        assert frame.attrs["missing"] == []
+
+
+def test_the_ends_of_a_replay_and_of_batches(reader: QMTClient, archive: Archive) -> None:
+    archive.add(make_wires(100))
+    gaps: list[Gap] = []
+    replay = reader.replay("600519.SH", "2026-11-16", "2026-11-27", "max", on_gap=gaps.append)
+    assert list(replay)
+    assert [gap.reason for gap in gaps] == ["nothing is stored"] * 2
+    with pytest.warns(QMTWarning, match="before 2026-11-20"):
+        list(reader.stored_ticks("600519.SH", "2026-11-16", as_="batches"))
 
 
 def make_bars(count: int, codes: tuple[str, ...] = ("600519.SH", "000001.SZ")) -> list[Bar]:
@@ -280,7 +325,8 @@ def test_closed_bars_of_both(reader: QMTClient, archive: Archive, streams: redis
     assert list(frame.columns) == ["code", *(column.name for column in BAR_TABLE)]
     assert frame["volume"].tolist() == list(range(10, 21))
     assert {str(frame[column.name].dtype) == column.dtype for column in BAR_TABLE} == {True}
-    assert len(reader.stored_bars("600519.SH", "5m")) == 0
+    with pytest.warns(QMTWarning, match="nothing is stored"):
+        assert len(reader.stored_bars("600519.SH", "5m")) == 0
 
 
 def test_more_bars_than_are_read_at_once(
@@ -319,7 +365,9 @@ def test_no_archive_and_streams_that_begin_later(
 ) -> None:
     wires = make_wires(400, ["600519.SH"])
     publish_wires(streams, wires)
-    assert same(without_archive.stored_ticks("600519.SH", "2026-11-10", as_="arrow"), wires)
+    with pytest.warns(QMTWarning, match="before 2026-11-20"):
+        whole = without_archive.stored_ticks("600519.SH", "2026-11-10", as_="arrow")
+    assert same(whole, wires)
     trim(streams, key_of(wires[100])[0], ["600519.SH"])
     left = [wire for wire in wires if key_of(wire)[0] >= key_of(wires[100])[0]]
     with pytest.raises(Gap, match="2026-11-20") as caught:

@@ -80,6 +80,8 @@ def test_ticks_as_json(ask: httpx.Client, day: StoredDay) -> None:
     assert document["meta"] == {"source": "SIMULATED", "simulated": True}
     wanted = day.of(SH[0], SZ[1])
     told = document["data"]
+    assert document["absent"] == []
+    assert [one["reason"] for one in document["missing"]] == ["ring full"]
     assert [(row["code"], row["id"], row["flags"]) for row in told] == [
         (code, entry_id, row[-1]) for code, entry_id, row in wanted
     ]
@@ -112,6 +114,7 @@ def test_a_day_without_data_is_empty(ask: httpx.Client, form: str) -> None:
     response = ask.get("/api/v1/stored/ticks", params=params)
     if form == "json":
         assert response.json()["data"] == []
+        assert response.json()["absent"] == [CODES[0]]
     else:
         table = table_of(response)
         assert (table.num_rows, table.schema.names) == (0, TICK_COLUMNS.names)

@@ -35,3 +35,20 @@ def ms(text: str) -> int:
 def test_closed(period: str, label: str, now: str, is_closed: bool) -> None:
     times = np.array([ms(label)], dtype=np.int64)
     assert closed(times, period, ms(now), STOCK).tolist() == [is_closed]
+
+
+@pytest.mark.parametrize(
+    ("period", "labels", "now"),
+    [
+        ("1m", ("2026-11-20 10:29", "2026-11-20 10:30"), "2026-11-20 10:29:01"),
+        ("1w", ("2026-11-20", "2026-11-26"), "2026-11-26 10:00"),
+    ],
+)
+def test_a_bar_with_a_newer_one_behind_it_is_closed_at_once(
+    period: str, labels: tuple[str, str], now: str
+) -> None:
+    """As live bars are: for three seconds of each minute two rows were told as forming."""
+    times = np.array([ms(label) for label in labels], dtype=np.int64)
+    newest = int(times[-1])
+    assert closed(times, period, ms(now), STOCK, newest).tolist() == [True, False]
+    assert closed(times[:1], period, ms(now), STOCK, newest).tolist() == [True]  # cut by an end

@@ -318,7 +318,13 @@ class _History:
             is_closed = (
                 _NO_BOOLS
                 if self._params.period == "tick"
-                else closed(times, self._params.period, now_ms, self._session.sessions(want.code))
+                else closed(
+                    times,
+                    self._params.period,
+                    now_ms,
+                    self._session.sessions(want.code),
+                    self._newest_ms(frame),
+                )
             )
             tables.append(
                 arrow_table(want.code, rows, self._params.period, self._params.fields, is_closed)
@@ -332,6 +338,13 @@ class _History:
         for rows_in, data in arrow_chunks(tables):
             self._rows += rows_in
             self._outlet.chunk(data)
+
+    def _newest_ms(self, frame: pd.DataFrame | None) -> int:
+        """Return the label of the newest bar, also where it lies behind the range."""
+        if frame is None:
+            return 0
+        real = real_rows(frame, self._params.period, suspended=True)
+        return int(real["time"].iloc[-1]) if len(real) else 0
 
     def _reason(self, want: Want) -> str:
         if want.listing is None:

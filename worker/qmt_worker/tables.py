@@ -48,15 +48,21 @@ def real_rows(frame: pd.DataFrame, period: str, *, suspended: bool) -> pd.DataFr
     return kept
 
 
-def closed(times_ms: npt.NDArray[np.int64], period: str, now_ms: int, sessions: Sessions) -> Bools:
-    """Return which bars no longer change.
+def closed(
+    times_ms: npt.NDArray[np.int64],
+    period: str,
+    now_ms: int,
+    sessions: Sessions,
+    newest_ms: int = 0,
+) -> Bools:
+    """Return which bars no longer change: a newer one is there (`newest_ms`), or it is time.
 
     An intraday bar is labelled with its end; a daily one closes with its trading day. A longer
     one closes with the last weekday of its span, or the day of its label if that is later: holidays
     to come are not known.
     """
     if period not in DAILY_PERIODS:
-        return np.asarray(times_ms + _GRACE_MS <= now_ms)
+        return np.asarray((times_ms + _GRACE_MS <= now_ms) | (times_ms < newest_ms))
     ends = np.empty(len(times_ms), dtype=np.int64)
     today_ends: dict[int, int] = {}
     for at, day in enumerate(day_numbers(times_ms).tolist()):
@@ -66,7 +72,7 @@ def closed(times_ms: npt.NDArray[np.int64], period: str, now_ms: int, sessions: 
                 last -= 1
             today_ends[day] = start_of(last) + sessions.close_s * 1000 + _CLOSE_GRACE_MS
         ends[at] = today_ends[day]
-    return np.asarray(ends <= now_ms)
+    return np.asarray((ends <= now_ms) | (times_ms < newest_ms))
 
 
 def arrow_table(

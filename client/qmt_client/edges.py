@@ -1,0 +1,144 @@
+"""What a range of stored rows lacks at its ends, and which codes it lacks as a whole.
+
+That the rows begin later than asked, or end earlier, is seen at the rows themselves: whatever the
+reason, and wherever they come from.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from qmt_protocol.codes import market_of
+from qmt_protocol.errors import Gap
+from qmt_protocol.times import DAY_MS, day_of, day_start_ms, is_weekday, to_datetime
+
+from .ordering import ids_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from qmt_protocol.archive import Missing
+
+    from .stored_source import StoredWish
+
+__all__ = ["NOTHING_STORED", "Edges", "gap_of"]
+
+_CLOSE_MS: Final = 15 * 3_600_000
+NOTHING_STORED: Final = "nothing is stored"
+"""Reason of such a gap."""
+
+
+class Edges:
+    """Looks at the rows of one answer, batch after batch in the order of time.
+
+    Parameters
+    ----------
+    wish
+        What was asked for.
+    now_ms
+        An end that is not before today asks for what is to come as well.
+    """
+
+    def __init__(self, wish: StoredWish, now_ms: int | None = None) -> None:
+        self._wish = wish
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        self._today_ms = day_start_ms(day_of(now_ms))
+        self._last_ms: dict[str, int] = {}
+        self._codes: set[str] = set()
+
+    def see(self, batch: pa.RecordBatch) -> list[Gap]:
+        """Take the next rows; return where a market begins later than asked."""
+        column = batch.column("code")
+        names: list[str] = column.dictionary.to_pylist()
+        numbers = np.asarray(column.indices.to_numpy(zero_copy_only=False))
+        there, first_rows = np.unique(numbers, return_index=True)
+        ids = ids_of(batch)
+        gaps = []
+        for number, row in sorted(zip(there.tolist(), first_rows.tolist(), strict=True), key=_row):
+            code = names[number]
+            market = market_of(code)
+            self._codes.add(code)
+            if market not in self._last_ms:
+                gaps += self._before(market, int(ids[row]))
+            self._last_ms[market] = int(ids[row])
+        if len(there):
+            last_rows = len(numbers) - 1 - np.unique(numbers[::-1], return_index=True)[1]
+            for number, row in zip(there.tolist(), last_rows.tolist(), strict=True):
+                market = market_of(names[number])
+                self._last_ms[market] = max(self._last_ms[market], int(ids[row]))
+        return gaps
+
+    def end(self) -> list[Gap]:
+        """Return where a market ends earlier than asked; call it behind the last row."""
+        end_ms = self._wish.end_ms
+        if end_ms is None or end_ms >= self._today_ms:
+            return []
+        return [
+            _gap(market, f"behind {_day(last_ms)}", last_ms + 1, end_ms)
+            for market, last_ms in sorted(self._last_ms.items())
+            if _weekday_in(day_start_ms(day_of(last_ms)) + DAY_MS, end_ms)
+        ]
+
+    @property
+    def absent(self) -> list[str]:
+        """Codes asked for that no row is of."""
+        return [code for code in self._wish.codes or () if code not in self._codes]
+
+    def _before(self, market: str, first_ms: int) -> list[Gap]:
+        start_ms = self._wish.start_ms
+        if start_ms is None:
+            return []
+        from_ms = start_ms if _is_before_close(start_ms) else start_ms + DAY_MS
+        if not _weekday_in(from_ms, day_start_ms(day_of(first_ms)) - 1):
+            return []
+        return [_gap(market, f"before {_day(first_ms)}", start_ms, first_ms - 1)]
+
+
+def _row(pair: tuple[int, int]) -> int:
+    return pair[1]
+
+
+def _is_before_close(at_ms: int) -> bool:
+    return at_ms - day_start_ms(day_of(at_ms)) < _CLOSE_MS
+
+
+def _weekday_in(from_ms: int, to_ms: int) -> bool:
+    """Whether Monday to Friday has a day in a range; no exchange trades on the others."""
+    days = range(day_start_ms(day_of(from_ms)), to_ms + 1, DAY_MS)
+    return any(is_weekday(day_of(at_ms)) for at_ms in days[:7])
+
+
+def _day(at_ms: int) -> str:
+    return f"{to_datetime(at_ms):%Y-%m-%d}"
+
+
+def _gap(market: str, where: str, from_ms: int, to_ms: int) -> Gap:
+    return Gap(
+        f"Of {market} {NOTHING_STORED} {where}; asked for was also "
+        f"{_day(from_ms)} to {_day(to_ms)}.",
+        hint="`qmt-archive backfill` may fetch ticks, history() has bars.",
+        market=market,
+        reason=NOTHING_STORED,
+        from_ms=from_ms,
+        to_ms=to_ms,
+        codes=[],
+    )
+
+
+def gap_of(missing: Missing) -> Gap:
+    """Return what is known to be absent as the `Gap` that a reader is told."""
+    whose = ", ".join(missing.codes[:5]) or missing.market
+    more = f" and {len(missing.codes) - 5} more" if len(missing.codes) > 5 else ""
+    return Gap(
+        f"Ticks of {whose}{more} from {to_datetime(missing.from_ms):%Y-%m-%d %H:%M:%S} to "
+        f"{to_datetime(missing.to_ms):%Y-%m-%d %H:%M:%S} are missing: {missing.reason}.",
+        hint="" if missing.state == "not to be had" else "A backfill may find them.",
+        market=missing.market,
+        reason=missing.reason,
+        from_ms=missing.from_ms,
+        to_ms=missing.to_ms,
+        codes=list(missing.codes),
+    )

@@ -6,6 +6,7 @@ import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,12 +164,17 @@ def test_history_alone_finds_it_out_and_a_new_worker_knows(
 
 
 def test_a_file_that_is_none_is_told_and_does_not_end_the_worker(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        "qmt_worker.suspensions._log",
+        SimpleNamespace(warning=lambda event, **facts: told.append(f"{event}: {facts['path']}")),
+    )
     broken = tmp_path / "suspensions.sqlite"
     broken.write_bytes(b"not a database, but long enough to be read as the head of one" * 20)
     known = Suspensions(broken)
-    assert "cannot be used" in capsys.readouterr().out
+    assert told == [f"the file of suspended days cannot be used: {broken}"]
     known.add("t", "600000.SH", [(5, 6)])
     assert 6 in known.of("t", "600000.SH")
     assert 7 not in known.of("t", "600000.SH")

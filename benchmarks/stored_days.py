@@ -102,7 +102,9 @@ def _write(
             span[:] = min(span[0], int(ids[0])), max(span[1], int(ids[-1]))
             yield table
 
-    size_bytes = place.write(path, lambda file: write_rows(file, "tick", seen(), [], dense=True))
+    size_bytes = place.write(
+        path, lambda file: write_rows(file, "tick", seen(), [], dense=True, simulated=False)
+    )
     return ArchivedFile(
         path=path,
         kind="tick",

@@ -217,7 +217,9 @@ def _numbers(column: pa.Array) -> Ints:
     return np.ascontiguousarray(filled.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def write_parts(place: Place, kind: str, table: pa.Table, source: Source) -> list[ArchivedFile]:
+def write_parts(
+    place: Place, kind: str, table: pa.Table, source: Source, *, simulated: bool
+) -> list[ArchivedFile]:
     """Write rows as files of their markets and days; nothing names them before they are committed.
 
     Parameters
@@ -233,7 +235,7 @@ def write_parts(place: Place, kind: str, table: pa.Table, source: Source) -> lis
     files: list[ArchivedFile] = []
     try:
         for market, day, part in _parts(kind, table):
-            files.append(_write(place, kind, market, day, part, source))
+            files.append(_write(place, kind, market, day, part, source, simulated=simulated))
     except BaseException:
         discard(place, files)
         raise
@@ -266,7 +268,14 @@ def _parts(kind: str, table: pa.Table) -> Iterable[tuple[str, int, pa.Table]]:
 
 
 def _write(
-    place: Place, kind: str, market: str, day: int, table: pa.Table, source: Source
+    place: Place,
+    kind: str,
+    market: str,
+    day: int,
+    table: pa.Table,
+    source: Source,
+    *,
+    simulated: bool,
 ) -> ArchivedFile:
     ticks = kind == "tick"
     table = in_order([table]) if ticks else sort_bars(table)
@@ -274,7 +283,9 @@ def _write(
     folder = tick_folder(market, day) if ticks else bar_folder(period, market, day)
     ids = table.column("id_ms").to_numpy()
     path = place.new_path(folder, f"{source}-{int(ids.min())}")
-    size_bytes = place.write(path, lambda file: write_rows(file, kind, [table], [], dense=False))
+    size_bytes = place.write(
+        path, lambda file: write_rows(file, kind, [table], [], dense=False, simulated=simulated)
+    )
     return ArchivedFile(
         path=path,
         kind="tick" if ticks else "bar",
@@ -286,6 +297,7 @@ def _write(
         first_ms=int(ids.min()),
         last_ms=int(ids.max()),
         sources=[source],
+        simulated=simulated,
     )
 
 

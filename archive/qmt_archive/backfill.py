@@ -105,6 +105,8 @@ class Backfill:
     existing: Existing
     tell: Tell
     on_progress: OnProgress = lambda *_: None
+    simulated: bool = field(default=False, init=False)
+    """Whether the terminal that was asked is the simulator."""
 
     async def run(self, day: int | None = None) -> list[Filled]:
         """Look for all that is open, or for all that touches one day, however it ended before.
@@ -275,12 +277,13 @@ class Backfill:
 
     async def _table(self, period: str, of: dict[str, Any]) -> pa.Table:
         spec = job_spec("history")
-        _, table = await self.transport.run_job(
+        manifest, table = await self.transport.run_job(
             "history",
             parse_params("history", {**of, "period": period}),
             timeout_s=2 * spec.timeout_s,
         )
         assert table is not None  # the catalogue says so
+        self.simulated |= bool(manifest.meta.get("simulated"))
         return table
 
     def _tell_download(self, progress: Progress) -> None:
@@ -386,7 +389,14 @@ class _Entry:
                 if len(new):
                     new = known.numbered(new)
                     known.add(new)
-                    files = await asyncio.to_thread(write_parts, place, "tick", new, "backfill")
+                    files = await asyncio.to_thread(
+                        write_parts,
+                        place,
+                        "tick",
+                        new,
+                        "backfill",
+                        simulated=self._of.simulated,
+                    )
                     found = len(new)
             self._of.check()
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from qmt_client.archive import ArchivedBars, ArchivedTicks, ArchiveReader
+from qmt_protocol.archive import simulated_label
 from qmt_protocol.bars import BAR_FIELDS
+from qmt_protocol.codes import market_of
 from qmt_protocol.columns import TICK_COLUMNS, unpack_map
 from qmt_protocol.errors import ArchiveUnavailable
 from qmt_protocol.ticks import TICK_FIELDS
@@ -95,6 +98,13 @@ class _Wanted:
         self._period = period
         self.names = _TICKS if period == "tick" else _BARS
 
+    @property
+    def simulated(self) -> bool:
+        """Whether files that rows are read from hold rows of the simulator."""
+        codes = self._of[0]
+        markets = self._reader.manifest().simulated_markets
+        return bool(markets if codes is None else markets & {market_of(code) for code in codes})
+
     def rows(self, columns: Sequence[str]) -> ArchivedTicks | ArchivedBars:
         if self._period == "tick":
             return self._reader.ticks(*self._of, columns=columns)
@@ -141,12 +151,15 @@ def _write(
 def _foreign(of: _Wanted, maps: Sequence[str]) -> Iterator[pa.Table]:
     """Yield an empty table, for its schema, then the rows."""
     rows = of.rows(["time", *of.names, *maps])
-    yield _turned(pa.Table.from_batches([], schema=rows.schema), of.names, maps)
+    simulated = of.simulated
+    yield _turned(pa.Table.from_batches([], schema=rows.schema), of.names, maps, simulated)
     for batch in rows:
-        yield _turned(pa.Table.from_batches([batch]), of.names, maps)
+        yield _turned(pa.Table.from_batches([batch]), of.names, maps, simulated)
 
 
-def _turned(table: pa.Table, names: Sequence[str], maps: Sequence[str]) -> pa.Table:
+def _turned(
+    table: pa.Table, names: Sequence[str], maps: Sequence[str], simulated: bool
+) -> pa.Table:
     columns = {
         "code": table.column("code").cast(pa.string()),
         # A tick without a time of its own has that of its entry id.
@@ -154,13 +167,27 @@ def _turned(table: pa.Table, names: Sequence[str], maps: Sequence[str]) -> pa.Ta
     }
     columns.update({name: table.column(name) for name in names})
     columns.update({name: _as_json(table.column(name)) for name in maps})
-    return pa.table(columns)
+    if simulated:  # in the rows themselves: CSV has no other place
+        columns["simulated"] = pa.array(np.ones(len(table), dtype=bool))
+    return pa.table(columns, metadata=simulated_label(simulated))
+
+
+def _finite(value: Any) -> Any:
+    """Return values without NaN and infinities, which JSON does not have; in a book they are 0."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items() if not _is_endless(one)}
+    if isinstance(value, list):
+        return [0.0 if _is_endless(one) else _finite(one) for one in value]
+    return value
+
+
+def _is_endless(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _as_json(column: pa.ChunkedArray) -> pa.Array:
     texts = np.full(len(column), None, dtype=object)
     for at in np.flatnonzero(column.is_valid().to_numpy()).tolist():
-        texts[at] = json.dumps(
-            unpack_map(column[at].as_py()), ensure_ascii=False, default=bytes.hex
-        )
+        values = _finite(unpack_map(column[at].as_py()))
+        texts[at] = json.dumps(values, ensure_ascii=False, default=bytes.hex)
     return pa.array(texts, pa.string())

@@ -24,6 +24,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from qmt_client.parquet_groups import whole_groups
+from qmt_protocol.archive import is_simulated
 from qmt_protocol.arrow_stream import ARROW_ERRORS, check_values
 from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.codes import convert_code
@@ -79,12 +80,15 @@ class ForeignFile:
     ----------
     forming : int
         Bars left out, after reading, because they were not closed.
+    simulated : bool
+        Whether it says, in what was read, that the simulator invented it.
     """
 
     path: Path
     period: str
     market: str = ""
     forming: int = field(default=0, init=False)
+    simulated: bool = field(default=False, init=False)
     _columns: dict[str, Any] = field(default_factory=dict, init=False)
     _first_row: int = field(default=0, init=False)
     _latest_ms: int = field(default=0, init=False)
@@ -103,6 +107,7 @@ class ForeignFile:
         self._labels = Labels(self.period)
         for batch, first_row in self._batches():
             self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            self._note_simulated()
             self._first_row = first_row
             table, is_closed = (self._ticks(), None) if is_tick else self._bars()
             rows = first_row + np.arange(len(table))
@@ -205,6 +210,7 @@ class ForeignFile:
     def _parquet(self) -> Iterator[tuple[pa.RecordBatch, int]]:
         row = 1
         with pq.ParquetFile(self.path) as opened:
+            self.simulated = is_simulated(opened.schema_arrow.metadata)
             groups = range(opened.metadata.num_row_groups)
             for batch in whole_groups(opened, groups, _ROWS, opened.schema_arrow.names):
                 check_values(batch, "it")
@@ -260,6 +266,13 @@ class ForeignFile:
         columns["odd"] = self._maps("odd", rows)
         columns["closed"] = pa.array(np.ones(rows, dtype=bool))
         return columns_in(BAR_COLUMNS, columns, rows), self._closed(rows)
+
+    def _note_simulated(self) -> None:
+        """Take the column that an export of simulated rows has."""
+        column = self._columns.pop("simulated", None)
+        if column is not None:
+            texts = {str(one).lower() for one in pc.unique(column).to_pylist()}
+            self.simulated |= "true" in texts
 
     def _need(self, kind: str) -> None:
         if "time" not in self._columns:

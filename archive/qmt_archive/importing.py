@@ -126,6 +126,7 @@ class _Import:
         self._own = Known(self._kind)
         self._known = Known(self._kind)
         self._waiting: list[_Piece] = []
+        self._simulated = False
 
     async def add(self, file: ForeignFile, table: pa.Table, rows: Ints) -> None:
         """Take checked rows of a file."""
@@ -140,6 +141,7 @@ class _Import:
                 "volume and first level. Files that overlap can be imported one after the other.",
             )
         self._own.add(table)
+        self._simulated |= file.simulated
         self._waiting.append((file, table, rows))
         if sum(len(one) for _, one, _ in self._waiting) >= _ROWS_AT_ONCE:
             await self.settle()
@@ -162,5 +164,7 @@ class _Import:
         if self._kind == "tick":
             new = self._known.numbered(new)
         self._known.add(new)
-        self._done.files += write_parts(self._place, self._kind, new, "import")
+        self._done.files += write_parts(
+            self._place, self._kind, new, "import", simulated=self._simulated
+        )
         self._done.rows += len(new)

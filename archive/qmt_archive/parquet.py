@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qmt_protocol.archive import FeedRange
+from qmt_protocol.archive import FeedRange, simulated_label
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
 
 __all__ = ["ROWS_PER_GROUP", "write_rows"]
@@ -36,7 +36,13 @@ _BAR_DICTIONARY: Final = [
 
 
 def write_rows(
-    file: Any, kind: str, tables: Iterable[pa.Table], ranges: list[FeedRange], *, dense: bool
+    file: Any,
+    kind: str,
+    tables: Iterable[pa.Table],
+    ranges: list[FeedRange],
+    *,
+    dense: bool,
+    simulated: bool,
 ) -> None:
     """Write sorted rows as one Parquet file.
 
@@ -52,13 +58,15 @@ def write_rows(
         Feed entries that the file holds; they go into its metadata.
     dense
         Take more time for fewer bytes.
+    simulated
+        Whether the simulator invented rows; it goes into the metadata.
     """
     ticks = kind == "tick"
     schema = TICK_COLUMNS if ticks else BAR_COLUMNS
     order = ("id_ms", "code", "id_seq") if ticks else ("code", "id_ms", "id_seq")
     with pq.ParquetWriter(
         file,
-        schema.with_metadata({_RANGES: msgspec.json.encode(ranges)}),
+        schema.with_metadata({_RANGES: msgspec.json.encode(ranges), **simulated_label(simulated)}),
         compression="zstd",
         compression_level=_DENSE_LEVEL if dense else _QUICK_LEVEL,
         use_dictionary=_TICK_DICTIONARY if ticks else _BAR_DICTIONARY,

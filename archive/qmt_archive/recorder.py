@@ -122,6 +122,8 @@ class Recorder:
         self._shut: dict[str, float] = {}
         """Market to until when (monotonic) it is left out."""
         self._missing: list[Missing] = []
+        self._simulated: frozenset[str] = frozenset()
+        """Markets that the simulator publishes."""
         self._events_id = ""
         self._since: float | None = None
         """When the oldest of what waits was read."""
@@ -280,6 +282,7 @@ class Recorder:
 
     async def _open_markets(self) -> list[str]:
         """Return the markets to follow without those that could not be read a moment ago."""
+        await self._look_who_publishes()
         now = time.monotonic()
         return [one for one in await self._markets() if self._shut.get(one, 0.0) <= now]
 
@@ -494,6 +497,8 @@ class Recorder:
         )
         if not (pieces or missing or moved or events_id != manifest.events):
             return
+        if pieces and not last:
+            await self._look_who_publishes()
         files = await self._persist(lambda: self._write(pieces), last)
 
         def change(manifest: Manifest) -> Manifest:
@@ -515,6 +520,14 @@ class Recorder:
             self._settles.pop(market, None)
             del self._marks[market]
         self._figures["writes"] += 1
+
+    async def _look_who_publishes(self) -> None:
+        """Note the simulator's markets, to label what is written; away, it is as it was."""
+        try:
+            status = await read_status(self._redis, self._keys, self._address)
+        except RedisUnavailable:
+            return
+        self._simulated = status.simulated_markets
 
     async def _persist(self, act: Callable[[], _T], last: bool) -> _T:
         """Do something to the archive's place until it succeeds."""
@@ -557,9 +570,12 @@ class Recorder:
             else bar_folder(piece.period, piece.market, piece.day)
         )
         path = self._place.new_path(folder, f"part-{int(ids.min())}")
+        simulated = piece.market in self._simulated
         size_bytes = self._place.write(
             path,
-            lambda file: write_rows(file, piece.kind, [table], piece.ranges, dense=False),
+            lambda file: write_rows(
+                file, piece.kind, [table], piece.ranges, dense=False, simulated=simulated
+            ),
         )
         return ArchivedFile(
             path=path,
@@ -572,6 +588,7 @@ class Recorder:
             first_ms=int(ids.min()),
             last_ms=int(ids.max()),
             ranges=piece.ranges,
+            simulated=simulated,
         )
 
     async def _publish_positions(self) -> None:

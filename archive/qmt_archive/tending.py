@@ -129,8 +129,10 @@ def compact(place: Place, group: Group, check: Callable[[], None]) -> Compacted:
     else:
         folder = bar_folder(group.period, group.market, group.day)
     path = place.new_path(folder, "day" if group.kind == "tick" else "all")
+    simulated = any(one.simulated for one in group.files)
     size_bytes = place.write(
-        path, lambda file: write_rows(file, group.kind, rows, ranges, dense=True)
+        path,
+        lambda file: write_rows(file, group.kind, rows, ranges, dense=True, simulated=simulated),
     )
     held = sum(one.rows for one in group.files)
     made = ArchivedFile(
@@ -145,6 +147,7 @@ def compact(place: Place, group: Group, check: Callable[[], None]) -> Compacted:
         last_ms=rows.last_ms,
         sources=sorted({source for one in group.files for source in one.sources}),
         ranges=ranges,
+        simulated=simulated,
         final=True,
     )
     old = {one.path for one in group.files}

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from qmt_protocol.archive import simulated_label
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import Gap, InvalidRequest
@@ -76,7 +77,8 @@ class AsyncStored(Connected):
         pandas.DataFrame, pyarrow.Table or iterator of pyarrow.RecordBatch
             Ordered by exchange time, then code, then number, each tick once. The frame has the
             column ``code`` and those of docs/tables.md, its index is the exchange time; ``attrs``
-            has ``absent`` (codes without a tick in the range) and ``missing``. Arrow has the
+            has ``absent`` (codes without a tick in the range), ``missing`` and ``simulated``
+            (the simulator invented rows). Arrow has the
             archive's columns: the entry id as ``id_ms`` and ``id_seq``, all fields that xtdata
             pushes, ``extra``, ``flags``, ``source``. Without a tick both are empty, their columns
             as always. What is known to be missing in the range, and that the rows begin later or
@@ -217,6 +219,9 @@ class AsyncStored(Connected):
         async def missing() -> Any:
             return await self._source().missing(await wish())
 
+        async def is_simulated() -> bool:
+            return await self._simulated(await wish())
+
         is_named = codes is not None and not is_all(codes) and not markets and not sectors
         replay: AsyncReplay[Any] = AsyncReplay(
             read,
@@ -226,6 +231,7 @@ class AsyncStored(Connected):
             period=period,
             codes=tuple(parse_codes(codes)) if is_named and codes is not None else None,
             missing=missing,
+            is_simulated=is_simulated,
             on_gap=tell,
             on_open=self._open.add,
             on_close=self._open.discard,
@@ -296,10 +302,15 @@ class AsyncStored(Connected):
 
     async def _stored_batches(self, wish: StoredWish) -> AsyncGenerator[pa.RecordBatch, None]:
         await self._tell_missing(wish)
+        simulated = await self._simulated(wish)
         async with aclosing(self._batches_of(wish, warn_gap, _RETRY_S)) as batches:
             async for batch in batches:
-                yield batch
+                metadata = {**(batch.schema.metadata or {}), **simulated_label(simulated)}
+                yield batch.replace_schema_metadata(metadata)
                 self._maker.check()
+
+    async def _simulated(self, wish: StoredWish) -> bool:
+        return wish.concerns(await self._source().simulated_markets())
 
     async def _tell_missing(self, wish: StoredWish) -> list[Any]:
         missing = await self._source().missing(wish)
@@ -323,8 +334,10 @@ class AsyncStored(Connected):
             found = [batch async for batch in batches]
         table = pa.Table.from_batches(found, schema=wish.schema).unify_dictionaries()
         missing = await self._tell_missing(wish)
+        simulated = await self._simulated(wish)
+        metadata = {**(table.schema.metadata or {}), **simulated_label(simulated)}
         if as_ == "arrow":
-            return table
+            return table.replace_schema_metadata(metadata)
         from .frames import stored_frame
 
         frame = await asyncio.to_thread(
@@ -332,6 +345,7 @@ class AsyncStored(Connected):
         )
         gaps = [*(gap_of(one) for one in missing), *at_ends]
         frame.attrs["missing"] = [gap.data for gap in gaps]
+        frame.attrs["simulated"] = simulated
         absent = frame.attrs["absent"]
         if absent:
             warn_absent(absent, "stored_ticks" if wish.period == "tick" else "stored_bars")

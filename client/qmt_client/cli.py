@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from qmt_protocol.amounts import parse_count, parse_seconds
+from qmt_protocol.archive import is_simulated
 from qmt_protocol.errors import ConfigurationError, NotFound, QMTError
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import to_datetime
@@ -24,6 +25,8 @@ from .writing import ReaderLeft, json_line, leave_quietly, say, tick_document, w
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from .replay import Replay
 
 __all__ = ["app", "main"]
 
@@ -277,6 +280,7 @@ def stored(
                 f"Nothing is stored of {_shown([*codes, *sector])} in the range.",
                 hint="`qmt-archive list` and GET /api/v1/archive name the days that are archived.",
             )
+        _note(is_simulated(first.schema.metadata))
         with written(output) as file:
             whole = itertools.chain([first], batches)
             write_batches(whole, form, file, period, names, naive=_naive(context))
@@ -314,11 +318,19 @@ def replay(
             skip_idle_s=skip_idle,
         ) as ticks,
     ):
-        if not _write_ticks(context, ticks, as_json, count):
+        if not _write_ticks(context, _noted(ticks), as_json, count):
             raise NotFound(
                 f"Nothing is stored of {_shown(codes)} in the range.",
                 hint="`qmt-archive list` and GET /api/v1/archive name the days that are archived.",
             )
+
+
+def _noted(replay: Replay[Tick]) -> Iterator[Tick]:
+    """Say before the first tick whether it is simulated."""
+    for number, one in enumerate(replay):
+        if not number:
+            _note(bool(replay.simulated))
+        yield one
 
 
 def _write_ticks(

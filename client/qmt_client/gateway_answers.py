@@ -73,6 +73,7 @@ class Archive(msgspec.Struct):
     """Answer to ``GET /api/v1/archive``, what of it is read."""
 
     markets: list[_Market] = []
+    simulated_markets: list[_Market] = []
     missing: list[_Missing] = []
 
 

@@ -107,6 +107,15 @@ class Status:
         living = [one for one in self.processes if one.alive] or self.processes
         return any(one.beat.simulated for one in living)
 
+    @property
+    def simulated_markets(self) -> frozenset[str]:
+        """Markets that a simulator publishes, or, where nobody does now, did last."""
+        markets: dict[str, Process] = {}
+        for one in self.processes:  # the freshest first
+            for market in one.beat.markets if one.beat.role == "producer" else ():
+                markets.setdefault(market, one)
+        return frozenset(market for market, one in markets.items() if one.beat.simulated)
+
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"processes", "unreadable", "simulated", "now_ms"}``, ready for JSON."""
         return {

@@ -66,6 +66,7 @@ class AsyncReplay(Generic[Item]):
         period: str = "tick",
         codes: tuple[str, ...] | None = None,
         missing: Callable[[], Coroutine[Any, Any, list[Missing]]] | None = None,
+        is_simulated: Callable[[], Coroutine[Any, Any, bool]] | None = None,
         on_gap: OnGap | None = None,
         on_open: Callable[[AsyncReplay[Any]], None] | None = None,
         on_close: Callable[[AsyncReplay[Any]], None] | None = None,
@@ -76,6 +77,8 @@ class AsyncReplay(Generic[Item]):
         self._period = period
         self._codes = codes
         self._find_missing = missing
+        self._is_simulated = is_simulated
+        self._simulated: bool | None = None
         self._on_gap = on_gap
         self._on_open = on_open
         self._on_close = on_close
@@ -255,6 +258,11 @@ class AsyncReplay(Generic[Item]):
         return self._last_ms
 
     @property
+    def simulated(self) -> bool | None:
+        """Whether the simulator invented rows; ``None`` before the first one."""
+        return self._simulated
+
+    @property
     def late_ms(self) -> float:
         """How late the last row was given, since the loop had no time for it earlier."""
         return self._late_s * 1000
@@ -308,6 +316,8 @@ class AsyncReplay(Generic[Item]):
         to_ms = self._seek_ms
         await self._rows.stop()
         gaps = [] if self._find_missing is None else await self._find_missing()
+        if self._simulated is None and self._is_simulated is not None:
+            self._simulated = await self._is_simulated()
         self._gaps = deque(gap for gap in gaps if to_ms is None or gap.to_ms >= to_ms)
         self._due.clear()
         self._late_s = 0.0
@@ -481,6 +491,11 @@ class Replay(Generic[Item]):
     def time_ms(self) -> int | None:
         """See `AsyncReplay.time_ms`."""
         return self._replay.time_ms
+
+    @property
+    def simulated(self) -> bool | None:
+        """See `AsyncReplay.simulated`."""
+        return self._replay.simulated
 
     @property
     def late_ms(self) -> float:

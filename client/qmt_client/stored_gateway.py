@@ -95,6 +95,10 @@ class GatewayStored:
         """Return the markets that are archived."""
         return sorted((await self._archive()).markets)
 
+    async def simulated_markets(self) -> frozenset[str]:
+        """Return the simulator's markets; see `StoredSource`."""
+        return frozenset((await self._archive()).simulated_markets)
+
 
 def _check_order(batch: pa.RecordBatch, last_ms: int, what: str) -> int:
     """Make sure that no row lies before the one before it; return where the last one lies."""

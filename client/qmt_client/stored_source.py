@@ -30,6 +30,7 @@ from .follow import codes_among
 from .live import unreadable
 from .ordering import KEYS, Key, behind, in_order, last_key, newest, split
 from .position import BEGINNING, id_key, just_before
+from .processes import read_status
 from .stored import Row, read_stored
 from .transport import OnGap
 
@@ -79,6 +80,11 @@ class StoredWish:
         wanted = {*KEYS, *self.columns}
         return pa.schema([field for field in whole if field.name in wanted], whole.metadata)
 
+    def concerns(self, markets: frozenset[str]) -> bool:
+        """Whether rows of one of the markets may be in it."""
+        named = {*self.markets, *(code.rpartition(".")[2] for code in self.codes or ())}
+        return not named.isdisjoint(markets)
+
     def concerned(self, missing: Iterable[Missing]) -> list[Missing]:
         """Return what of that lies in the range and was not filled, oldest first."""
         markets = set(self.markets) or {code.rpartition(".")[2] for code in self.codes or ()}
@@ -105,6 +111,9 @@ class StoredSource(Protocol):
 
     async def markets(self) -> list[str]:
         """Return the markets that are archived."""
+
+    async def simulated_markets(self) -> frozenset[str]:
+        """Return the markets of which rows were invented by the simulator."""
 
 
 class RedisStored:
@@ -233,6 +242,19 @@ class RedisStored:
             return []
         manifest = await finished(self._reader.manifest)
         return sorted({*manifest.markets, *(one.market for one in manifest.files)})
+
+    async def simulated_markets(self) -> frozenset[str]:
+        """Return the simulator's markets; see `StoredSource`.
+
+        Raises
+        ------
+        RedisUnavailable, ArchiveUnavailable, ArchiveDamaged
+        """
+        status = await read_status(self._connection, self._keys, self._address)
+        if self._reader is None:
+            return status.simulated_markets
+        manifest = await finished(self._reader.manifest)
+        return status.simulated_markets | manifest.simulated_markets
 
 
 async def resumed(

@@ -196,6 +196,10 @@ class Archive(BaseModel):
     )
     markets: list[str] = Field(examples=[["BJ", "SH", "SZ"]])
     bars: list[dict[str, str]] = Field(examples=[[{"period": "1m", "market": "SH"}]])
+    simulated_markets: list[str] = Field(
+        description="markets of which rows, archived or in the streams, were invented by the "
+        "simulator"
+    )
     missing: list[dict[str, Any]] = Field(
         description="what is known to be absent: market, codes (none: any), from_ms, to_ms, "
         "reason, and state: open, filled, or not to be had"

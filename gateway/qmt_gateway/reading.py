@@ -65,3 +65,11 @@ class Readings:
     async def markets(self) -> list[str]:
         """Return the markets that are archived."""
         return await self._source.markets()
+
+    async def simulated(self, wish: StoredWish) -> bool:
+        """Whether rows of a wish may be the simulator's."""
+        return wish.concerns(await self._source.simulated_markets())
+
+    async def simulated_markets(self) -> frozenset[str]:
+        """Return the markets of which rows were invented by the simulator."""
+        return await self._source.simulated_markets()

@@ -149,6 +149,7 @@ class _Running:
             speed=message.speed,
             skip_idle_s=skip_idle_s,
             missing=lambda: source.missing(wish),
+            is_simulated=lambda: source.simulated(wish),
             on_gap=self._tell_gap,
         )
         if message.paused:
@@ -285,5 +286,6 @@ class _Running:
                 at_ms=self._at_ms,
                 speed=replay.speed,
                 late_ms=int(replay.late_ms),
+                simulated=replay.simulated,
             )
         )

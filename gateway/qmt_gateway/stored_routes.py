@@ -174,7 +174,7 @@ async def _streamed(
     form: Format,
     admission: Admission,
 ) -> Response:
-    simulated = await bridge.simulated()
+    simulated = await bridge.readings.simulated(wish)
     held = Held(budget, READING_BYTES)
     batches = admission.counted(bridge.readings.batches(wish, _unreadable))
     try:
@@ -245,6 +245,7 @@ async def archive(bridge: BridgeOf) -> Response:
         "days": [{"day": day, "markets": days[day]} for day in sorted(days)],
         "markets": sorted({one.market for one in manifest.files}),
         "bars": [{"period": period, "market": market} for period, market in bars],
+        "simulated_markets": sorted(await bridge.readings.simulated_markets()),
         "missing": msgspec.to_builtins(manifest.missing),
     }
     return answer(document, simulated=await bridge.simulated())

@@ -12,7 +12,7 @@ the archive's root, with ``/`` on every system::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -43,6 +43,20 @@ _MISSING_KEPT: Final = 10_000
 Source = Literal["live", "backfill", "import"]
 
 
+_SIMULATED: Final = b"qmt.simulated"
+_JSON_BOOL: Final = {True: b"true", False: b"false"}
+
+
+def simulated_label(simulated: bool) -> dict[bytes, bytes]:
+    """Return what the metadata of a table say of whether the simulator invented rows in it."""
+    return {_SIMULATED: _JSON_BOOL[simulated]}
+
+
+def is_simulated(metadata: Mapping[bytes, bytes] | None) -> bool:
+    """Whether a table's metadata say that the simulator invented rows in it."""
+    return (metadata or {}).get(_SIMULATED) == _JSON_BOOL[True]
+
+
 class FeedRange(msgspec.Struct, frozen=True, kw_only=True):
     """Feed entries that a file holds, both ends included; an empty `first`: from the begin."""
 
@@ -68,6 +82,8 @@ class ArchivedFile(msgspec.Struct, frozen=True, kw_only=True):
     """Largest ``id_ms`` in it."""
     sources: list[Source] = msgspec.field(default_factory=lambda: ["live"])
     ranges: list[FeedRange] = msgspec.field(default_factory=list)
+    simulated: bool = False
+    """Rows in it were invented by the simulator."""
     final: bool = False
     """One file holds the whole market and day (month, year), sorted as a whole."""
 
@@ -122,6 +138,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(
             (one for one in found if one.period == period), key=lambda one: (one.day, one.path)
         )
+
+    @property
+    def simulated_markets(self) -> frozenset[str]:
+        """Markets of which files hold rows of the simulator."""
+        return frozenset(one.market for one in self.files if one.simulated)
 
     @property
     def days(self) -> list[int]:

@@ -366,6 +366,8 @@ class ReplayState(msgspec.Struct, tag_field="type", tag="replay", kw_only=True):
     speed: Speed
     late_ms: int = 0
     """How far it is behind its schedule because the client reads slowly."""
+    simulated: bool | None = None
+    """Whether the simulator invented ticks of it; none: not known yet."""
 
 
 class ReplayEnded(msgspec.Struct, tag_field="type", tag="replay_ended", kw_only=True):

@@ -82,8 +82,15 @@ def make_tick(rng: random.Random, at_ms: int, volume: int) -> bytes:
 class Publisher:
     """Publishes as a producer does, through its scripts, and keeps what it published."""
 
-    def __init__(self, connection: redis.Redis, markets: Sequence[str] = ("SH", "SZ")) -> None:
+    def __init__(
+        self,
+        connection: redis.Redis,
+        markets: Sequence[str] = ("SH", "SZ"),
+        *,
+        simulated: bool = False,
+    ) -> None:
         self.connection = connection
+        self.simulated = simulated
         self.markets = list(markets)
         self.rng = random.Random(7)
         self._functions = Functions(connection)
@@ -99,7 +106,7 @@ class Publisher:
 
     def beat(self) -> None:
         """Say that the markets are published."""
-        beat = new_heartbeat("producer", 0, markets=self.markets)
+        beat = new_heartbeat("producer", 0, markets=self.markets, simulated=self.simulated)
         write_heartbeat(self.connection, KEYS, beat, ahead_ms=BEATS_ON_MS)
 
     def _call(self, name: str, market: str, streams: list[str], args: list[Any]) -> list[Any]:

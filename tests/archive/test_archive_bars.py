@@ -43,7 +43,9 @@ def write(place: Place, some: list[Bar]) -> None:
     (piece,) = buffers.take()
     table = sort_bars(piece.table)
     path = place.new_path(bar_folder("1m", "SH", piece.day), "part")
-    size = place.write(path, lambda file: write_rows(file, "bar", [table], [], dense=False))
+    size = place.write(
+        path, lambda file: write_rows(file, "bar", [table], [], dense=False, simulated=False)
+    )
     ids = table.column("id_ms").to_pylist()
     file = ArchivedFile(
         path=path,

@@ -161,7 +161,7 @@ class Archive:
             tick = {name: values[at].tolist() for name, values in columns.items()}
             counts[ms] = counts.get(ms, -1) + 1
             rows.append((code, f"{ms}-{counts[ms]}", _row(encode_tick(tick))))
-        files = write_parts(self._place, "tick", ticks_table(rows), "live")
+        files = write_parts(self._place, "tick", ticks_table(rows), "live", simulated=True)
         self._place.commit(
             lambda manifest: msgspec.structs.replace(manifest, files=[*manifest.files, *files])
         )

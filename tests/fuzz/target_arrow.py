@@ -33,8 +33,8 @@ from qmt_client.archive import ArchiveReader
 from qmt_client.frames import frames_of, long_frame_of, stored_frame
 from qmt_client.gateway_answers import Archive
 from qmt_client.jobs import MANIFEST_KEY, ResultStream, read_chunk
+from qmt_client.output import write_batches
 from qmt_client.stored_gateway import GatewayStored
-from qmt_client.stored_output import write_batches
 from qmt_client.stored_source import StoredWish
 from qmt_gateway.records import records_by_code
 from qmt_protocol.archive import ArchivedFile, encode_manifest
@@ -358,7 +358,7 @@ def _wish(kind: str, fields: list[str] | None) -> StoredWish:
 
 def _parquet(kind: str, table: pa.Table) -> bytes:
     file = io.BytesIO()
-    write_rows(file, kind, [table], [], dense=False)
+    write_rows(file, kind, [table], [], dense=False, simulated=False)
     return file.getvalue()
 
 

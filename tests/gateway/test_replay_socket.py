@@ -88,6 +88,7 @@ def test_all_of_a_day(talk: Talk, day: StoredDay) -> None:
         "state": "running",
         "at_ms": OPEN_MS,
         "speed": "max",
+        "simulated": None,
         "late_ms": 0,
     }
     rows, ended = rest_of(talk)

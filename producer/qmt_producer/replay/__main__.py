@@ -40,7 +40,7 @@ async def _replay(settings: ReplaySettings, day: StoredDay, player: Player) -> N
     async with AsyncQMTClient(
         settings.streams_url, prefix=settings.prefix, archive_url=settings.archive_url
     ) as client:
-        simulated = (await client.status()).simulated
+        simulated = day.simulated or (await client.status()).simulated
         replay = client.replay(
             day.codes,
             to_datetime(day.start_ms),

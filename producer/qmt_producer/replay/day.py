@@ -59,6 +59,8 @@ class StoredDay:
                 else "It is empty.",
             )
         self.markets = sorted({one.market for one in files})
+        self.simulated = any(one.simulated for one in files)
+        """Whether the simulator invented ticks of it."""
         self.rows = sum(one.rows for one in files) if self.codes is None else None
         # What the archive has not stored yet of the day comes from the streams.
         day_end_ms = day_start_ms(self.day) + _NIGHT_BEGINS_MS - 1

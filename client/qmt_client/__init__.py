@@ -5,17 +5,22 @@ Errors are those of ``qmt_protocol.errors``, here as `errors`. Only gateway, arc
 import this package; it imports the protocol alone.
 """
 
-from qmt_protocol import errors
+from typing import TYPE_CHECKING, Any
+
 from qmt_protocol.bars import Bar
 from qmt_protocol.errors import Gap, QMTError
 from qmt_protocol.ticks import Tick
 
+from . import errors
 from .answers import HistoryFrames, QMTWarning, Ticks
 from .async_client import AsyncQMTClient
 from .live import NOW_LIVE, AsyncLive, Live, NowLive
 from .processes import Process, Status
 from .replay import AsyncReplay, Replay
 from .sync_client import QMTClient
+
+if TYPE_CHECKING:
+    from .frames import to_frame
 
 __all__ = [
     "NOW_LIVE",
@@ -36,4 +41,14 @@ __all__ = [
     "Tick",
     "Ticks",
     "errors",
+    "to_frame",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # pandas is not imported before it is needed.
+    if name == "to_frame":
+        from .frames import to_frame
+
+        return to_frame
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

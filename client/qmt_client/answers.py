@@ -50,7 +50,15 @@ class HistoryFrames(_Frames):
         self.source = self.meta.get("source", "")
 
 
-class Latest(dict[str, Value], Generic[Value]):
+class _Framed:
+    def to_frame(self, *, tz: str | None = "Asia/Shanghai") -> pd.DataFrame:
+        """Return the ticks as the frame that stored ones have; see `qmt_client.to_frame`."""
+        from .frames import to_frame
+
+        return to_frame(self.values(), tz=tz)  # type: ignore[attr-defined]
+
+
+class Latest(_Framed, dict[str, Value], Generic[Value]):
     """Code to its last stored tick.
 
     Attributes
@@ -75,7 +83,7 @@ class Latest(dict[str, Value], Generic[Value]):
         return Latest({code: self[code] for code in codes if code in self}, self.unreadable)
 
 
-class Ticks(dict[str, Tick]):
+class Ticks(_Framed, dict[str, Tick]):
     """Code to its last stored tick, in the order asked for.
 
     Attributes
@@ -92,3 +100,9 @@ class Ticks(dict[str, Tick]):
         super().__init__(ticks)
         self.absent = list(absent)
         self.simulated = simulated
+
+    def to_frame(self, *, tz: str | None = "Asia/Shanghai") -> pd.DataFrame:
+        """Return the ticks as the frame that stored ones have; ``attrs`` has ``simulated``."""
+        frame = super().to_frame(tz=tz)
+        frame.attrs.update(absent=self.absent, simulated=self.simulated)
+        return frame

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,7 +12,7 @@ from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.texts import parse_text
 from qmt_protocol.times import day_start_ms, parse_start
 
-from .answers import QMTWarning
+from .telling import warn
 
 __all__ = [
     "Clock",
@@ -25,7 +24,6 @@ __all__ = [
     "parse_one",
     "parse_rows",
     "parse_scope",
-    "warn",
     "warn_absent",
     "warn_gap",
 ]
@@ -104,11 +102,6 @@ def parse_names(names: Codes | None, field: str = "fields") -> list[str] | None:
         return None
     checked = (parse_text(name, field, most=_NAME).strip() for name in parts_of(names, field))
     return list(dict.fromkeys(filter(None, checked)))
-
-
-def warn(message: str) -> None:
-    """Warn of something missing or unusual in what is given all the same."""
-    warnings.warn(message, QMTWarning, stacklevel=3)
 
 
 def warn_gap(gap: Gap) -> None:

@@ -128,8 +128,13 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
                 target.url, api_key=target.api_key, give_up_after_s=_LIVE_RETRY_S
             )
         super().__init__(transport, tz=tz)
+        kind = "Redis" if target.over_redis else "the gateway"
+        self._place = f"{kind} at {transport.address}"
         self._timeout_s = parse_seconds(timeout_s, "timeout_s")
         self._progress = progress
+
+    def __repr__(self) -> str:
+        return f"AsyncQMTClient({self._place})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -166,8 +171,9 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         adjust: str | None = "none",
         download: Literal["auto", "never"] = "auto",
         fill: bool = False,
-        layout: Literal["long"] | None = None,
+        layout: Literal["long", "wide"] | None = None,
         progress: ShowProgress = None,
+        timeout_s: float | None = None,
     ) -> Any:
         """Return bars, or ticks, of history.
 
@@ -191,17 +197,21 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         fields
             Columns wanted, in this order; all of them unless given.
         adjust
-            ``none``, ``front``, ``back``, ``front_ratio``, ``back_ratio``, or ``qfq`` (front) and
-            ``hfq`` (back).
+            ``none``; ``front`` or ``qfq``, ``back`` or ``hfq``: xtquant's additive kinds, which add
+            what was paid out and so change returns; ``front_ratio``, ``back_ratio``: by factors,
+            as most other sources adjust. docs/tables.md has the formulas.
         download
             ``auto``: fetch what the terminal's cache lacks, up to a million rows; ``never``: do
             not.
         fill
             Keep rows that the terminal makes up for missing bars.
         layout
-            ``'long'``: one frame for all codes, with a first column ``code``.
+            ``'long'``: one frame for all codes, with a first column ``code``. ``'wide'``: one frame
+            with a column for each code; with several ``fields`` columns of (field, code).
         progress
             See the class.
+        timeout_s
+            How long this request may take, in place of the client's.
 
         Returns
         -------
@@ -210,7 +220,8 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
             ``absent`` names the codes left out. The index ``time`` is
             ``datetime64[ns, Asia/Shanghai]`` (naive with ``tz=None``); columns, dtypes and units
             are those of docs/tables.md, also of an empty frame. ``attrs`` has ``simulated``,
-            ``source``, ``absent``, ``period`` and ``adjust``.
+            ``source``, ``absent``, ``period``, ``adjust`` and ``adjust_method`` (``additive``,
+            ``ratio`` or empty).
 
         Raises
         ------
@@ -225,12 +236,20 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         DownloadIncomplete, TerminalNotConnected, TerminalRefused, NoWorker, TimedOut
             The bridge could not answer.
         """
-        if layout not in (None, "long"):
+        if layout not in (None, "long", "wide"):
             raise InvalidRequest(
-                f"layout={layout!r} is not served.", hint="Choose 'long' or None.", field="layout"
+                f"layout={layout!r} is not served.",
+                hint="Choose 'long', 'wide' or None.",
+                field="layout",
             )
         wanted = parse_codes(codes)
         period = parse_period(period)
+        if layout == "wide" and period == "tick":
+            raise InvalidRequest(
+                "Ticks have no wide layout: their times repeat.",
+                hint="layout='long'",
+                field="layout",
+            )
         adjust = parse_adjust(adjust)
         columns = parse_names(fields)
         manifest, table = await self._job(
@@ -247,9 +266,10 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
                 "fill": fill,
             },
             progress,
+            timeout_s,
         )
         assert table is not None  # the catalogue says so
-        from .frames import frames_of, long_frame_of
+        from .frames import frames_of, long_frame_of, wide_frame_of
 
         one = layout is None and is_one(codes)
         absent: Mapping[str, str] = manifest.meta.get("absent") or {}
@@ -260,7 +280,9 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
                 code=wanted[0],
             )
         warn_absent(absent, "history")
-        make: Callable[..., Any] = long_frame_of if layout == "long" else frames_of
+        make: Callable[..., Any] = {"long": long_frame_of, "wide": wide_frame_of}.get(
+            layout or "", frames_of
+        )
         answer = await asyncio.to_thread(
             make, table, manifest, wanted, period, fields=columns, adjust=adjust, tz=self._tz
         )

@@ -11,17 +11,25 @@ from typing import Any, Final
 
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
-from qmt_protocol.errors import CodecError, InstrumentNotFound, InvalidRequest, NoProducer, QMTError
+from qmt_protocol.errors import (
+    CodecError,
+    InstrumentNotFound,
+    InvalidRequest,
+    NoProducer,
+    QMTError,
+    Unavailable,
+)
 from qmt_protocol.periods import parse_period
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import day_of
 
 from .answers import Latest, Ticks
-from .arguments import Clock, Codes, parse_clock, parse_scope, warn, warn_absent, warn_gap
+from .arguments import Clock, Codes, parse_clock, parse_scope, warn_absent, warn_gap
 from .connected import Connected
 from .follow import Batch
 from .live import AsyncLive, bar_of, tick_of, unreadable
 from .position import Place
+from .telling import warn
 from .transport import OnGap, Wish
 
 __all__ = ["AsyncTicks", "OnData"]
@@ -234,19 +242,30 @@ class AsyncTicks(Connected):
             await asyncio.gather(watch, return_exceptions=True)
 
     async def _watch_producer(self, markets: Sequence[str]) -> None:
-        """Warn when a producer goes away: silence must not look like a quiet market."""
-        away = False
+        """Warn when a producer, or the way to it, goes away and when it is back.
+
+        Silence must not look like a quiet market.
+        """
+        away = lost = False
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
             try:
-                (await self.transport.status()).require_producer(markets)
+                status = await self.transport.status()
+                if lost:
+                    warn(f"{self.transport.address} answers again.")
+                lost = False
+                status.require_producer(markets)
                 away = False
             except NoProducer as error:
                 if not away:
                     warn(f"{error.message} No ticks come until it returns.")
                 away = True
+            except Unavailable as error:
+                if not lost:
+                    warn(f"{error.message} No ticks come until it answers again.")
+                lost = True
             except QMTError:
-                continue  # a lost connection is the reader's to tell
+                continue  # the reader meets it too, and raises it
 
     async def subscribe_realtime(
         self, stocks: Codes, callback: OnData, period: str = "tick"

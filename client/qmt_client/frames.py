@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,16 +11,27 @@ import pandas as pd
 import pyarrow as pa
 
 from qmt_protocol.arrow import history_schema
-from qmt_protocol.errors import CodecError
+from qmt_protocol.bars import Bar
+from qmt_protocol.errors import CodecError, InvalidRequest
 from qmt_protocol.jobs import Manifest
 from qmt_protocol.tables import Column, table_of
+from qmt_protocol.ticks import Tick
 from qmt_protocol.times import CHINA
 
 from .answers import HistoryFrames
+from .live import NOW_LIVE
 from .ordering import moments
 
-__all__ = ["frames_of", "long_frame_of", "stored_frame"]
+__all__ = ["frames_of", "long_frame_of", "stored_frame", "to_frame", "wide_frame_of"]
 
+_BOOKS: Final = ("askPrice", "bidPrice", "askVol", "bidVol")
+_METHODS: Final = {
+    "none": "",
+    "front": "additive",
+    "back": "additive",
+    "front_ratio": "ratio",
+    "back_ratio": "ratio",
+}
 _NULLS: Final[dict[str, Any]] = {"float64": np.nan, "int64": 0, "int32": 0, "bool": False}
 
 
@@ -119,6 +130,90 @@ def long_frame_of(
     return frame
 
 
+def wide_frame_of(
+    table: pa.Table,
+    manifest: Manifest,
+    codes: Sequence[str],
+    period: str,
+    *,
+    fields: Sequence[str] | None,
+    adjust: str,
+    tz: str | None,
+) -> pd.DataFrame:
+    """Return one frame whose columns are the codes; of several fields, (field, code)."""
+    frames = frames_of(table, manifest, codes, period, fields=fields, adjust=adjust, tz=tz)
+    names = list(frames[next(iter(frames))].columns) if frames else list(fields or ())
+    columns = {(name, code): frame[name] for name in names for code, frame in frames.items()}
+    wide = pd.DataFrame(columns) if columns else pd.DataFrame(index=_no_index(tz))
+    wide.index.name = "time"
+    wide.columns = pd.MultiIndex.from_tuples(list(columns), names=["field", "code"])
+    if fields is not None and len(names) == 1:
+        wide.columns = wide.columns.droplevel("field")
+    wide.attrs.update(_attrs(manifest, period, adjust))
+    return wide
+
+
+def _no_index(tz: str | None) -> pd.DatetimeIndex:
+    return _index(pa.chunked_array([[]], pa.timestamp("ms")), tz)
+
+
+def to_frame(items: Iterable[Tick | Bar], *, tz: str | None = CHINA.key) -> pd.DataFrame:
+    """Return live ticks, or bars, as the frame that stored ones have.
+
+    Parameters
+    ----------
+    items
+        `Tick` or `Bar`, of any codes, in any order; they are not sorted.
+    tz
+        As of `QMTClient`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``code`` and those of docs/tables.md, levels of the book one by one; the index is
+        the exchange time, of a bar its label.
+
+    Raises
+    ------
+    InvalidRequest
+        When ticks and bars are mixed, or something is neither.
+    """
+    rows = [one for one in items if one is not NOW_LIVE]
+    ticks = [one for one in rows if isinstance(one, Tick)]
+    bars = [one for one in rows if isinstance(one, Bar)]
+    if len(rows) not in (len(ticks), len(bars)):
+        raise InvalidRequest(
+            "to_frame takes ticks, or bars, and nothing else.",
+            hint="Make a frame of each.",
+            field="items",
+        )
+    period = "1d" if bars else "tick"
+    times = [one.time_ms for one in ticks] or [int(one.id.partition("-")[0]) for one in bars]
+    at_ms = pa.array(times, pa.timestamp("ms"))
+    frame = pd.DataFrame(
+        {column.name: _live_column(rows, column) for column in table_of(period)},
+        index=_index(at_ms, tz),
+    )
+    names = list(dict.fromkeys(one.code for one in rows))
+    numbers = {name: number for number, name in enumerate(names)}
+    code = pd.Categorical.from_codes(
+        [numbers[one.code] for one in rows], categories=pd.Index(names, dtype=str)
+    )
+    frame.insert(0, "code", pd.Series(code, index=frame.index))
+    return frame
+
+
+def _live_column(rows: Sequence[Tick | Bar], column: Column) -> npt.NDArray[Any]:
+    null = _NULLS[column.dtype]
+    side, level = column.name[:-1], column.name[-1:]
+    if level.isdigit() and side in _BOOKS:
+        place = int(level) - 1
+        values = [dict(enumerate(one.get(side) or ())).get(place) for one in rows]
+    else:
+        values = [one.get(column.name) for one in rows]
+    return np.array([null if value is None else value for value in values], dtype=column.dtype)
+
+
 def stored_frame(
     table: pa.Table,
     codes: Sequence[str] | None,
@@ -168,6 +263,7 @@ def _attrs(manifest: Manifest, period: str, adjust: str) -> dict[str, Any]:
         "absent": dict(manifest.meta.get("absent") or {}),
         "period": period,
         "adjust": adjust,
+        "adjust_method": _METHODS[adjust],
     }
 
 

@@ -15,6 +15,7 @@ from .connected import Maker
 from .follow import BarRow, Batch
 from .position import BEGINNING, EVENTS, Place, id_key
 from .stored import Row
+from .telling import warn
 from .transport import OnGap
 
 if TYPE_CHECKING:
@@ -92,8 +93,14 @@ class AsyncLive(Generic[Item]):
         """The same with the last entry id of every code, some 40 bytes each.
 
         With it the loop goes on also where the feed no longer reaches back: from the codes' own
-        streams, which are kept for days.
+        streams, which are kept for days. An iteration that itself went on from a short `position`
+        does not know them: it gives the short form and says so by a `QMTWarning`.
         """
+        if self._ids is None:
+            warn(
+                "full_position is the short form here: this iteration went on from a short one, or "
+                "has not begun. Save full_position from the first run on."
+            )
         return self._placed(with_codes=True)
 
     def _placed(self, *, with_codes: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from .live import Live, Run
 from .processes import Status
 from .progress import ShowProgress
 from .replay import Replay
+from .telling import Waiting
 from .transport import OnGap
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class _Loop:
         )
         self._thread.start()
         self._ends = False
+        self._warnings = Waiting()
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine to its end; an interrupt cancels it first, and waits for that."""
@@ -61,11 +64,12 @@ class _Loop:
             work.close()
             raise RuntimeError("QMTClient cannot be called from its own callbacks.")
         done: concurrent.futures.Future[_T] = concurrent.futures.Future()
-        task = _Running(self._loop, work, done)
+        task = _Running(self._loop, work, done, self._warnings.context)
         try:
             # In slices: on Windows a plain wait would not see Ctrl-C.
             while not concurrent.futures.wait([done], timeout=_SLICE_S).done:
-                pass
+                self._warnings.tell()
+            self._warnings.tell()
         except BaseException:
             task.cancel()
             concurrent.futures.wait([done], timeout=_END_WITHIN_S)
@@ -106,10 +110,11 @@ class _Running:
         loop: asyncio.AbstractEventLoop,
         work: Coroutine[Any, Any, _T],
         done: concurrent.futures.Future[_T],
+        context: contextvars.Context,
     ) -> None:
         self._loop = loop
         self._task: asyncio.Task[Any] | None = None
-        loop.call_soon_threadsafe(self._start, work, done)
+        loop.call_soon_threadsafe(self._start, work, done, context=context)
 
     def _start(self, work: Coroutine[Any, Any, _T], done: concurrent.futures.Future[_T]) -> None:
         def ended(task: asyncio.Task[_T]) -> None:
@@ -186,6 +191,9 @@ class QMTClient:
         self._loop = _Loop()
         self._finalizer = weakref.finalize(self, _stop, self._loop, self._client)
 
+    def __repr__(self) -> str:
+        return repr(self._client).replace("Async", "", 1)
+
     def __enter__(self) -> Self:
         return self
 
@@ -221,8 +229,9 @@ class QMTClient:
         adjust: str | None = "none",
         download: Literal["auto", "never"] = "auto",
         fill: bool = False,
-        layout: Literal["long"] | None = None,
+        layout: Literal["long", "wide"] | None = None,
         progress: ShowProgress = None,
+        timeout_s: float | None = None,
     ) -> Any:
         return self._run(
             self._client.history(
@@ -237,6 +246,7 @@ class QMTClient:
                 fill=fill,
                 layout=layout,
                 progress=progress,
+                timeout_s=timeout_s,
             )
         )
 

@@ -19,11 +19,17 @@ def meta_of(simulated: bool, **facts: Any) -> dict[str, Any]:
     return {"source": source_name(simulated), "simulated": simulated, **facts}
 
 
-def answer(document: Any, *, simulated: bool, status: int = 200) -> Response:
-    """Return a JSON answer; infinities and NaN are null."""
+def answer(document: Any, *, simulated: bool | None, status: int = 200) -> Response:
+    """Return a JSON answer; infinities and NaN are null.
+
+    Parameters
+    ----------
+    simulated
+        Whether the simulator invented what it tells; ``None``: it tells nothing of a market.
+    """
     return Response(
         msgspec.json.encode(document),
         status,
-        headers={SOURCE_HEADER: source_name(simulated)},
+        headers=None if simulated is None else {SOURCE_HEADER: source_name(simulated)},
         media_type="application/json",
     )

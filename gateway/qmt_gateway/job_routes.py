@@ -223,7 +223,7 @@ async def health(request: Request) -> Response:
         "streams": streams,
         "version": version("qmt-redis-bridge"),
     }
-    return answer(told, simulated=False)
+    return answer(told, simulated=None)
 
 
 @health_router.get(
@@ -246,4 +246,4 @@ async def readiness(request: Request) -> Response:
         **{name: {"ready": not why, "reason": why} for name, why in reasons.items()},
         "version": version("qmt-redis-bridge"),
     }
-    return answer(told, simulated=False, status=200 if told["ready"] else 503)
+    return answer(told, simulated=None, status=200 if told["ready"] else 503)

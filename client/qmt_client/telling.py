@@ -1,0 +1,62 @@
+"""Warnings, told at the user's own line and every time."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import warnings
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from .answers import QMTWarning
+
+__all__ = ["Waiting", "warn"]
+
+_PACKAGE: Final = str(Path(__file__).resolve().parent)
+_MOST: Final = 1_000
+_waiting: contextvars.ContextVar[deque[str] | None] = contextvars.ContextVar(
+    "qmt_client_warnings", default=None
+)
+# Python tells a warning once for each line, and the second answer would lack codes in silence.
+# Behind all other filters, so that the user's own count.
+warnings.filterwarnings("always", category=QMTWarning, append=True)
+
+
+def warn(message: str) -> None:
+    """Warn of something missing or unusual in what is given all the same."""
+    waiting = _waiting.get()
+    if waiting is None:
+        _tell(message)
+    else:
+        waiting.append(message)
+
+
+class Waiting:
+    """Warnings of an event loop in a thread of its own, until the user's thread tells them.
+
+    There no line of the user's is on the stack, and filters of ``warnings.catch_warnings`` would
+    be another thread's.
+    """
+
+    def __init__(self) -> None:
+        self._messages: deque[str] = deque(maxlen=_MOST)
+        self.context = contextvars.copy_context()
+        """What runs in it warns here."""
+        self.context.run(_waiting.set, self._messages)
+
+    def tell(self) -> None:
+        """Tell what waits."""
+        while self._messages:
+            try:
+                message = self._messages.popleft()
+            except IndexError:  # another thread was faster
+                return
+            _tell(message)
+
+
+def _tell(message: str) -> None:
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, QMTWarning, stacklevel=level)

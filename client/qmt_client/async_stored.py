@@ -20,7 +20,7 @@ from qmt_protocol.times import parse_end, parse_start
 
 from .arguments import Codes, is_all, parse_names, warn_absent, warn_gap
 from .connected import Connected
-from .edges import gap_of
+from .gaps import gap_of
 from .replay import AsyncReplay
 from .transport import OnGap
 

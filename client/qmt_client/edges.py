@@ -20,11 +20,9 @@ from .ordering import ids_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from qmt_protocol.archive import Missing
-
     from .stored_source import StoredWish
 
-__all__ = ["NOTHING_STORED", "Edges", "gap_of"]
+__all__ = ["NOTHING_STORED", "Edges"]
 
 _CLOSE_MS: Final = 15 * 3_600_000
 NOTHING_STORED: Final = "nothing is stored"
@@ -125,20 +123,4 @@ def _gap(market: str, where: str, from_ms: int, to_ms: int) -> Gap:
         from_ms=from_ms,
         to_ms=to_ms,
         codes=[],
-    )
-
-
-def gap_of(missing: Missing) -> Gap:
-    """Return what is known to be absent as the `Gap` that a reader is told."""
-    whose = ", ".join(missing.codes[:5]) or missing.market
-    more = f" and {len(missing.codes) - 5} more" if len(missing.codes) > 5 else ""
-    return Gap(
-        f"Ticks of {whose}{more} from {to_datetime(missing.from_ms):%Y-%m-%d %H:%M:%S} to "
-        f"{to_datetime(missing.to_ms):%Y-%m-%d %H:%M:%S} are missing: {missing.reason}.",
-        hint="" if missing.state == "not to be had" else "A backfill may find them.",
-        market=missing.market,
-        reason=missing.reason,
-        from_ms=missing.from_ms,
-        to_ms=missing.to_ms,
-        codes=list(missing.codes),
     )

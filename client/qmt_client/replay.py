@@ -22,7 +22,7 @@ from qmt_protocol.times import day_of
 
 from .arguments import Clock, Codes, is_all, parse_clock
 from .connected import Maker
-from .edges import gap_of
+from .gaps import gap_of
 from .replay_clock import MarketClock
 from .replay_rows import Piece, Read, RowsAhead
 

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from qmt_client.arguments import parse_names
-from qmt_client.edges import Edges, gap_of
+from qmt_client.edges import Edges
+from qmt_client.gaps import gap_of
 from qmt_client.stored_source import StoredWish, finished
 from qmt_protocol.archive import Missing
 from qmt_protocol.codes import parse_codes, parse_markets

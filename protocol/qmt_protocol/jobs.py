@@ -264,6 +264,10 @@ def job_spec(name: str) -> JobSpec:
         ) from None
 
 
+def _parameters_of(name: str) -> str:
+    return f"The job {name} takes {', '.join(job_spec(name).params.model_fields)}."
+
+
 def parse_params(name: str, document: dict[str, Any]) -> JobParams:
     """Validate a job's parameters.
 
@@ -276,7 +280,7 @@ def parse_params(name: str, document: dict[str, Any]) -> JobParams:
     if len(document) > _MAX_PARAMS:
         raise InvalidRequest(
             f"{name}: {len(document)} parameters; there are {len(spec.params.model_fields)}.",
-            hint="See the catalogue.",
+            hint=_parameters_of(name),
         )
     try:
         return spec.params.model_validate(document)
@@ -284,7 +288,7 @@ def parse_params(name: str, document: dict[str, Any]) -> JobParams:
         first = error.errors(include_url=False, include_input=False)[0]
         field = shown(".".join(str(part) for part in first["loc"]) or "body").strip("'")
         raise InvalidRequest(
-            f"{name}: {field}: {first['msg']}.", hint="See the catalogue.", field=field
+            f"{name}: {field}: {first['msg']}.", hint=_parameters_of(name), field=field
         ) from None
 
 

@@ -48,6 +48,7 @@ def test_exported_names() -> None:
         "Tick",
         "Ticks",
         "errors",
+        "to_frame",
     }
     assert all(hasattr(qmt_client, name) for name in qmt_client.__all__)
 

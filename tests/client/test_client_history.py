@@ -61,6 +61,7 @@ def test_one_code_is_a_frame_of_the_documented_table(
         "period": period,
         "adjust": "none",
         "code": "600519.SH",
+        "adjust_method": "",
     }
 
 
@@ -214,7 +215,8 @@ def test_a_failed_job_raises_its_error(client: QMTClient, make_worker: MakeWorke
         ({"fields": "price"}, InvalidRequest),
         ({"adjust": "both"}, InvalidRequest),
         ({"download": "always"}, InvalidRequest),
-        ({"layout": "wide"}, InvalidRequest),
+        ({"layout": "tall"}, InvalidRequest),
+        ({"layout": "wide", "period": "tick"}, InvalidRequest),
     ],
 )
 def test_wrong_arguments_never_reach_a_worker(

@@ -278,7 +278,7 @@ def stored(
         if first is None:
             raise NotFound(
                 f"Nothing is stored of {_shown([*codes, *sector])} in the range.",
-                hint="`qmt-archive list` and GET /api/v1/archive name the days that are archived.",
+                hint="`qmt-archive ls` and GET /api/v1/archive name the days that are archived.",
             )
         _note(is_simulated(first.schema.metadata))
         with written(output) as file:
@@ -321,7 +321,7 @@ def replay(
         if not _write_ticks(context, _noted(ticks), as_json, count):
             raise NotFound(
                 f"Nothing is stored of {_shown(codes)} in the range.",
-                hint="`qmt-archive list` and GET /api/v1/archive name the days that are archived.",
+                hint="`qmt-archive ls` and GET /api/v1/archive name the days that are archived.",
             )
 
 

@@ -522,10 +522,11 @@ class Recorder:
         self._figures["writes"] += 1
 
     async def _look_who_publishes(self) -> None:
-        """Note the simulator's markets, to label what is written; away, it is as it was."""
+        """Note the simulator's markets, to label what is written; not known, it is as it was."""
         try:
             status = await read_status(self._redis, self._keys, self._address)
-        except RedisUnavailable:
+        except QMTError as error:
+            log.debug("who publishes is not known", error=error.message)
             return
         self._simulated = status.simulated_markets
 

@@ -53,6 +53,7 @@ _EDGE_S: Final = 300
 """A day's ticks are whole when they begin and end that close to its sessions."""
 _LAG_S: Final = 5
 
+_NO_DAYS: Final[Days] = np.empty(0, dtype=np.int64)
 _log: Final = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
@@ -84,6 +85,20 @@ class _Landing:
     missing: int
     first_missing: int
     changed_s: float
+    begins_still: bool = False
+    """Whether the first daily row says that there was no trading."""
+    still: Days = dataclasses.field(default_factory=lambda: _NO_DAYS)
+    """Days of such rows behind a day with trades."""
+
+    def look(self, daily: pd.DataFrame | None) -> None:
+        """Note what daily bars say of suspensions."""
+        if daily is None or not len(daily):
+            return
+        days = day_numbers(daily["time"].to_numpy())
+        still = suspended_rows(daily).to_numpy()
+        traded = days[daily["volume"].to_numpy() > 0]
+        self.begins_still = bool(still[0])
+        self.still = days[still & (days > traded[0])] if len(traded) else _NO_DAYS
 
     def settled(self, now_s: float) -> bool:
         waited_s = now_s - self.changed_s
@@ -279,20 +294,20 @@ class Coverage:
                 raise
             done += len(codes)
         returned_s = time.monotonic()
-        frames = self._settle(missing, wants)
+        landed = self._settle(missing, wants)
         if self._period == "1d":
-            self._learn_suspensions([wants[code] for code in missing], frames)
+            self._learn_suspensions(missing, wants, landed)
         if refresh:
             time.sleep(max(0.0, returned_s + _REFRESH_S - time.monotonic()))
 
-    def fetch_whole(self, wants: list[Want], outlet: Outlet) -> None:
-        """Download all past days wanted, whether or not they are there."""
+    def fetch_suspensions(self, wants: list[Want], outlet: Outlet) -> None:
+        """Download the daily bars of all past days wanted, to learn of suspensions; or leave it."""
         past = {want.code: (days := self.days(want))[days < self.today] for want in wants}
-        self.fetch(
-            {code: days for code, days in past.items() if len(days)},
-            {want.code: want for want in wants},
-            outlet,
-        )
+        missing = {code: days for code, days in past.items() if len(days)}
+        try:
+            self.fetch(missing, {want.code: want for want in wants}, outlet)
+        except (DownloadIncomplete, TerminalNotConnected, TerminalRefused) as error:
+            _log.info("suspensions are not known", codes=len(missing), reason=error.message)
 
     def _explain(self, error: QMTError) -> None:
         """A download that fails without a quote server failed for want of it.
@@ -308,61 +323,58 @@ class Coverage:
                 state="quote_server_down",
             ) from error
 
-    def _learn_suspensions(self, wants: list[Want], frames: dict[str, pd.DataFrame]) -> None:
-        """Remember the suspended days of what was downloaded, those behind a day with trades.
+    def _learn_suspensions(
+        self, missing: dict[str, Days], wants: dict[str, Want], landed: dict[str, _Landing]
+    ) -> None:
+        """Remember suspended days of what was downloaded, those behind a day with trades.
 
-        Before the first day with trades they may be rows that the terminal made up.
+        Before the first day with trades they may be rows that the terminal made up, as they are
+        wherever it did not download.
         """
-        unsure = [want for want in wants if self._begins_still(frames.get(want.code))]
-        before = [
-            dataclasses.replace(want, first=max(earliest, want.first - _BEFORE_DAYS))
-            for want in unsure
-            if (earliest := (want.listing or Listing()).first) < want.first
-        ]
+        downloaded = dict(missing)
+        before = {
+            code: dataclasses.replace(want, first=max(earliest, want.first - _BEFORE_DAYS))
+            for code, want in wants.items()
+            if code in missing
+            and landed[code].begins_still
+            and (earliest := (want.listing or Listing()).first) < want.first
+        }
         if before:
-            frames |= self._download_before(before)
-        for want in wants:
-            frame = frames.get(want.code)
-            if frame is not None and len(frame):
-                days = day_numbers(frame["time"].to_numpy())
-                traded = days[frame["volume"].to_numpy() > 0]
-                first = traded[0] if len(traded) else self.today
-                still = days[suspended_rows(frame).to_numpy()]
-                past = still[(still > first) & (still < self.today)]
-                trading = self._session.calendar.days(market_of(want.code), self._now_ms)
-                self._session.note_suspended(want.code, past, trading)
+            downloaded |= {code: self.days(want) for code, want in before.items()}
+            landed = landed | self._download_before(downloaded, before)
+        for code, days in downloaded.items():
+            still = landed[code].still
+            past = still[np.isin(still, days) & (still < self.today)]
+            trading = self._session.calendar.days(market_of(code), self._now_ms)
+            self._session.note_suspended(code, past, trading)
 
-    def _download_before(self, wants: list[Want]) -> dict[str, pd.DataFrame]:
+    def _download_before(
+        self, days: dict[str, Days], wants: dict[str, Want]
+    ) -> dict[str, _Landing]:
         try:
             self._terminal.download(
-                [want.code for want in wants],
+                list(wants),
                 self._period,
-                start_ms=start_of(min(want.first for want in wants)),
-                end_ms=start_of(max(want.last for want in wants) + 1) - 1,
+                start_ms=start_of(min(want.first for want in wants.values())),
+                end_ms=start_of(max(want.last for want in wants.values()) + 1) - 1,
             )
         except (DownloadIncomplete, TerminalRefused) as error:
             # What was asked for is there; these days would only have told more of it.
             _log.info("the days before could not be fetched", reason=error.message)
             return {}
-        by_code = {want.code: want for want in wants}
-        return self._settle({want.code: self.days(want) for want in wants}, by_code)
+        return self._settle({code: days[code] for code in wants}, wants)
 
-    @staticmethod
-    def _begins_still(frame: pd.DataFrame | None) -> bool:
-        return frame is not None and len(frame) > 0 and bool(suspended_rows(frame.head(1)).iloc[0])
-
-    def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> dict[str, pd.DataFrame]:
-        """Wait until nothing more lands, and return the daily bars that were read."""
+    def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> dict[str, _Landing]:
+        """Wait until nothing more lands, and return what did."""
         began_s = time.monotonic()
         landings = {code: _Landing(len(days), len(days), began_s) for code, days in missing.items()}
         open_codes = list(missing)
-        daily: dict[str, pd.DataFrame] = {}
         while open_codes and time.monotonic() - began_s < _SETTLE_LIMIT_S:
             for codes in batches(open_codes):
                 frames = self.read([wants[code] for code in codes])
-                if self._period == "1d":
-                    daily |= frames
                 for code in codes:
+                    if self._period == "1d":
+                        landings[code].look(frames.get(code))
                     left = self.missing(wants[code], frames.get(code), downloaded=True)
                     if len(left) != landings[code].missing:
                         landings[code].missing = len(left)
@@ -377,7 +389,7 @@ class Coverage:
                 time.sleep(_POLL_S)
         for code, days in missing.items():
             self._remember(code, days, still=landings[code].missing)
-        return daily
+        return landings
 
     def _remember(self, code: str, days: Days, *, still: int) -> None:
         first, last = int(days.min()), int(days.max())

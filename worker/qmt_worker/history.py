@@ -365,7 +365,7 @@ class _History:
             and not self._coverage.is_suspended(want)
         ]
         if asked and self._stored != "1d" and self._params.download == "auto":
-            Coverage(self._session, "1d", self._now_ms).fetch_whole(asked, self._outlet)
+            Coverage(self._session, "1d", self._now_ms).fetch_suspensions(asked, self._outlet)
 
     def _note_short(self, want: Want, rows: pd.DataFrame) -> None:
         """Name an answer that is shorter than asked: nothing is left out in silence."""

@@ -96,7 +96,7 @@ def download(session: Session, params: DownloadParams, outlet: Outlet) -> Outcom
     document = _read_back(coverage, wants)
     empty = [code for code in fetched if not document[code]["rows"]]
     if empty and period != "1d":
-        Coverage(session, "1d", now_ms).fetch_whole([wants[code] for code in empty], outlet)
+        Coverage(session, "1d", now_ms).fetch_suspensions([wants[code] for code in empty], outlet)
     suspended = [code for code in empty if coverage.is_suspended(wants[code])]
     for code in suspended:
         absent[code] = f"suspended on all {len(fetched[code])} trading days of the range"

@@ -21,9 +21,8 @@ from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.codes import market_of
 from qmt_protocol.columns import TICK_COLUMNS, unpack_map
 from qmt_protocol.errors import ArchiveUnavailable
+from qmt_protocol.tables import BOOKS
 from qmt_protocol.ticks import TICK_FIELDS
-
-from .foreign import BOOKS
 
 __all__ = ["export_rows"]
 

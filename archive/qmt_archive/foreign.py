@@ -31,15 +31,15 @@ from qmt_protocol.codes import convert_code
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS
 from qmt_protocol.decoding import reason_of
 from qmt_protocol.errors import BadFile, CodecError, InvalidCode
+from qmt_protocol.tables import BOOKS
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_protocol.times import DAY_MS
 
 from .adding import FIRST_NUMBER, PRICES, Ints, as_published, columns_in, constant
 from .plausible import Labels, Wrong, without_marks, wrong_bar, wrong_tick
 
-__all__ = ["BOOKS", "ForeignFile"]
+__all__ = ["ForeignFile"]
 
-BOOKS: Final = ("askPrice", "bidPrice", "askVol", "bidVol")
 _LEVELS: Final = 5
 _ROWS: Final = 65_536
 _BLOCK_BYTES: Final = 8 << 20

@@ -282,15 +282,16 @@ class Recorder:
 
     async def _open_markets(self) -> list[str]:
         """Return the markets to follow without those that could not be read a moment ago."""
-        await self._look_who_publishes()
         now = time.monotonic()
         return [one for one in await self._markets() if self._shut.get(one, 0.0) <= now]
 
     async def _markets(self) -> list[str]:
         """Return the markets to follow: those set, or those that were ever published."""
         if self._settings.archive_markets:
+            await self._look_who_publishes()
             return self._settings.archive_markets
         status = await read_status(self._redis, self._keys, self._address)
+        self._simulated = status.simulated_markets
         found = set(self._place.manifest.markets)
         for one in status.processes:
             if one.beat.role == "producer":

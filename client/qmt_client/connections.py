@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 import redis.asyncio
@@ -32,6 +32,7 @@ __all__ = [
     "to_its_end",
 ]
 
+_T = TypeVar("_T")
 BLOCK_S: Final = 1.0
 """Longest single blocking read; longer waits are made of such slices."""
 _MAX_CONNECTIONS: Final = 200
@@ -63,16 +64,17 @@ def connect_async(url: str) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_pool(pool)
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await what must not be broken off, such as closing; the caller is cancelled behind it.
+async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Await what must not be broken off; a caller that is cancelled is so behind its end.
 
-    A pool that is cancelled while it closes leaves connections open.
+    A pool that is cancelled while it closes leaves connections open, and a call in a thread cannot
+    be interrupted.
     """
     doing = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(doing)
+        return await asyncio.shield(doing)
     except asyncio.CancelledError:
-        await doing
+        await asyncio.wait([doing])
         raise
 
 

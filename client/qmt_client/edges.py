@@ -52,21 +52,16 @@ class Edges:
         column = batch.column("code")
         names: list[str] = column.dictionary.to_pylist()
         numbers = np.asarray(column.indices.to_numpy(zero_copy_only=False))
-        there, first_rows = np.unique(numbers, return_index=True)
-        ids = ids_of(batch)
+        self._codes.update(names[number] for number in np.unique(numbers).tolist())
+        markets, of_code = np.unique([market_of(name) for name in names], return_inverse=True)
+        of_row, ids = of_code[numbers], ids_of(batch)
         gaps = []
-        for number, row in sorted(zip(there.tolist(), first_rows.tolist(), strict=True), key=_row):
-            code = names[number]
-            market = market_of(code)
-            self._codes.add(code)
-            if market not in self._last_ms:
-                gaps += self._before(market, int(ids[row]))
-            self._last_ms[market] = int(ids[row])
-        if len(there):
-            last_rows = len(numbers) - 1 - np.unique(numbers[::-1], return_index=True)[1]
-            for number, row in zip(there.tolist(), last_rows.tolist(), strict=True):
-                market = market_of(names[number])
-                self._last_ms[market] = max(self._last_ms[market], int(ids[row]))
+        for number, market in enumerate(markets.tolist()):
+            there = ids[of_row == number]
+            if len(there):
+                if market not in self._last_ms:
+                    gaps += self._before(market, int(there[0]))
+                self._last_ms[market] = int(there[-1])
         return gaps
 
     def end(self) -> list[Gap]:
@@ -93,10 +88,6 @@ class Edges:
         if not _weekday_in(from_ms, day_start_ms(day_of(first_ms)) - 1):
             return []
         return [_gap(market, f"before {_day(first_ms)}", start_ms, first_ms - 1)]
-
-
-def _row(pair: tuple[int, int]) -> int:
-    return pair[1]
 
 
 def _is_before_close(at_ms: int) -> bool:

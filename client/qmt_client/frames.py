@@ -14,7 +14,7 @@ from qmt_protocol.arrow import history_schema
 from qmt_protocol.bars import Bar
 from qmt_protocol.errors import CodecError, InvalidRequest
 from qmt_protocol.jobs import Manifest
-from qmt_protocol.tables import Column, table_of
+from qmt_protocol.tables import BOOKS, Column, table_of
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import CHINA
 
@@ -24,7 +24,6 @@ from .ordering import moments
 
 __all__ = ["frames_of", "long_frame_of", "stored_frame", "to_frame", "wide_frame_of"]
 
-_BOOKS: Final = ("askPrice", "bidPrice", "askVol", "bidVol")
 _METHODS: Final = {
     "none": "",
     "front": "additive",
@@ -194,11 +193,8 @@ def to_frame(items: Iterable[Tick | Bar], *, tz: str | None = CHINA.key) -> pd.D
         {column.name: _live_column(rows, column) for column in table_of(period)},
         index=_index(at_ms, tz),
     )
-    names = list(dict.fromkeys(one.code for one in rows))
-    numbers = {name: number for number, name in enumerate(names)}
-    code = pd.Categorical.from_codes(
-        [numbers[one.code] for one in rows], categories=pd.Index(names, dtype=str)
-    )
+    codes = [one.code for one in rows]
+    code = pd.Categorical(codes, categories=pd.Index(list(dict.fromkeys(codes)), dtype=str))
     frame.insert(0, "code", pd.Series(code, index=frame.index))
     return frame
 
@@ -206,7 +202,7 @@ def to_frame(items: Iterable[Tick | Bar], *, tz: str | None = CHINA.key) -> pd.D
 def _live_column(rows: Sequence[Tick | Bar], column: Column) -> npt.NDArray[Any]:
     null = _NULLS[column.dtype]
     side, level = column.name[:-1], column.name[-1:]
-    if level.isdigit() and side in _BOOKS:
+    if level.isdigit() and side in BOOKS:
         place = int(level) - 1
         values = [dict(enumerate(one.get(side) or ())).get(place) for one in rows]
     else:

@@ -25,7 +25,7 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of, to_datetime
 
 from .archive import ArchivedBars, ArchivedTicks, ArchiveReader
-from .connections import redis_call
+from .connections import redis_call, to_its_end
 from .follow import codes_among
 from .live import unreadable
 from .ordering import KEYS, Key, behind, in_order, last_key, newest, split
@@ -293,12 +293,7 @@ async def resumed(
 
 async def finished(call: Callable[..., _T], *arguments: Any) -> _T:
     """Run a call in a thread; when cancelled, wait for its end, since it cannot be interrupted."""
-    task = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    return await to_its_end(asyncio.to_thread(call, *arguments))
 
 
 def _joined(tables: Sequence[pa.Table], period: str) -> list[pa.RecordBatch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 __all__ = [
@@ -36,41 +37,11 @@ def _run(command: str, module: str, extra: str) -> Any:
         return 2
 
 
-def qmt() -> Any:
-    """Run ``qmt``."""
-    return _run("qmt", "qmt_client.cli", "client")
-
-
-def producer() -> Any:
-    """Run ``qmt-producer``."""
-    return _run("qmt-producer", "qmt_producer.__main__", "producer")
-
-
-def worker() -> Any:
-    """Run ``qmt-worker``."""
-    return _run("qmt-worker", "qmt_worker.__main__", "worker")
-
-
-def windows() -> Any:
-    """Run ``qmt-windows``."""
-    return _run("qmt-windows", "qmt_windows.__main__", "windows")
-
-
-def gateway() -> Any:
-    """Run ``qmt-gateway``."""
-    return _run("qmt-gateway", "qmt_gateway.__main__", "gateway")
-
-
-def archive() -> Any:
-    """Run ``qmt-archive``."""
-    return _run("qmt-archive", "qmt_archive.__main__", "archive")
-
-
-def simulator() -> Any:
-    """Run ``qmt-simulator``."""
-    return _run("qmt-simulator", "qmt_simulator.__main__", "simulator")
-
-
-def standalone() -> Any:
-    """Run ``qmt-standalone``."""
-    return _run("qmt-standalone", "qmt_standalone.__main__", "standalone")
+qmt = partial(_run, "qmt", "qmt_client.cli", "client")
+producer = partial(_run, "qmt-producer", "qmt_producer.__main__", "producer")
+worker = partial(_run, "qmt-worker", "qmt_worker.__main__", "worker")
+windows = partial(_run, "qmt-windows", "qmt_windows.__main__", "windows")
+gateway = partial(_run, "qmt-gateway", "qmt_gateway.__main__", "gateway")
+archive = partial(_run, "qmt-archive", "qmt_archive.__main__", "archive")
+simulator = partial(_run, "qmt-simulator", "qmt_simulator.__main__", "simulator")
+standalone = partial(_run, "qmt-standalone", "qmt_standalone.__main__", "standalone")

@@ -13,7 +13,7 @@ from typing import Final
 
 from .codes import asset_class
 
-__all__ = ["BAR_TABLE", "TICK_TABLE", "Column", "bar_nulls", "table_of"]
+__all__ = ["BAR_TABLE", "BOOKS", "TICK_TABLE", "Column", "bar_nulls", "table_of"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ BAR_TABLE: Final[tuple[Column, ...]] = (
 """Bars of every period. The index is the bar's label: 00:00 of its day for ``1d``, the end of the
 bar for intraday; a day's first 1m bar, 09:30, is the opening auction. ``1w`` and longer keep the
 terminal's own label (simulator: 00:00 of the last trading day they hold so far)."""
+
+BOOKS: Final = ("askPrice", "bidPrice", "askVol", "bidVol")
+"""Fields of a tick that list five levels; its table has a column for each."""
 
 _LEVELS: Final = tuple(
     Column(f"{side}{what}{level}", dtype, unit, null)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from qmt_protocol.arrow import history_schema
 from qmt_protocol.periods import DAILY_PERIODS
-from qmt_protocol.tables import TICK_TABLE, bar_nulls, table_of
+from qmt_protocol.tables import BOOKS, TICK_TABLE, bar_nulls, table_of
 
 from .days import Sessions, day_numbers, period_span, start_of
 
@@ -24,7 +24,6 @@ CHUNK_BYTES: Final = 6 << 20
 _GRACE_MS: Final = 3_000
 """A bar's last tick may come that long after its end."""
 _CLOSE_GRACE_MS: Final = 60_000
-_DEPTH: Final = ("askPrice", "bidPrice", "askVol", "bidVol")
 
 Bools = npt.NDArray[np.bool_]
 
@@ -111,7 +110,7 @@ def _tick_values(frame: pd.DataFrame) -> dict[str, Any]:
         for column in TICK_TABLE
         if column.name in frame.columns
     }
-    for name in _DEPTH:
+    for name in BOOKS:
         if name not in frame.columns:
             continue
         missing = np.nan if name.endswith("Price") else 0

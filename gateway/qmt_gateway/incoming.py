@@ -13,6 +13,8 @@ __all__ = ["Incoming"]
 _MOST_FRAGMENTS: Final = 4_096
 _OBJECT_BYTES: Final = 60
 _MESSAGE_BYTES: Final = 400
+_LINGER_S: Final = 1.0
+"""How long a client that is refused may take to read why."""
 
 
 class Incoming(WebSocketsSansIOProtocol):
@@ -24,6 +26,7 @@ class Incoming(WebSocketsSansIOProtocol):
 
     _pong: bytes = b""
     """The newest, while the client takes nothing."""
+    _refused: bool = False
 
     @property
     def incoming_bytes(self) -> int:
@@ -62,6 +65,29 @@ class Incoming(WebSocketsSansIOProtocol):
                 self._refuse(CloseCode.INVALID_DATA)
                 return
         super().send_receive_event_to_app()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; what comes behind a refused message is thrown away."""
+        if not self._refused:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """Tell the client why, and go when it has gone.
+
+        A socket closed over bytes that nobody read is reset, and what it was told is lost.
+        """
+        if not self.transport.can_write_eof():
+            super().handle_parser_exception()
+            return
+        sent = self.conn.close_sent
+        assert sent is not None
+        self._refused = self.close_sent = True
+        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write_eof()
+        self.queue.put_nowait(
+            {"type": "websocket.disconnect", "code": sent.code, "reason": sent.reason}
+        )
 
     def _refuse(self, code: CloseCode) -> None:
         self.frames = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from access_rig import (
 )
 from gateway_bench import GatewayProcess, Worker, gateway
 from waiting import WITHIN_S, wait_for
+from websockets.frames import CloseCode, Frame, Opcode
 
 from qmt_gateway.rare_log import Rarely
 from qmt_standalone.redis_server import RedisServer
@@ -225,6 +227,29 @@ def test_without_room_it_waits_and_says_so_once(
     assert log.count(told) == 1
     assert "Traceback" not in log
     assert len(log) < 20_000
+
+
+def test_who_is_refused_may_still_be_sending(crowded: GatewayProcess, key: str) -> None:
+    """A socket closed over bytes that nobody read is reset, and with it what it was told."""
+    hello = (
+        f"GET /ws/v1 HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nConnection: Upgrade\r\n"
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    refused = b"\x88\x02" + CloseCode.INVALID_DATA.to_bytes(2, "big")
+    with dialled(crowded, 1) as (client,):
+        client.sendall(hello.encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 101")
+        client.sendall(Frame(Opcode.TEXT, b"\xff\xfe").serialize(mask=True))
+        came = b""
+        while refused not in came:
+            part = client.recv(4096)
+            came += part
+            assert part
+        for _ in range(3):
+            client.sendall(Frame(Opcode.TEXT, b"more").serialize(mask=True))
+            time.sleep(0.05)  # for a reset to arrive
+        assert client.recv(1) == b"", "the other half is closed, by its leave"
 
 
 def test_garbage_fills_no_log(crowded: GatewayProcess) -> None:

@@ -14,6 +14,7 @@ from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError
 from qmt_protocol.events import decode_event
 from qmt_protocol.feed import is_code_of, is_entry_id
+from qmt_protocol.ids import is_stream_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.limits import MAX_UNREADABLE
 
@@ -136,7 +137,9 @@ class FeedReader:
         return self.epochs[market], self.positions[market]
 
     async def begin(self, wanted: Mapping[str, Sequence[str] | None]) -> dict[str, bytes]:
-        """Take the present end of markets' feeds as position, and ``latest`` as it is there.
+        """Take the place up to which markets are filed as position, and ``latest`` as it is there.
+
+        What was published behind it, and is not filed yet, is read from the feed.
 
         Parameters
         ----------
@@ -158,16 +161,16 @@ class FeedReader:
         for market, codes in wanted.items():
             async with redis_call(self._address), self._connection.pipeline() as pipe:
                 pipe.get(self._keys.epoch(market))
-                pipe.xinfo_stream(self._keys.feed(market))
+                pipe.get(self._keys.filed(market))
                 if codes is None:
                     pipe.hgetall(self._keys.latest(market))
                 elif codes:
                     pipe.hmget(self._keys.latest(market), list(codes))
                 replies = _checked(await pipe.execute(raise_on_error=False))
             self._check_types(market, replies)
-            epoch, feed, *found = replies
+            epoch, filed, *found = replies
             self.epochs[market] = self._epoch(market, epoch)
-            self.positions[market] = _last_id(feed)
+            self.positions[market] = self._filed(market, filed)
             if codes is None:
                 latest |= self._of_market(market, found[0])
             elif codes:
@@ -383,6 +386,23 @@ class FeedReader:
             raise CodecError(
                 f"{self._keys.epoch(market)} in Redis at {self._address} is no epoch: {name!r}.",
                 hint="Remove the key: who takes the market's lease next writes a new one.",
+                market=market,
+            )
+        return name
+
+    def _filed(self, market: str, filed: bytes | None) -> str:
+        """Return up to where a market is filed.
+
+        Raises
+        ------
+        CodecError
+            When it cannot be an entry's id.
+        """
+        name = BEGINNING if filed is None else printable(filed)
+        if not is_stream_id(name):
+            raise CodecError(
+                f"{self._keys.filed(market)} in Redis at {self._address} is no entry id: {name!r}.",
+                hint="The producer puts it right when it takes the market's lease next.",
                 market=market,
             )
         return name

@@ -9,13 +9,11 @@ from typing import Any, Final
 
 from qmt_protocol.codes import parse_code, parse_market
 from qmt_protocol.errors import InvalidRequest
-from qmt_protocol.ids import parse_entry_id
+from qmt_protocol.ids import BEGINNING, id_key, parse_entry_id
 from qmt_protocol.texts import parse_text, shown
 
 __all__ = ["BEGINNING", "EVENTS", "Mark", "Place", "id_key", "is_bound", "is_id", "just_before"]
 
-BEGINNING: Final = "0-0"
-"""Entry id before every entry."""
 EVENTS: Final = "events"
 """Stands beside the markets: up to where the producer's own gaps were told."""
 _CODES: Final = "codes"
@@ -33,12 +31,6 @@ Mark = tuple[str, str]
 def is_id(entry_id: str) -> bool:
     """Whether a text is an entry id that a producer may have given: its ms are a date's."""
     return _ID.fullmatch(entry_id) is not None
-
-
-def id_key(entry_id: str) -> tuple[int, int]:
-    """Return an entry id as numbers that compare as Redis orders them."""
-    ms, _, number = entry_id.partition("-")
-    return int(ms or 0), int(number or 0)
 
 
 def just_before(at_ms: int) -> str:

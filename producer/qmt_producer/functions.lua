@@ -1,304 +1,203 @@
-#!lua name=qmt2
--- What the producer has Redis do in one step: publish a batch, hold a market's lease. A library of
--- Redis Functions, so a user of Redis may call these and no script of its own. The number in the
--- names grows with each change, see protocol's redis_users.py. None is registered with flags: so Redis, out of
--- memory, read-only or without its disk, refuses the whole call before its first write.
+#!lua name=qmt3
+-- What the producer has Redis do in one step: append a batch to a market's feed, file it from there, hold
+-- the market's lease. A library of Redis Functions, so a user of Redis may call these and no script of its
+-- own. The number in the names grows with each change, see protocol's redis_users.py. None is registered
+-- with flags: so Redis, out of memory, read-only or without its disk, refuses the whole call before its
+-- first write.
 
-local LATE, CLAMPED = 1, 2 -- flags, the last byte of t1
-local LOOK = 64 -- stored entries compared, from either end
-local NAMED = 20 -- bars named in `words`
+local LATE = 1 -- flag, in the last byte of t1
+local NAMED = 20 -- refused entries named in one answer
 local LEASE_MAX_MS = 60000 -- what is held for longer, or for ever, no producer of ours has written
-
--- How msgpack begins a text of so many bytes; filled by the first call, since Lua's own libraries are
--- not there yet while this file is loaded.
-local HEAD = {}
-
-local function fill_heads()
-  for size = 1, 31 do HEAD[size] = string.char(0xa0 + size) end
-  for size = 32, 255 do HEAD[size] = string.char(0xd9, size) end
-end
-
-local function ms_of(id) return tonumber(string.match(id, '^%d+')) end
+local BEGINNING = '0-0'
 
 local function redis_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function is_held(lease, holder) return redis.call('GET', lease) == holder end
+local function is_id(text) return text and string.match(text, '^%d+%-%d+$') and #text < 42 end
 
--- A count as this library writes it; 0 for anything else that stands in its place.
-local function count_of(text) return tonumber(text or '0') or 0 end
-
--- What stands in a stream or in `latest` may be of others: nil where it is no msgpack array.
-local function unpacked(data)
-  local well, value = pcall(cmsgpack.unpack, data)
-  return well and type(value) == 'table' and value or nil
-end
-
--- Publishing --------------------------------------------------------------------------------------
--- keys: 1 lease, 2 acked, 3 latest, 4 feed, then one stream per entry.
--- args: 1 holder, 2 lease ms, 3 ring id, 4 batch number, 5 feed keep ms, 6 future ms, then what each
---       function says per entry; last: the batch number that Redis acknowledged before.
--- Returns: state, added, repeated, late, clamped, rejected, Redis ms, words on the last two.
-
-local function answer(state, now_ms, batch)
-  batch = batch or {}
-  return {
-    state, batch.added or 0, batch.repeated or 0, batch.late or 0, batch.clamped or 0,
-    batch.rejected or 0, now_ms, batch.words or '',
-  }
-end
-
--- Looks whether the batch may be published and renews the lease. Returns the batch, or nil and what
--- to answer.
-local function begin(keys, args)
-  if not is_held(keys[1], args[1]) then return nil, answer('fenced', 0) end
-  local acked = count_of(redis.call('HGET', keys[2], args[3]))
-  if acked < tonumber(args[#args]) then -- an older copy of Redis is back under a lease still good
-    return nil, answer('lost', 0)
+-- Whether one id lies behind another. Both may have more digits than a number of Lua's can hold.
+local function is_behind(id, other)
+  local function split(text)
+    local ms, number = string.match(text, '^0*(%d-)%-0*(%d*)$')
+    return { ms or '', number or '' }
   end
-  if not HEAD[1] then fill_heads() end
-  redis.call('XLEN', keys[4]) -- a feed of another type must fail before anything is written
-  redis.call('PEXPIRE', keys[1], args[2])
-  local now_ms = redis_ms()
-  if tonumber(args[4]) <= acked then return nil, answer('repeated', now_ms) end
-  return {
-    now_ms = now_ms, added = 0, repeated = 0, late = 0, clamped = 0, rejected = 0, words = '',
-    feed = {}, -- the pieces of the feed's entry, encoded
-  }
-end
-
-local function finish(keys, args, batch, field)
-  local added = batch.added
-  if added > 0 then
-    local head = added < 16 and string.char(0x90 + added)
-      or string.char(0xdc, math.floor(added / 256), added % 256)
-    redis.call('XADD', keys[4], 'MINID', '~', string.format('%.0f', batch.now_ms - args[5]), '*',
-      field, head .. table.concat(batch.feed))
-  end
-  redis.call('HSET', keys[2], args[3], args[4])
-  return answer('applied', batch.now_ms, batch)
-end
-
--- Ticks -------------------------------------------------------------------------------------------
--- args per entry: code, ms, t1. A tick newer than all of its stream costs one XADD, which finds that
--- out by itself: it refuses the id `ms-0` at or behind the stream's last. What is stored is read only
--- then, and where there is no stream. In place of its ms a tick may have its whole id, as a replay's
--- have: it was judged when it was first published, and is filed again as it was.
-
-local VOLUME = 8 -- t1 positions, counted from 1
-local CONTENT = { 1, 2, 8 } -- time, lastPrice, volume: what any terminal reports alike
-local BOOK = { 16, 17, 18, 19 }
-
-local function first(list) return type(list) == 'table' and list[1] or nil end
-
-local function same(a, b)
-  for _, at in ipairs(CONTENT) do
-    if a[at] ~= b[at] then return false end
-  end
-  for _, at in ipairs(BOOK) do
-    if first(a[at]) ~= first(b[at]) then return false end
-  end
-  return true
-end
-
-local function seen(entries, tick)
-  for _, entry in ipairs(entries) do
-    local stored = unpacked(entry[2][2])
-    if stored and same(stored, tick) then return true end
+  local a, b = split(id), split(other)
+  for i = 1, 2 do
+    if #a[i] ~= #b[i] then return #a[i] > #b[i] end
+    if a[i] ~= b[i] then return a[i] > b[i] end
   end
   return false
 end
 
-local function publish_ticks(keys, args)
-  local batch, refused = begin(keys, args)
-  if not batch then return refused end
-  local latest, slots, place = {}, 0, {} -- code, entry, code, entry ... and where a code's is
-  local feed, pieces, added = batch.feed, 0, 0
+-- A count as this library writes it; 0 for anything else that stands in its place.
+local function count_of(text)
+  return text and #text < 16 and string.match(text, '^%d+$') and tonumber(text) or 0
+end
 
-  local function latest_of(code) -- ms and tick
-    local entry = place[code] and latest[place[code]] or redis.call('HGET', keys[3], code)
-    if not entry then return end
-    local head = (string.byte(entry, 2) or 0) - 0xa0 -- msgpack [fixstr id, t1]
-    local tick = head > 0 and head < 32 and unpacked(string.sub(entry, 3 + head))
-    if not tick then return end
-    return ms_of(string.sub(entry, 3, 2 + head)), tick
+-- The lease holds the term: who holds it, a space, and what tells this time of holding from all others.
+local function is_held(lease, term) return redis.call('GET', lease) == term end
+
+-- Appending ---------------------------------------------------------------------------------------
+-- keys: lease, acked, feed.
+-- args: 1 term, 2 lease ms, 3 ring id, 4 batch number, 5 the ring's batch applied before it, 6 feed keep
+--       ms, 7 filed up to, 8 the greatest ms of the batch, 9 future ms, 10 field, 11 body, 12 sizes.
+-- What the holder knows of the market is as of (term, batch applied before): where that is not so, nothing
+-- is appended. Returns: state, Redis ms, entry id.
+
+local function append(keys, args)
+  if not is_held(keys[1], args[1]) then return { 'fenced', 0, '' } end
+  if count_of(redis.call('HGET', keys[2], args[3])) ~= tonumber(args[5]) then
+    return { 'lost', 0, '' }
+  end
+  local now_ms = redis_ms()
+  if tonumber(args[8]) > now_ms + tonumber(args[9]) then return { 'ahead', now_ms, '' } end
+  local id = ''
+  if args[11] ~= '' then
+    local oldest = string.format('%.0f-0', math.max(now_ms - args[6], 0))
+    if is_behind(oldest, args[7]) then oldest = args[7] end -- what is not filed yet stays
+    id = redis.call('XADD', keys[3], 'MINID', '~', oldest, '*', args[10], args[11], 'sizes', args[12])
+  end
+  redis.call('PEXPIRE', keys[1], args[2])
+  redis.call('HSET', keys[2], args[3], args[4])
+  return { 'applied', now_ms, id }
+end
+
+-- Filing ------------------------------------------------------------------------------------------
+-- keys: 1 filed, 2 feed, 3 latest, then the stream of each tick or bar in the entry.
+-- args: id of the entry behind `filed`.
+-- Cuts the entry by its sizes and adds each piece to its stream, under the id that it was given. May be
+-- done by anybody, and again: what is there already stays. Returns: state, filed up to, how many were
+-- refused, words on them, their places in the entry.
+
+-- What an entry's pieces are of (a code, of bars a want), where their ids are (the byte that begins the
+-- text), and where they begin and end; nil where it is damaged.
+local function pieces_of(body, sizes, texts)
+  local byte = string.byte
+  local head, at = byte(body, 1) or 0, 2
+  local count = head >= 0x90 and head < 0xa0 and head - 0x90 or 0
+  if head == 0xdc and #body > 3 then
+    count, at = byte(body, 2) * 256 + byte(body, 3), 4
+  end
+  if count == 0 or #sizes ~= 4 * count then return nil end
+  local codes, ids, starts, ends = {}, {}, {}, {}
+
+  local function behind_text(from) -- where what follows a msgpack text begins, and where its letters do
+    local one = byte(body, from) or 0
+    if one >= 0xa0 and one < 0xc0 then return from + 1 + one - 0xa0, from + 1 end
+    if one == 0xd9 then return from + 2 + (byte(body, from + 1) or 0), from + 2 end
   end
 
-  local function tell(code, id, t1, behind)
-    local head = HEAD[#id]
-    feed[pieces + 1], feed[pieces + 2], feed[pieces + 3] = '\147', HEAD[#code], code
-    feed[pieces + 4], feed[pieces + 5], feed[pieces + 6] = head, id, t1
-    pieces, added = pieces + 6, added + 1
-    if behind then return end
-    local at = place[code]
-    if not at then
-      at = slots + 2
-      latest[slots + 1], place[code], slots = code, at, at
+  for i = 1, count do
+    if byte(body, at) ~= 0x91 + texts then return nil end
+    local next, first = behind_text(at + 1)
+    if not next then return nil end
+    codes[i] = string.sub(body, first, next - 1)
+    if texts == 3 then
+      local period = next + 1
+      next = behind_text(next)
+      if not next then return nil end
+      codes[i] = string.sub(body, period, next - 1) .. '|' .. codes[i]
     end
-    latest[at] = '\146' .. head .. id .. t1
+    ids[i] = next
+    next = behind_text(next)
+    if not next then return nil end
+    starts[i] = next
+    at = next + struct.unpack('>I4', sizes, 4 * i - 3)
+    ends[i] = at - 1
+  end
+  if at ~= #body + 1 then return nil end
+  return codes, ids, starts, ends
+end
+
+local function file(keys, args)
+  local filed = redis.call('GET', keys[1]) or BEGINNING
+  if not is_id(filed) then return { 'other', filed, 0, '' } end
+  local entry = redis.call('XRANGE', keys[2], '(' .. filed, '+', 'COUNT', 1)[1]
+  if not entry or entry[1] ~= args[1] then return { 'other', filed, 0, '' } end
+  redis.call('HLEN', keys[3]) -- a hash of another type must fail before anything is written
+
+  local fields, refused, words, places = {}, 0, '', {}
+  for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+  local field = fields.b1 and 't1' or 'k1'
+  local body = fields.b1 or fields.c1 or ''
+  local codes, ids, starts, ends = pieces_of(body, fields.sizes or '', fields.b1 and 2 or 3)
+  if not codes or #codes ~= #keys - 3 then
+    redis.call('SET', keys[1], entry[1])
+    return { 'damaged', entry[1], 0, '' }
   end
 
-  local function reject(code, err)
-    if batch.rejected == 0 then batch.words = code .. ': ' .. err end
-    batch.rejected = batch.rejected + 1
+  local sub, byte, pcall = string.sub, string.byte, redis.pcall
+  local latest, slots, slot_of = {}, 0, {}
+
+  local function is_forward(code, id) -- `latest` never goes back
+    local held = redis.call('HGET', keys[3], code)
+    local size = held and (byte(held, 2) or 0) - 0xa0
+    local last = size and sub(held, 3, 2 + size)
+    return not is_id(last) or is_behind(id, last)
   end
 
-  -- Compares with what is stored: a repeat is dropped, a tick behind the stream's last is filed at
-  -- that one's ms.
-  local function settle(code, key, ms, t1, flags)
-    local tail = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
-    if tail.err then return reject(code, tail.err) end
-    local tip_ms, held = latest_of(code)
-    local tail_ms = tail[1] and ms_of(tail[1][1])
-    if tail_ms and tail_ms > (tip_ms or 0) then tip_ms, held = tail_ms, nil end
-
-    local behind = false
-    if tip_ms and ms <= tip_ms then
-      local tick = cmsgpack.unpack(t1)
-      -- The latest first: it outlives its stream, which may have been trimmed. Then the tick's own
-      -- ms, then what was stored after it: a late tick lies behind its time.
-      if held and same(held, tick)
-        or seen(redis.call('XRANGE', key, ms, '+', 'COUNT', LOOK), tick)
-        or seen(redis.call('XREVRANGE', key, '+', ms, 'COUNT', LOOK), tick) then
-        batch.repeated = batch.repeated + 1
-        return
-      end
-      if ms == tip_ms then -- the same moment again: news, unless its volume went back
-        behind = held and (tick[VOLUME] or 0) < (held[VOLUME] or 0)
-      else
-        behind, ms = true, tip_ms
-      end
+  -- Whether a refused piece is there already, by its bytes; if not, it is named.
+  local function is_there(i, key, id, data, err)
+    local stored = pcall('XRANGE', key, id, id)
+    if not stored.err and stored[1] and stored[1][2][2] == data then return true end
+    refused = refused + 1
+    places[#places + 1] = i
+    if refused <= NAMED then
+      words = words .. (words == '' and '' or '; ') .. codes[i] .. ' ' .. id .. ': ' .. err
     end
-    if behind then flags, batch.late = bit.bor(flags, LATE), batch.late + 1 end
-    if flags ~= string.byte(t1, -1) then t1 = string.sub(t1, 1, -2) .. string.char(flags) end
-    local id = redis.pcall('XADD', key, string.format('%.0f-*', ms), 't1', t1)
-    if type(id) == 'table' then return reject(code, id.err) end
-    tell(code, id, t1, behind)
+    return false
   end
 
-  -- Files a tick under the id, and as late, as it was.
-  local function again(code, key, id, t1)
-    local behind = bit.band(string.byte(t1, -1), LATE) ~= 0
-    local done = redis.pcall('XADD', key, id, 't1', t1)
+  for i = 1, #codes do
+    local data, key = sub(body, starts[i], ends[i]), keys[3 + i]
+    local at = ids[i] + (byte(body, ids[i]) == 0xd9 and 2 or 1)
+    local id = sub(body, at, starts[i] - 1)
+    local done, code = pcall('XADD', key, id, field, data), codes[i]
+    local is_newest = field == 't1' and byte(data, -1) % 2 ~= LATE
     if type(done) == 'table' then
-      if #redis.call('XRANGE', key, id, id) == 0 then return reject(code, done.err) end
-      batch.repeated = batch.repeated + 1
-      return
+      is_newest = is_there(i, key, id, data, done.err) and is_newest and is_forward(code, id)
     end
-    if behind then batch.late = batch.late + 1 end
-    tell(code, id, t1, behind)
-  end
-
-  local pcall, last_ms = redis.pcall, batch.now_ms + tonumber(args[6])
-  for i = 1, #keys - 4 do
-    local at = 3 * i + 4
-    local code, key, ms, t1 = args[at], keys[4 + i], args[at + 1], args[at + 2]
-    local number = tonumber(ms)
-    if not number then
-      again(code, key, ms, t1)
-    elseif number > last_ms then
-      batch.clamped = batch.clamped + 1
-      settle(code, key, batch.now_ms, t1, bit.bor(string.byte(t1, -1), CLAMPED))
-    else
-      local id = ms .. '-0'
-      local done = pcall('XADD', key, 'NOMKSTREAM', id, 't1', t1)
-      if type(done) == 'string' then
-        tell(code, id, t1, false)
-      else
-        settle(code, key, number, t1, string.byte(t1, -1))
+    if is_newest then
+      local slot = slot_of[code]
+      if not slot then
+        slot = slots + 2
+        latest[slots + 1], slot_of[code], slots = code, slot, slot
       end
+      latest[slot] = '\146' .. sub(body, ids[i], ends[i])
     end
   end
   if slots > 0 then redis.call('HSET', keys[3], unpack(latest)) end
-  batch.added = added
-  return finish(keys, args, batch, 'b1')
-end
-
--- Bars --------------------------------------------------------------------------------------------
--- args per entry: code, period, label ms, k1. An entry's id is its label. Within one label: the same
--- bytes as one of the last entries, a forming bar behind a closed one, and a forming bar whose volume
--- went back are older states and are dropped as repeats; a closed bar unlike the closed ones before
--- it is a correction and is added. A bar whose label lies before the stream's last is late: dropped,
--- and named in `words`. In place of its label a bar may have its whole id, as a replay's have.
-
-local BAR_VOLUME, CLOSED = 6, 12 -- k1 positions, counted from 1
-
-local function is_number(value) return type(value) == 'number' and value or 0 end
-
-local function older(key, label, k1) -- than what is stored under the same label
-  local entries = redis.call('XREVRANGE', key, label, label, 'COUNT', LOOK)
-  if not entries[1] then return false end
-  for _, entry in ipairs(entries) do
-    if entry[2][2] == k1 then return true end
-  end
-  local held, new = unpacked(entries[1][2][2]), cmsgpack.unpack(k1)
-  if new[CLOSED] or not held then return false end
-  return held[CLOSED] or is_number(new[BAR_VOLUME]) < is_number(held[BAR_VOLUME])
-end
-
-local function publish_bars(keys, args)
-  local batch, refused = begin(keys, args)
-  if not batch then return refused end
-
-  local function say(what)
-    if batch.late + batch.rejected > NAMED then return end
-    batch.words = batch.words .. (batch.words == '' and '' or '; ') .. what
-  end
-
-  for i = 1, #keys - 4 do
-    local key, at = keys[4 + i], 4 * i + 3
-    local code, period, label, k1 = args[at], args[at + 1], args[at + 2], args[at + 3]
-    local label_ms, filed = ms_of(label), tonumber(label) == nil
-    local tail = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
-    local last_ms = tail.err == nil and tail[1] and ms_of(tail[1][1]) or -1
-    if label_ms <= last_ms and older(key, label_ms, k1) then
-      batch.repeated = batch.repeated + 1
-    elseif label_ms < last_ms then
-      batch.late = batch.late + 1
-      say(period .. '|' .. code .. ' ' .. label)
-    else
-      local id = redis.pcall('XADD', key, filed and label or label .. '-*', 'k1', k1)
-      if type(id) == 'table' then
-        batch.rejected = batch.rejected + 1
-        say(period .. '|' .. code .. ': ' .. id.err)
-      else
-        batch.added = batch.added + 1
-        batch.feed[batch.added] = '\148' .. HEAD[#code] .. code .. HEAD[#period] .. period
-          .. HEAD[#id] .. id .. k1
-      end
-    end
-  end
-  return finish(keys, args, batch, 'c1')
+  redis.call('SET', keys[1], entry[1])
+  return { 'filed', entry[1], refused, words, places }
 end
 
 -- The lease ---------------------------------------------------------------------------------------
 
--- Takes it where it is free or ours. keys: lease, epoch, acked, feed. args: holder, lease ms, an epoch
--- for a market that has none, ring id, name of the field of `complete`. Returns the holder, then what
--- the taker must know: its last batch applied, the id of the feed's last entry, Redis time, and up to
--- when all is complete.
+-- Takes it where it is free or ours, or goes on with it. keys: lease, epoch, acked, feed, filed.
+-- args: 1 holder, 2 lease ms, 3 the term to go on with, 4 a new term, 5 an epoch for a market that has none,
+--       6 ring id, 7 name of the field of `complete`.
+-- Returns the term, then what the taker must know: its last batch applied, the id of the feed's last entry,
+-- Redis time, up to when all is complete, and up to where it is filed.
 local function lease(keys, args)
   local held = redis.call('GET', keys[1])
-  if held and held ~= args[1] then
+  if held and string.match(held, '^%S+') ~= args[1] then
     local left_ms = redis.call('PTTL', keys[1])
     if left_ms >= 0 and left_ms <= LEASE_MAX_MS then return { held } end
   end
-  redis.call('SET', keys[1], args[1], 'PX', args[2])
-  redis.call('SET', keys[2], args[3], 'NX')
+  local term = held == args[3] and held or args[4]
+  local applied, complete = unpack(redis.call('HMGET', keys[3], args[6], args[7]))
   local tail = redis.call('XREVRANGE', keys[4], '+', '-', 'COUNT', 1)
-  return {
-    args[1],
-    redis.call('HGET', keys[3], args[4]) or '0',
-    tail[1] and tail[1][1] or '',
-    redis_ms(),
-    redis.call('HGET', keys[3], args[5]) or '',
-  }
+  local filed = redis.call('GET', keys[5]) or BEGINNING
+  redis.call('SET', keys[1], term, 'PX', args[2])
+  redis.call('SET', keys[2], args[5], 'NX')
+  if not is_id(filed) or filed == BEGINNING then redis.call('SET', keys[5], BEGINNING) end
+  return { term, applied or '0', tail[1] and tail[1][1] or '', redis_ms(), complete or '', filed }
 end
 
 -- Says up to when all is complete, if the holder's last batch is really there: the call travels
--- behind its batches. keys: lease, acked. args: holder, ring id, batch number, what to say, its field.
+-- behind its batches. keys: lease, acked. args: term, ring id, batch number, what to say, its field.
 local function complete(keys, args)
   if not is_held(keys[1], args[1]) then return 0 end
   if redis.call('HGET', keys[2], args[2]) ~= args[3] then return 0 end
@@ -306,22 +205,25 @@ local function complete(keys, args)
   return 1
 end
 
--- Begins another epoch. keys: lease, epoch. args: holder, epoch.
+-- Begins another epoch. keys: lease, epoch, filed, acked. args: term, epoch, up to where it is filed, ring
+-- id, its last batch that counts as applied.
 local function epoch(keys, args)
   if not is_held(keys[1], args[1]) then return 0 end
   redis.call('SET', keys[2], args[2])
+  redis.call('SET', keys[3], args[3])
+  redis.call('HSET', keys[4], args[4], args[5])
   return 1
 end
 
--- Gives the lease back. keys: lease. args: holder.
+-- Gives the lease back. keys: lease. args: term.
 local function release(keys, args)
   if not is_held(keys[1], args[1]) then return 0 end
   return redis.call('DEL', keys[1])
 end
 
-redis.register_function('qmt2_publish_ticks', publish_ticks)
-redis.register_function('qmt2_publish_bars', publish_bars)
-redis.register_function('qmt2_lease', lease)
-redis.register_function('qmt2_complete', complete)
-redis.register_function('qmt2_epoch', epoch)
-redis.register_function('qmt2_release', release)
+redis.register_function('qmt3_append', append)
+redis.register_function('qmt3_file', file)
+redis.register_function('qmt3_lease', lease)
+redis.register_function('qmt3_complete', complete)
+redis.register_function('qmt3_epoch', epoch)
+redis.register_function('qmt3_release', release)

@@ -6,16 +6,20 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import structlog
 
+from qmt_protocol.decoding import printable
+from qmt_protocol.ids import BEGINNING, id_key, is_stream_id
 from qmt_protocol.keys import Keys, parse_want
 
 from .figures import Figures
+from .filing import Filing
 from .functions import COMPLETE, Functions
-from .redis_link import reach
+from .judge import BarMemory, Judged, TickMemory
+from .recall import learn, recall_ticks
+from .redis_link import reach, refuse_errors
 from .ring import Batch, Kind, Ring
 
 __all__ = ["MarketLine"]
@@ -25,6 +29,8 @@ log: Final = structlog.get_logger(__name__)
 _MOST_BATCHES: Final = 8
 _MOST_BYTES: Final = 1_000_000
 """What may be on its way at once: while Redis works on one batch, the next one is there."""
+_MOST_UNFILED: Final = 16
+"""Feed entries that wait to be filed before batches wait for them."""
 _MARGIN_MS: Final = 30_000
 """How far before what is complete a new holder begins; repeats are dropped by content."""
 _APART_MS: Final = 3_000
@@ -34,6 +40,11 @@ _IDLE_MARK_MS: Final = 2_000
 
 class MarketLine:
     """Publishes one market's batches in order, each exactly once, while it holds the lease.
+
+    A batch is judged here, by what this process knows of the market, and appended to its feed; the
+    streams and ``latest`` are filed from there. What it knows is as of one term of the lease and
+    the last batch that Redis applied under it: where Redis is not there any more, it takes
+    nothing, and all that was known is read anew under another term.
 
     A producer that does not hold the lease follows: its ring fills and is thinned, and when the
     lease falls free it goes on from its own ring, some seconds before the time up to which the
@@ -45,7 +56,7 @@ class MarketLine:
     market
         Which one.
     holder
-        Name under which this process holds leases.
+        Name under which this process holds leases; it has no spaces.
     lease_ms, feed_keep_ms, future_ms, ring_keep_ms
         See `ProducerSettings`.
     listening
@@ -81,14 +92,16 @@ class MarketLine:
         self._ring_keep_ms = ring_keep_ms
         self._listening = listening
         self._on_event = on_event
-        self._lease_key, self._epoch_key = keys.lease(market), keys.epoch(market)
-        self._acked_key, self._feed_key = keys.acked(market), keys.feed(market)
-        self._latest_key = keys.latest(market)
         self._keys = keys
-        self._stem = keys.tick(f"@.{market}").removesuffix(f"@.{market}")
+        self._lease_key, self._acked_key = keys.lease(market), keys.acked(market)
+        self._filing = Filing(market, keys, functions)
+        self._term = ""  # of the lease; empty: take it anew
+        self._recalled = False  # whether the memories are as of the term and the last batch applied
+        self._ticks, self._bars = TickMemory({}, future_ms), BarMemory()
         self._renewed = -math.inf
         self._sure_until = -math.inf
         self._skew_ms = 0  # how far this clock is ahead of Redis'
+        self._redis_ms, self._redis_at = 0, 0.0  # a time that Redis told, and when (monotonic)
         self._complete_ms = 0  # by Redis time
         self._since_ms = 0  # silences that end before are none of ours
         self._apart_ms = 0
@@ -98,7 +111,7 @@ class MarketLine:
         """Why Redis takes nothing of this market; empty: it does."""
         self.cursor = ring.acked(market)
         self.published = 0
-        """Ticks and bars added to this market's streams since the start."""
+        """Ticks and bars added to this market's feed since the start."""
 
     def step(self) -> bool:
         """Publish a few batches; return whether there may be more at once.
@@ -108,11 +121,22 @@ class MarketLine:
         RedisUnavailable
             When Redis is away; the same batch comes again.
         """
-        if not self._listening() and not self._ring.oldest_after(self.market, self.cursor):
+        idle = not self._filing and not self._ring.oldest_after(self.market, self.cursor)
+        if idle and not self._listening():
             return False  # nothing to give: another producer may have the lease
         if not self._hold():
             self._follow()
             return False
+        if self._filing.has_more:  # of who held the lease before
+            self._filing.look()
+        if not self._recalled:
+            if self._filing:
+                self.file()
+                return True
+            self._recall()
+        if len(self._filing) >= _MOST_UNFILED:
+            self.file()
+            return True
         self._name_silences()
         heard_ms = self._ring.heard_ms
         batches = self._ring.take(self.market, self.cursor, _MOST_BATCHES, _MOST_BYTES)
@@ -130,14 +154,26 @@ class MarketLine:
         """Whether the market's lease is ours, as far as can be known here."""
         return time.monotonic() < self._renewed + self._lease_ms / 1000
 
+    @property
+    def unfiled(self) -> int:
+        """Feed entries of ours that streams and ``latest`` do not have yet."""
+        return len(self._filing)
+
+    @property
+    def unfiled_ms(self) -> int:
+        """For how long the oldest of them has waited."""
+        oldest_ms = self._filing.oldest_ms
+        return max(self._redis_now() - oldest_ms, 0) if oldest_ms else 0
+
     def forget_lease(self) -> None:
-        """Ask for the lease anew before the next batch: Redis may have changed."""
+        """Take the lease anew before the next batch: Redis may have changed."""
         self._sure_until = -math.inf
+        self._term = ""
 
     def release(self) -> None:
         """Give the lease back, if it is ours."""
         if self.holding:
-            self._functions.call("release", [self._lease_key], [self._holder])
+            self._functions.call("release", [self._lease_key], [self._term])
 
     # -- publishing ---------------------------------------------------------------------------
 
@@ -147,58 +183,115 @@ class MarketLine:
         Each names the one before it, so Redis takes none whose predecessor it refused.
         """
         pipe = self._functions.connection.pipeline(transaction=False)
+        sent: list[tuple[Batch, Judged]] = []
         last = self._ring.acked(self.market)
         for batch in batches:
-            name, keys, arguments = self._call(batch)
-            self._functions.put(pipe, name, keys, [*arguments, last])
+            judged = self._judge(batch, alone=not sent)
+            if judged is None:
+                break
+            self._functions.put(pipe, "append", *self._append_call(batch, judged, last))
+            sent.append((batch, judged))
             last = batch.number
-        received = [batch.received_ms for batch in batches if batch.kind == "tick"]
+        received = [batch.received_ms for batch, _ in sent if batch.kind == "tick"]
         complete_ms = self._complete_at(received[-1]) if received else self._complete_ms
         self._functions.put(pipe, "complete", *self._complete_call(last, complete_ms))
         *answers, marked = reach(lambda: pipe.execute(raise_on_error=False))
-        for batch, answer in zip(batches, answers, strict=True):
-            if isinstance(answer, Exception):
-                reach(partial(_raise, answer))
-            if not self._took(batch, answer):
+        for (batch, judged), answer in zip(sent, answers, strict=True):
+            refuse_errors(answer)
+            if not self._took(batch, judged, answer):
                 return
         if marked == 1:
             self._complete_ms = complete_ms
 
-    def _call(self, batch: Batch) -> tuple[str, list[str], list[Any]]:
-        names = [self._lease_key, self._acked_key, self._latest_key, self._feed_key]
-        arguments: list[Any] = [
-            self._holder,
-            self._lease_ms,
-            self._ring.id,
-            batch.number,
-            self._feed_keep_ms,
-            self._future_ms,
-        ]
-        if batch.kind == "bar":
-            self._name_bars(batch, names, arguments)
-            return "publish_bars", names, arguments
-        for code, at_ms, t1 in batch.entries:
-            names.append(self._stem + code)
-            arguments += (code, at_ms, t1)
-        return "publish_ticks", names, arguments
+    def _judge(self, batch: Batch, *, alone: bool) -> Judged | None:
+        """Judge a batch; none: what was let through must be filed first, and be read."""
+        memory = self._memory(batch.kind)
+        now_ms = self._redis_now()
+        needed = memory.unknown(batch.entries, now_ms)
+        if needed:
+            if not alone:
+                return None
+            while self._filing:
+                if not self.file():
+                    return None
+            key_of = self._keys.tick if batch.kind == "tick" else self._bar_key
+            learn(memory, self._functions.connection, key_of, needed)
+        return memory.judge(batch.entries, now_ms)
 
-    def _took(self, batch: Batch, answer: list[Any]) -> bool:
+    def _recall(self) -> None:
+        """Learn of Redis what all is judged by; everything published is filed."""
+        latest = self._keys.latest(self.market)
+        self._ticks = recall_ticks(self._functions.connection, latest, self._future_ms)
+        self._bars = BarMemory()
+        self._recalled = True
+
+    def _memory(self, kind: Kind) -> TickMemory | BarMemory:
+        return self._ticks if kind == "tick" else self._bars
+
+    def _bar_key(self, want: str) -> str:
+        return self._keys.bar(*parse_want(want))
+
+    def _append_call(
+        self, batch: Batch, judged: Judged, before: int
+    ) -> tuple[list[str], list[Any]]:
+        names = [self._lease_key, self._acked_key, self._keys.feed(self.market)]
+        return names, [
+            *(self._term, self._lease_ms, self._ring.id, batch.number, before),
+            *(self._feed_keep_ms, self._filing.filed, judged.greatest_ms, self._future_ms),
+            *("b1" if batch.kind == "tick" else "c1", judged.body, judged.sizes),
+        ]
+
+    def _took(self, batch: Batch, judged: Judged, answer: list[Any]) -> bool:
         """Note a batch as published; false where Redis refused it."""
-        state, *counts, redis_ms, words = answer
-        if state == b"lost":
-            self._sure_until = -math.inf  # taking the lease anew finds the place
-            return False
-        if state == b"fenced":
-            self._renewed = self._sure_until = -math.inf
+        state, redis_ms, entry_id = answer
+        if state != b"applied":  # taking the lease anew finds the place
+            self.forget_lease()
+            if state == b"fenced":
+                self._renewed = -math.inf
             return False
         self._renew(time.monotonic())
+        if entry_id:
+            self._filing.add(entry_id.decode(), batch.kind, judged.streams)
         self.cursor = batch.number
         self._ring.acknowledge(self.market, batch.number)
-        now_ms = _now_ms()
-        self._skew_ms = now_ms - int(redis_ms)
-        self._figures.latency.add(now_ms - batch.received_ms)
-        self._count(batch.kind, [int(one) for one in counts], words.decode("utf-8", "replace"))
+        self._told_time(int(redis_ms))
+        self._figures.latency.add(_now_ms() - batch.received_ms)
+        self._count(batch.kind, judged)
         return True
+
+    # -- filing -------------------------------------------------------------------------------
+
+    def file(self) -> bool:
+        """File the next entry of the feed; return whether there was one, and it was the next.
+
+        Raises
+        ------
+        RedisUnavailable
+        """
+        if not self._filing:
+            return False
+        done = self._filing.file()
+        if done is None:
+            self.forget_lease()  # somebody else filed, or the feed is another one
+            return False
+        if done.damaged:
+            at_ms = int(done.entry_id.partition("-")[0])
+            self._gap(f"feed entry {done.entry_id} is damaged", at_ms, at_ms)
+        if done.refused:
+            self._refused(done.kind, len(done.refused), done.words)
+            for one in done.refused:
+                self._memory(done.kind).forget(one)
+        return True
+
+    # -- Redis time ---------------------------------------------------------------------------
+
+    def _told_time(self, redis_ms: int) -> None:
+        self._redis_ms, self._redis_at = redis_ms, time.monotonic()
+        self._skew_ms = _now_ms() - redis_ms
+
+    def _redis_now(self) -> int:
+        """Return Redis time, or a little less."""
+        return self._redis_ms + int((time.monotonic() - self._redis_at) * 1000)
 
     # -- what is complete ---------------------------------------------------------------------
 
@@ -209,7 +302,7 @@ class MarketLine:
 
     def _complete_call(self, number: int, complete_ms: int) -> tuple[list[str], list[Any]]:
         told = f"{complete_ms} {self._ring.id}"
-        arguments = [self._holder, self._ring.id, number, told, COMPLETE]
+        arguments = [self._term, self._ring.id, number, told, COMPLETE]
         return [self._lease_key, self._acked_key], arguments
 
     def _name_silences(self) -> None:
@@ -227,35 +320,31 @@ class MarketLine:
                 self._gap(silence.reason, from_ms, silence.to_ms)
             self._named = silence.number
 
-    def _name_bars(self, batch: Batch, names: list[str], arguments: list[Any]) -> None:
-        for member, label_ms, k1 in batch.entries:
-            period, code = parse_want(member)
-            names.append(self._keys.bar(period, code))
-            arguments += (code, period, label_ms, k1)
-
-    def _count(self, kind: Kind, counts: list[int], words: str) -> None:
-        added, repeated, late, clamped, rejected = counts
+    def _count(self, kind: Kind, judged: Judged) -> None:
         figures = self._figures
-        self.published += added
-        figures.clamped += clamped
-        figures.rejected += rejected
+        self.published += judged.added
+        figures.clamped += judged.clamped
         if kind == "bar":
-            figures.bars += added
-            figures.bars_repeated += repeated
-            figures.bars_late += late
-            if late:
-                event = {"kind": "late bar", "market": self.market, "bars": late}
-                self._on_event({**event, "which": words})
+            figures.bars += judged.added
+            figures.bars_repeated += judged.repeated
+            figures.bars_late += judged.late
+            if judged.late:
+                event = {"kind": "late bar", "market": self.market, "bars": judged.late}
+                self._on_event({**event, "which": judged.words})
         else:
-            figures.published += added
-            figures.repeated += repeated
-            figures.late += late
-            if late:
-                self._on_event({"kind": "late", "market": self.market, "ticks": late})
-        if rejected:
-            log.error("Redis rejected entries", market=self.market, what=kind, words=words)
-            counted = {"bars" if kind == "bar" else "ticks": rejected}
-            self._gap(f"rejected by Redis: {words}", **counted)
+            figures.published += judged.added
+            figures.repeated += judged.repeated
+            figures.late += judged.late
+            if judged.late:
+                self._on_event({"kind": "late", "market": self.market, "ticks": judged.late})
+        if judged.rejected:
+            self._refused(kind, judged.rejected, judged.words)
+
+    def _refused(self, kind: Kind, count: int, words: str) -> None:
+        """Name what cannot be stored."""
+        self._figures.rejected += count
+        log.error("Redis rejected entries", market=self.market, what=kind, words=words)
+        self._gap(f"rejected by Redis: {words}", **{"bars" if kind == "bar" else "ticks": count})
 
     # -- the lease ----------------------------------------------------------------------------
 
@@ -264,49 +353,73 @@ class MarketLine:
         now, asked_ms = time.monotonic(), _now_ms()
         if now < self._sure_until:
             return True
-        names = [self._lease_key, self._epoch_key, self._acked_key, self._feed_key]
-        arguments: list[str | int] = [
-            self._holder,
-            self._lease_ms,
-            secrets.token_hex(8),
-            self._ring.id,
-            COMPLETE,
+        names = [
+            *(self._lease_key, self._keys.epoch(self.market), self._acked_key),
+            *(self._keys.feed(self.market), self._keys.filed(self.market)),
         ]
-        answer = self._functions.call("lease", names, arguments)
-        holder = answer[0].decode("utf-8", "replace")
+        new_term = f"{self._holder} {secrets.token_hex(8)}"
+        arguments = [
+            *(self._holder, self._lease_ms, self._term, new_term, secrets.token_hex(8)),
+            *(self._ring.id, COMPLETE),
+        ]
+        term, *facts = self._functions.call("lease", names, arguments)
+        holder = term.partition(b" ")[0].decode("utf-8", "replace")
         if holder != self._holder:
             self._stand_by(holder)
             return False
+        number, tail, redis_ms, told, filed = facts
         took_over = not self.holding
         self._figures.stand_by(self.market, "")
         self._renew(now)
-        applied, redis_ms = _number(answer[1]), int(answer[3])
-        self._skew_ms = _now_ms() - redis_ms
-        lost = applied < self._ring.acked(self.market)
-        if lost or took_over:
-            tail_ms = min(_number(answer[2].partition(b"-")[0]), redis_ms)
-            told_ms, _, ring = answer[4].partition(b" ")
-            complete_ms = min(_number(told_ms), redis_ms) or max(tail_ms - _MARGIN_MS, 0)
+        self._told_time(int(redis_ms))
+        applied, filed = _number(number), self._checked_filed(filed)
+        acked = self._ring.acked(self.market)
+        if term.decode() == self._term and applied == acked and filed == self._filing.filed:
+            return True  # as it was
+        self._term, self._recalled = term.decode(), False
+        lost = applied < acked
+        if lost or took_over or id_key(filed) > id_key(tail.decode()):
+            tail_ms = min(_number(tail.partition(b"-")[0]), int(redis_ms))
+            told_ms, _, ring = told.partition(b" ")
+            complete_ms = min(_number(told_ms), int(redis_ms)) or max(tail_ms - _MARGIN_MS, 0)
             self._apart_ms = 0 if ring == self._ring.id.encode() else _APART_MS
             # Carried over to this clock; rather a little too early than too late.
-            local_ms = complete_ms + asked_ms - redis_ms if complete_ms else 0
+            local_ms = complete_ms + asked_ms - int(redis_ms) if complete_ms else 0
             self._complete_ms = complete_ms
-            if lost:
-                self._republish(applied, local_ms)
+            if id_key(filed) > id_key(tail.decode()):
+                filed = tail.decode() or BEGINNING
+                begin = self._ring.number_before(self.market, local_ms - _MARGIN_MS)
+                self._republish(min(applied, begin), local_ms, filed)
+                self.cursor = begin
+            elif lost:
+                self._republish(applied, local_ms, filed)
             else:
                 self._find_place(applied, local_ms)
         else:
             self._ring.acknowledge(self.market, applied)
             self.cursor = max(applied, self.cursor)
+        self._filing.begin(filed)
         if took_over:
             self._on_event({"kind": "lease taken", "market": self.market, "holder": self._holder})
         return True
+
+    def _checked_filed(self, filed: bytes) -> str:
+        """Return up to where the feed is filed; what cannot be read is told, and filed anew."""
+        text = printable(filed)
+        if is_stream_id(text):
+            return text
+        key = self._keys.filed(self.market)
+        log.error("it cannot be read up to where the feed is filed", key=key, value=text)
+        self._on_event({"kind": "unreadable", "market": self.market, "key": key, "value": text})
+        return BEGINNING
 
     def _renew(self, now: float) -> None:
         self._renewed = now
         self._sure_until = now + self._lease_ms / 2000
 
     def _stand_by(self, holder: str) -> None:
+        self._term = ""
+        self._filing.clear()
         if self._figures.standby.get(self.market) != holder:
             log.warning("another producer publishes", market=self.market, holder=holder)
             self._on_event({"kind": "standby", "market": self.market, "holder": holder})
@@ -350,7 +463,7 @@ class MarketLine:
         if number > applied and (self._history_begins or received_ms > self._since_ms):
             self._gap(reason, 0 if self._history_begins else self._since_ms, received_ms)
 
-    def _republish(self, applied: int, complete_ms: int) -> None:
+    def _republish(self, applied: int, complete_ms: int, filed: str) -> None:
         """Redis holds less than it had acknowledged: begin a new epoch and fill what we can."""
         lost = self._ring.acked(self.market) - applied
         log.error(
@@ -360,9 +473,12 @@ class MarketLine:
             applied=applied,
             acked=self._ring.acked(self.market),
         )
-        self._functions.call(
-            "epoch", [self._lease_key, self._epoch_key], [self._holder, secrets.token_hex(8)]
-        )
+        names = [
+            *(self._lease_key, self._keys.epoch(self.market)),
+            *(self._keys.filed(self.market), self._acked_key),
+        ]
+        arguments = [self._term, secrets.token_hex(8), filed, self._ring.id, applied]
+        self._functions.call("epoch", names, arguments)
         self._on_event({"kind": "epoch", "market": self.market, "batches_again": lost})
         self._ring.rewind(self.market, applied)
         self.cursor = applied
@@ -382,7 +498,3 @@ def _now_ms() -> int:
 def _number(text: bytes) -> int:
     """Return what stands in Redis as a count or time; 0 for what is none, as for nothing."""
     return int(text) if text.isdigit() and len(text) < 20 else 0
-
-
-def _raise(error: Exception) -> None:
-    raise error

@@ -119,6 +119,11 @@ class Publisher:
         """Batches in the ring that Redis does not have yet, of the markets that are ours."""
         return sum(self._ring.waiting(line.market, line.cursor) for line in self._ours())
 
+    @property
+    def unfiled(self) -> int:
+        """Feed entries that streams and ``latest`` do not have yet."""
+        return sum(line.unfiled for line in self._lines.values())
+
     def market_figures(self) -> dict[str, dict[str, Any]]:
         """Return per market: who holds it, entries added, what waits in the ring, and why."""
         now_ms = time.time_ns() // 1_000_000
@@ -132,21 +137,28 @@ class Publisher:
                 "waiting_batches": batches,
                 "waiting_bytes": size_bytes,
                 "waiting_ms": now_ms - oldest_ms if oldest_ms else 0,
+                "unfiled_batches": line.unfiled,
+                "unfiled_ms": line.unfiled_ms,
             } | ({"refused": line.refused} if line.refused else {})
         return found
 
+    @property
+    def left(self) -> int:
+        """Batches that Redis does not have yet, and feed entries that are not filed."""
+        return self.waiting_batches + self.unfiled
+
     def stop(self, drain_s: float) -> None:
-        """Publish what the ring still holds, for so long at most, then give the leases back.
+        """Publish and file what there is, for so long at most, then give the leases back.
 
         A server that takes nothing for a second is not waited for: the next start publishes.
         """
         now = time.monotonic()
-        deadline, stuck_at, left = now + drain_s, now + _STUCK_S, self.waiting_batches
+        deadline, stuck_at, left = now + drain_s, now + _STUCK_S, self.left
         while left and now < min(deadline, stuck_at):
             if self.figures.redis_away or not self.thread.is_alive():
                 break
             time.sleep(0.02)
-            now, before, left = time.monotonic(), left, self.waiting_batches
+            now, before, left = time.monotonic(), left, self.left
             if left < before:
                 stuck_at = now + _STUCK_S
         self._stopping.set()
@@ -187,7 +199,11 @@ class Publisher:
         self._release()
 
     def _step(self) -> bool:
-        """Step along all markets; return whether there may be more at once.
+        """Publish what waits; where nothing does, file one entry. Return whether there is more."""
+        return self._each(MarketLine.step) or self._each(MarketLine.file, first=True)
+
+    def _each(self, step: Callable[[MarketLine], bool], *, first: bool = False) -> bool:
+        """Take a step along all markets, or until the first that has something to do.
 
         What Redis refuses for one market's keys waits, and is tried again; the others go on.
         """
@@ -196,7 +212,7 @@ class Publisher:
             if line.market in self._refused and now < self._refused[line.market]:
                 continue
             try:
-                busy = line.step() or busy
+                busy = step(line) or busy
             except KeyRefused as error:
                 line.forget_lease()
                 self._refused[line.market] = now + _REFUSED_S
@@ -206,6 +222,8 @@ class Publisher:
             else:
                 self._refused.pop(line.market, None)
                 line.refused = ""
+            if busy and first:
+                break
         return busy
 
     def _away(self, error: RedisUnavailable) -> None:

@@ -12,7 +12,7 @@ from redis.retry import Retry
 
 from qmt_protocol.errors import RedisUnavailable
 
-__all__ = ["KeyRefused", "connect", "end_soon", "is_of_a_key", "reach"]
+__all__ = ["KeyRefused", "connect", "end_soon", "is_of_a_key", "reach", "refuse_errors"]
 
 SOCKET_TIMEOUT_S: Final = 5.0
 _LAST_CALL_S: Final = 1.0
@@ -71,6 +71,16 @@ def reach(call: Callable[[], _T]) -> _T:
         raise (KeyRefused if is_of_a_key(error) else RedisUnavailable)(
             f"Redis refuses: {type(error).__name__}: {error}."
         ) from error
+
+
+def refuse_errors(answer: object) -> None:
+    """Raise, as `reach` does, for one of a pipeline's answers that is an error."""
+
+    def give() -> None:
+        if isinstance(answer, Exception):
+            raise answer
+
+    reach(give)
 
 
 def is_of_a_key(error: redis.RedisError) -> bool:

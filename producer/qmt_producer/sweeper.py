@@ -26,6 +26,7 @@ import structlog
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError, RedisUnavailable
 from qmt_protocol.feed import split_bar_batch, split_batch
+from qmt_protocol.ids import is_stream_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms
 
@@ -45,7 +46,6 @@ _PART_MS: Final = 30 * 60_000
 _FORCED_STEPS: Final = 50
 _ARCHIVE_SEEN_MS: Final = DAY_MS
 _FEED_LOOK: Final = 20
-_is_position: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,8 @@ class Sweeper:
         """Look at all streams once and trim what is due; `full`: memory is short."""
         begun = time.monotonic()
         # When Redis refuses writes the lease runs out; whoever can must make room then.
-        allowed = (self._holder.encode(), None) if full else (self._holder.encode(),)
-        ours = [
-            name for name in self._markets() if self._redis.get(self._keys.lease(name)) in allowed
-        ]
+        allowed = (self._holder, "") if full else (self._holder,)
+        ours = [name for name in self._markets() if self._holder_of(name) in allowed]
         found = [self._look(name, streams) for name, streams in self._find(ours).items() if streams]
         for market in found:
             if len(market.days) > self._keep_days:
@@ -166,6 +164,11 @@ class Sweeper:
         if full:
             self._make_room(found)
         self._tell(found, time.monotonic() - begun)
+
+    def _holder_of(self, market: str) -> str:
+        """Return who holds a market's lease; empty: nobody."""
+        term: Any = self._redis.get(self._keys.lease(market))
+        return printable(term or b"").partition(" ")[0]
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -224,7 +227,7 @@ class Sweeper:
         if archived is None:
             return 0
         position = printable(archived)
-        if not _is_position(position):
+        if not is_stream_id(position):
             self._tell_unreadable(market, position)
             return 0
         needed_ms: int | None = None

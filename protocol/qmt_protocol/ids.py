@@ -8,7 +8,18 @@ from typing import Final
 from .errors import InvalidRequest
 from .texts import shown
 
-__all__ = ["ENTRY_ID", "JOB_ID", "parse_entry_id", "parse_job_id"]
+__all__ = [
+    "BEGINNING",
+    "ENTRY_ID",
+    "JOB_ID",
+    "id_key",
+    "is_stream_id",
+    "parse_entry_id",
+    "parse_job_id",
+]
+
+BEGINNING: Final = "0-0"
+"""Entry id before every entry."""
 
 ENTRY_ID: Final = "^[0-9]{1,20}-[0-9]{1,20}$"
 JOB_ID: Final = "^[0-9A-Za-z_-]{1,64}$"
@@ -16,6 +27,17 @@ JOB_ID: Final = "^[0-9A-Za-z_-]{1,64}$"
 _ENTRY: Final = re.compile(ENTRY_ID.removeprefix("^").removesuffix("$"))
 _JOB: Final = re.compile(JOB_ID.removeprefix("^").removesuffix("$"))
 _LAST_NUMBER: Final = 2**64 - 1
+
+
+def id_key(entry_id: str) -> tuple[int, int]:
+    """Return an entry id as numbers that compare as Redis orders them."""
+    ms, _, number = entry_id.partition("-")
+    return int(ms or 0), int(number or 0)
+
+
+def is_stream_id(text: str) -> bool:
+    """Whether a text is an entry id that Redis may have given."""
+    return _ENTRY.fullmatch(text) is not None and max(id_key(text)) <= _LAST_NUMBER
 
 
 def parse_entry_id(value: object, field: str) -> str:
@@ -26,10 +48,8 @@ def parse_entry_id(value: object, field: str) -> str:
     InvalidRequest
         When Redis could not have given it.
     """
-    if isinstance(value, str) and _ENTRY.fullmatch(value):
-        ms, _, number = value.partition("-")
-        if int(ms) <= _LAST_NUMBER and int(number) <= _LAST_NUMBER:
-            return value
+    if isinstance(value, str) and is_stream_id(value):
+        return value
     raise InvalidRequest(
         f"{field}={shown(value)} is not an entry id.",
         hint="Send what an answer gave, such as 1767576600000-0.",

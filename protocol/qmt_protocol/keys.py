@@ -49,15 +49,19 @@ class Keys:
         return f"{self._of(market_of(code))}:bar:{period}:{code}"
 
     def feed(self, market: str) -> str:
-        """Stream of published batches, field ``b1`` (ticks) or ``c1`` (bars)."""
+        """Stream of published batches, field ``b1`` (ticks) or ``c1`` (bars), and ``sizes``."""
         return f"{self._of(market)}:feed"
+
+    def filed(self, market: str) -> str:
+        """String: feed entry id up to which streams and ``latest`` hold what was published."""
+        return f"{self._of(market)}:filed"
 
     def latest(self, market: str) -> str:
         """Hash of code to ``[entry id, tick]``."""
         return f"{self._of(market)}:latest"
 
     def lease(self, market: str) -> str:
-        """String: who may publish this market."""
+        """String: who may publish this market, a space, and what tells this holding from others."""
         return f"{self._of(market)}:lease"
 
     def epoch(self, market: str) -> str:

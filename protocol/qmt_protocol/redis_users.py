@@ -20,10 +20,10 @@ __all__ = ["FUNCTIONS", "LIBRARY", "USERS", "Grant", "Server", "User", "acl_file
 Server = Literal["streams", "jobs"]
 Dialect = Literal["", "7.0"]
 
-LIBRARY: Final = "qmt2"
+LIBRARY: Final = "qmt3"
 """Name in Redis of the producer's function library, and how its functions' names begin. Another
 number with each change of ``functions.lua``: a producer finds the code that it was built with."""
-FUNCTIONS: Final = ("publish_ticks", "publish_bars", "lease", "complete", "epoch", "release")
+FUNCTIONS: Final = ("append", "file", "lease", "complete", "epoch", "release")
 
 _PREFIXES: Final = ("{prefix}", "replay-*")
 _UNKNOWN_TO_7_0: Final = {"client|setinfo"}
@@ -135,7 +135,7 @@ USERS: Final = (
                 (
                     *(f"fcall|{LIBRARY}_{name}" for name in FUNCTIONS),
                     *("get", "set", "del", "unlink", "pexpire", "pttl", "exists", "memory|usage"),
-                    *("hget", "hkeys", "hset"),
+                    *("hget", "hmget", "hgetall", "hkeys", "hlen", "hset"),
                     *("xadd", "xtrim", "xlen", "xrange", "xrevrange", "xinfo|stream"),
                 ),
                 "publishes under its lease, trims what is old; reads a day to replay it",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,6 +97,7 @@ class Publisher:
         self._functions = Functions(connection)
         self._functions.ensure()
         self._batch = 0
+        self._last: dict[tuple[str, int], int] = {}
         self._volume = 0
         self.sent: list[tuple[str, int, bytes]] = []
         """Code, ms, t1; of what was new."""
@@ -109,35 +111,44 @@ class Publisher:
         beat = new_heartbeat("producer", 0, markets=self.markets, simulated=self.simulated)
         write_heartbeat(self.connection, KEYS, beat, ahead_ms=BEATS_ON_MS)
 
-    def _call(self, name: str, market: str, streams: list[str], args: list[Any]) -> list[Any]:
+    def _call(self, market: str, field: str, streams: list[str], rows: list[Any]) -> None:
+        """Append a batch and file it; the ids are ours."""
         self.connection.set(KEYS.lease(market), "holder")
         self._batch += 1
-        reply: list[Any] = self._functions.call(
-            name,
+        body = msgpack.packb(rows)
+        sizes = struct.pack(f">{len(rows)}I", *(len(msgpack.packb(row[-1])) for row in rows))
+        state, _, entry_id = self._functions.call(
+            "append",
+            [KEYS.lease(market), KEYS.acked(market), KEYS.feed(market)],
             [
-                *(KEYS.lease(market), KEYS.acked(market), KEYS.latest(market), KEYS.feed(market)),
-                *streams,
+                *("holder", 60_000, f"ring {self._batch}", 1, 0),
+                *(FEED_KEEP_MS, "9" * 13 + "-0", 0, 0, field, body, sizes),
             ],
-            ["holder", 60_000, "ring", self._batch, FEED_KEEP_MS, 10**15, *args, 0],
         )
-        assert reply[0] == b"applied", reply
-        return reply
+        assert state == b"applied", state
+        names = [KEYS.filed(market), KEYS.feed(market), KEYS.latest(market), *streams]
+        assert self._functions.call("file", names, [entry_id])[:3] == [b"filed", entry_id, 0]
+
+    def _id(self, stream: str, ms: int) -> str:
+        number = self._last.get((stream, ms), -1) + 1
+        self._last[stream, ms] = number
+        return f"{ms}-{number}"
 
     def publish(self, entries: Sequence[tuple[str, int, bytes]]) -> None:
         """Publish ticks of one market."""
         market = entries[0][0].rpartition(".")[2]
-        args = [part for entry in entries for part in entry]
-        streams = [KEYS.tick(code) for code, _, _ in entries]
-        reply = self._call("publish_ticks", market, streams, args)
-        assert reply[1] == len(entries), reply
+        rows = [[code, self._id(code, ms), msgpack.unpackb(t1)] for code, ms, t1 in entries]
+        self._call(market, "b1", [KEYS.tick(code) for code, _, _ in entries], rows)
         self.sent += entries
 
     def publish_bars(self, entries: Sequence[tuple[str, str, int, bytes]]) -> None:
         """Publish bars of one market."""
         market = entries[0][0].rpartition(".")[2]
-        args = [part for entry in entries for part in entry]
-        streams = [KEYS.bar(period, code) for code, period, _, _ in entries]
-        self._call("publish_bars", market, streams, args)
+        rows = [
+            [code, period, self._id(f"{period}|{code}", ms), msgpack.unpackb(k1)]
+            for code, period, ms, k1 in entries
+        ]
+        self._call(market, "c1", [KEYS.bar(period, code) for code, period, _, _ in entries], rows)
         self.bars += entries
 
     def step(self, at_ms: int, codes: int = 20) -> None:

@@ -170,7 +170,8 @@ def publish(
         streams.hset(keys.latest(market), code, msgpack.packb([entry_id, row]))
         batch.append([code, entry_id, row])
         told.append((code, entry_id))
-    streams.xadd(keys.feed(market), {"b1": msgpack.packb(batch)})
+    at = streams.xadd(keys.feed(market), {"b1": msgpack.packb(batch)})
+    streams.set(keys.filed(market), at)
     return told
 
 

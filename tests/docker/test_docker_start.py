@@ -46,7 +46,7 @@ def test_a_server_that_is_well_has_the_producers_functions(tmp_path: Path) -> No
     process, _ = start_server("streams", tmp_path / "streams")
     try:
         listed = admin(tmp_path / "streams", "FUNCTION", "LIST")
-        assert "qmt2_publish_ticks" in listed
+        assert "qmt3_append" in listed
     finally:
         end(process)
 
@@ -55,7 +55,7 @@ def test_without_its_functions_a_server_is_not_well_and_says_why(tmp_path: Path)
     scripts = tmp_path / "etc"
     shutil.copytree(DOCKER / "redis", scripts)
     broken = scripts / "functions.lua"
-    broken.write_text("#!lua name=qmt2\nthis is no Lua\n", "utf-8")
+    broken.write_text("#!lua name=qmt3\nthis is no Lua\n", "utf-8")
     folder = tmp_path / "streams"
     process = launch("streams", folder, free_port(), scripts=scripts)
     try:
@@ -65,7 +65,7 @@ def test_without_its_functions_a_server_is_not_well_and_says_why(tmp_path: Path)
         assert (told.returncode, told.stderr) == (1, "The functions are not loaded.\n")
         # It goes on trying, and says the same only once.
         broken.write_text(
-            "#!lua name=qmt2\nredis.register_function('qmt2_one', function() return 1 end)\n"
+            "#!lua name=qmt3\nredis.register_function('qmt3_one', function() return 1 end)\n"
         )
         wait_for(lambda: health(folder).returncode == 0, "the functions")
         assert log.read_text("utf-8").count("could not be loaded: ") == 1
@@ -83,7 +83,7 @@ def test_a_full_server_starts_again_with_the_functions_it_had(tmp_path: Path) ->
     process, _ = start_server("streams", folder, QMT_REDIS_MEMORY="4mb")
     try:
         assert "used memory" in admin(folder, "SET", "one", "more")
-        assert "qmt2_publish_ticks" in admin(folder, "FUNCTION", "LIST")
+        assert "qmt3_append" in admin(folder, "FUNCTION", "LIST")
     finally:
         end(process)
 

@@ -63,7 +63,9 @@ class Producer:
                 self.streams.hset(self.keys.latest(market), code, msgpack.packb(row))
             rows.append([code, *row])
             ids.append(entry_id)
-        self.streams.xadd(self.keys.feed(market), {"b1": msgpack.packb(rows)}, maxlen=20_000)
+        feed = self.keys.feed(market)
+        at = self.streams.xadd(feed, {"b1": msgpack.packb(rows)}, maxlen=20_000)
+        self.streams.set(self.keys.filed(market), at)
         return ids
 
     def flood(self, codes: list[str], batches: int, first_ms: int) -> None:

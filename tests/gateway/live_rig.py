@@ -24,12 +24,12 @@ from qmt_protocol.ticks import encode_tick
 Seen = tuple[str, str]
 """Code and entry id."""
 PUBLISH = """
-for i = 3, #KEYS do
-  local at = 4 * (i - 3) + 2
+for i = 4, #KEYS do
+  local at = 4 * (i - 4) + 2
   redis.call('XADD', KEYS[i], ARGV[at + 1], 't1', ARGV[at + 2])
   redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 3])
 end
-redis.call('XADD', KEYS[1], '*', 'b1', ARGV[1])
+redis.call('SET', KEYS[3], redis.call('XADD', KEYS[1], '*', 'b1', ARGV[1]))
 """
 
 
@@ -61,7 +61,8 @@ class Market:
             row = msgpack.unpackb(t1)
             rows += [code, entry_id, t1, msgpack.packb([entry_id, row])]
             batch.append([code, entry_id, row])
-        names = [self.keys.feed(self.name), self.keys.latest(self.name)]
+        name, keys = self.name, self.keys
+        names = [keys.feed(name), keys.latest(name), keys.filed(name)]
         self._script(
             keys=[*names, *map(self.keys.tick, codes)],
             args=[msgpack.packb(batch), *rows],

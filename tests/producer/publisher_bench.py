@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def done(self) -> bool:
-        return self.publisher.waiting_batches == 0
+        return self.publisher.left == 0
 
     def publish(self, *entries: Entry, market: str = "SH", kind: Kind = "tick") -> None:
         self.ring.append([(market, kind, now_ms(), list(entries))])

@@ -21,6 +21,7 @@ CODE = files("qmt_producer").joinpath("functions.lua").read_text("utf-8")
 DIGESTS = {
     "qmt1": "ce3bf15d4715d139fabfd215efe9f7236d5fb30e49bd74b40dcf2a021f54477c",
     "qmt2": "794e5ae7206412c9b6bfebcc1bcd2549dd9d96e2ef19b7555da16414dff4e136",
+    "qmt3": "213d67f5a90de64c95ca7d382c8bdc77c2cec6787f48fce5d0d478990c9cc350",
 }
 """Library to the digest of its code. A name that was given out is never given to other code: take
 the next number, here and in `redis_users`."""

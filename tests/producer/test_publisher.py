@@ -141,6 +141,7 @@ def test_a_stranger_with_the_lease_is_respected(
         wait_for(lambda: bench.publisher.figures.standby == {"SH": "stranger"})
         assert streams.exists(KEYS.tick(CODE)) == 0
         wait_for(lambda: bench.ring.acked("SH") == 1)  # the stranger's lease ran out
+        wait_for(lambda: bench.done)
         assert len(stored(streams)) == 1
         kinds = [event["kind"] for event in bench.events if event["market"] == "SH"]
         assert kinds == ["standby", "lease taken"]
@@ -165,7 +166,7 @@ def test_redis_killed_and_back_loses_and_repeats_nothing(
                 server.kill()
             if number == 20:
                 server.start()
-        wait_for(lambda: bench.ring.acked("SH") == 30)
+        wait_for(lambda: bench.ring.acked("SH") == 30 and bench.done)
         with redis.Redis.from_url(server.url) as streams:
             assert [row[0] for _, row in stored(streams)] == [NOON_MS + n for n in range(30)]
             assert [row[2][0] for row in fed(streams)] == [NOON_MS + n for n in range(30)]
@@ -190,7 +191,7 @@ def test_out_of_memory_waits_and_then_publishes(tmp_path: Path, server_binary: P
             wait_for(lambda: "OutOfMemory" in bench.publisher.figures.redis_away)
             assert len(stored(streams)) == 1
             streams.config_set("maxmemory", "0")
-            wait_for(lambda: bench.ring.acked("SH") == 2)
+            wait_for(lambda: bench.ring.acked("SH") == 2 and bench.done)
             assert len(stored(streams)) == len(fed(streams)) == 2
     finally:
         bench.close()
@@ -226,7 +227,7 @@ def test_batches_travel_together_and_stay_in_order(bench: Bench, streams: redis.
     assert [row[2][0] for row in fed(streams)] == [NOON_MS - 1, *times]
     assert streams.xlen(KEYS.feed("SH")) == 101, "each batch is one entry of the feed"
     calls = [told["cmdstat_fcall"]["calls"] for told in (before[1], streams.info("commandstats"))]
-    assert calls[1] - calls[0] < 100 * 1.3, "one more call goes with several batches"
+    assert calls[1] - calls[0] < 100 * 2.3, "beside the filing one more call for several batches"
 
 
 def test_the_functions_are_removed_again_and_again(bench: Bench, streams: redis.Redis) -> None:

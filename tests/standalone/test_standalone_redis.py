@@ -92,8 +92,9 @@ def test_each_server_on_path_takes_the_functions_and_keeps_what_they_write(
     try:
         with redis.Redis.from_url(server.url) as one:
             Functions(one).ensure()
-            keys = ["{qmt:SH}:lease", "{qmt:SH}:epoch", "{qmt:SH}:acked", "{qmt:SH}:feed"]
-            Functions(one).call("lease", keys, ["me", 60_000, "e1", "ring", COMPLETE])
+            names = ("lease", "epoch", "acked", "feed", "filed")
+            keys = [f"{{qmt:SH}}:{name}" for name in names]
+            Functions(one).call("lease", keys, ["me", 60_000, "", "me 1", "e1", "ring", COMPLETE])
         server.kill()
         server.start()
         with redis.Redis.from_url(server.url) as one:

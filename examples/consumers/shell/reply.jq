@@ -12,13 +12,13 @@ include "wire";
 def entries:
   foreach (inputs | select(contains("\"")) | .[index("\""):]) as $word ({};
     .whole = false
-    | if .next == "field" then .field = ($word | fromjson) | .next = "value"
-      elif .next == "value" then .value = $word | .next = null | .whole = true
+    | if .next == "value" then .value = $word | .next = null | .whole = true
       elif $word | startswith("\"{") then .stream = ($word | fromjson)
-      else .id = ($word | fromjson) | .next = "field" end;
+      elif $word | test("^\"[0-9]+-[0-9]+\"") then .id = ($word | fromjson)
+      else .field = ($word | fromjson) | .next = "value" end;
     select(.whole));
 
-# An entry of a feed with bars (c1) has no ticks.
+# An entry of a feed with bars (c1) has no ticks; what stands beside a batch (sizes) is passed over.
 def ticks:
   if .field == "t1" then
     {code: (.stream | split(":tick:")[1]), id} + (.value | quoted | decode("t1"))

@@ -177,12 +177,12 @@ class Player:
         self._publisher.more.set()
 
     async def _wait(self, most_batches: int) -> None:
-        """Wait until no more than so many batches are ahead of Redis."""
+        """Wait until no more than so many batches are ahead of Redis, or not filed there."""
         now = time.monotonic()
         if now >= self._next_tidy:
             self._next_tidy = now + _TIDY_S
             self._ring.tidy(self._publisher.cursors, time.time_ns() // 1_000_000)
-        while self._publisher.waiting_batches > most_batches:
+        while self._publisher.left > most_batches:
             if not self._publisher.thread.is_alive():
                 raise ReplayBroken("The publisher has ended by a fault of its own.")
             if self._publisher.figures.standby:

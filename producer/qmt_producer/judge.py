@@ -1,0 +1,423 @@
+"""What a batch is beside what was published before: new, seen already, late. No I/O.
+
+A memory of one market holds, of each code, the last entry id, the newest tick and what was
+published in the last `WINDOW_MS` before it. Where that does not reach it says which streams must be
+read (`unknown`), and is told what they hold (`learn`); then it judges, and remembers what it let
+through. What it lets through must be published in that order, or the memory thrown away.
+
+The rules are those of docs/decisions/0011.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from qmt_protocol.errors import CodecError
+from qmt_protocol.feed import split_latest
+from qmt_protocol.keys import parse_want
+from qmt_protocol.ticks import TickFlag
+
+from .ring import Entry
+
+__all__ = ["LOOK", "WINDOW_MS", "BarMemory", "Judged", "Stored", "TickMemory"]
+
+WINDOW_MS: Final = 30_000
+"""How far back a code's ticks are remembered: what a taker of the lease judges again."""
+LOOK: Final = 64
+"""Stored entries read, from either end."""
+_WINDOW_TICKS: Final = 4_096
+_LABELS: Final = 8
+"""Labels of a bar that are remembered."""
+_NAMED: Final = 20
+_LEAST_MS: Final = 10**12
+_END_MS, _END_NUMBER = 10**14, 10**9
+"""Readers know no ids from here on."""
+_FEW, _MANY = 0x90, 0xDC  # how msgpack begins an array
+
+Id = tuple[int, int]
+Stored = tuple[str, bytes]
+"""Entry id and ``t1`` or ``k1``, as read from a stream."""
+
+_VOLUME: Final = 7
+_BOOK: Final = slice(15, 19)
+_BAR_VOLUME, _BAR_CLOSED = 5, 11
+_decode: Final = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+@dataclass
+class Judged:
+    """What of a batch is to be published.
+
+    Attributes
+    ----------
+    streams : list of str
+        Code of each tick, want of each bar, in order.
+    body : bytes
+        ``b1`` or ``c1``; empty where nothing is new.
+    sizes : bytes
+        Length of each ``t1`` or ``k1`` in bytes, as u32, the highest byte first.
+    greatest_ms : int
+        The newest exchange time among the ids that were given here.
+    words : str
+        Which were rejected, and why; of bars, which came late.
+    """
+
+    streams: list[str] = field(default_factory=list)
+    body: bytes = b""
+    sizes: bytes = b""
+    greatest_ms: int = 0
+    repeated: int = 0
+    late: int = 0
+    clamped: int = 0
+    rejected: int = 0
+    words: str = ""
+
+    @property
+    def added(self) -> int:
+        """How many are new."""
+        return len(self.streams)
+
+    def say(self, what: str) -> None:
+        """Add to the words, if they are not many yet."""
+        if self.late + self.rejected <= _NAMED:
+            self.words = f"{self.words}; {what}" if self.words else what
+
+    def close(self, parts: list[bytes], sizes: list[int]) -> Judged:
+        """Put the encoded entries together."""
+        count = len(sizes)
+        if count:
+            head = bytes((_FEW + count,)) if count < 16 else struct.pack(">BH", _MANY, count)
+            self.body = head + b"".join(parts)
+            self.sizes = struct.pack(f">{count}I", *sizes)
+        return self
+
+
+class _Code:
+    """What is known of one code's stream."""
+
+    __slots__ = ("entries", "from_ms", "ms", "newest", "number")
+
+    def __init__(self) -> None:
+        self.ms, self.number = -1, -1
+        """The last entry id."""
+        self.newest: bytes | None = None
+        """The newest ``t1`` that was not late, where it is at the last id's ms."""
+        self.from_ms = 0
+        """Whatever was published with this ms or later is among the entries."""
+        self.entries: deque[tuple[int, int, bytes]] = deque()
+
+
+class TickMemory:
+    """One market's ticks.
+
+    Parameters
+    ----------
+    latest
+        Code to the value of ``latest``, when everything published is filed.
+    future_ms
+        How far ahead of Redis time a tick may be before it is clamped.
+    """
+
+    def __init__(self, latest: Mapping[str, bytes], future_ms: int) -> None:
+        self._future_ms = future_ms
+        self._codes: dict[str, _Code] = {}
+        self._heads: dict[str, bytes] = {}
+        for code, data in latest.items():
+            try:
+                entry_id, raw = split_latest(data, code)
+            except CodecError:
+                continue  # as if there were none: its stream is read
+            known = self._codes[code] = _Code()
+            known.ms, known.number = _parts(entry_id)
+            known.from_ms = known.ms + 1
+            known.newest = bytes(raw)
+            known.entries.append((known.ms, known.number, known.newest))
+
+    def unknown(self, entries: Sequence[Entry], now_ms: int) -> dict[str, int]:
+        """Return the codes whose streams must be read before these are judged, and from which ms.
+
+        Parameters
+        ----------
+        now_ms
+            Redis time.
+        """
+        needed: dict[str, int] = {}
+        limit_ms, codes = now_ms + self._future_ms, self._codes
+        for code, at, _ in entries:
+            ms = at if isinstance(at, int) else _parts(at)[0]
+            if ms > limit_ms and ms is at:
+                ms = now_ms
+            known = codes.get(code)
+            if known is None or ms < known.from_ms:
+                needed[code] = min(ms, needed.get(code, ms))
+        return needed
+
+    def learn(self, code: str, from_ms: int, stored: Iterable[Stored]) -> None:
+        """Take what a code's stream holds: its first `LOOK` entries from a ms on, and its last."""
+        known = self._codes.setdefault(code, _Code())
+        found = {(ms, number): t1 for ms, number, t1 in known.entries}
+        found.update((_parts(entry_id), t1) for entry_id, t1 in stored)
+        tail = max(found, default=(-1, -1))
+        if tail[0] > known.ms:
+            known.newest = None
+        if tail > (known.ms, known.number):
+            known.ms, known.number = tail
+        known.from_ms = from_ms
+        known.entries = deque((*at, found[at]) for at in sorted(found))
+
+    def forget(self, code: str) -> None:
+        """Read a code's stream before it is judged again: Redis refused what was let through."""
+        self._codes.pop(code, None)
+
+    def judge(self, entries: Sequence[Entry], now_ms: int) -> Judged:
+        """Judge a batch, of which nothing is `unknown`, and remember what is let through."""
+        judged = Judged()
+        parts: list[bytes] = []
+        sizes: list[int] = []
+        outgrown: list[_Code] = []
+        limit_ms, codes, heads = now_ms + self._future_ms, self._codes, self._heads
+        for code, at, t1 in entries:
+            known = codes[code]
+            if isinstance(at, int) and known.ms < at <= limit_ms and at >= _LEAST_MS:
+                ms, number, told = at, 0, t1
+                known.newest = t1
+                parts += (heads.get(code) or self._head(code), b"\xaf%d-0" % ms, t1)
+            else:
+                found = self._settle(known, code, at, t1, now_ms, judged)
+                if found is None:
+                    continue
+                ms, number, told = found
+                parts += (heads.get(code) or self._head(code), _text(_id(ms, number)), told)
+            if ms > judged.greatest_ms and isinstance(at, int):
+                judged.greatest_ms = ms
+            known.ms, known.number = ms, number
+            kept = known.entries
+            kept.append((ms, number, told))
+            if kept[0][0] < ms - WINDOW_MS or len(kept) > _WINDOW_TICKS:
+                outgrown.append(known)
+            sizes.append(len(told))
+            judged.streams.append(code)
+        for known in outgrown:  # not before: `unknown` was asked for the whole batch
+            _cut(known)
+        return judged.close(parts, sizes)
+
+    def _head(self, code: str) -> bytes:
+        """Return how a code's entry in ``b1`` begins."""
+        head = self._heads[code] = b"\x93" + _text(code.encode())
+        return head
+
+    def _settle(
+        self, known: _Code, code: str, at: int | str, t1: bytes, now_ms: int, judged: Judged
+    ) -> tuple[int, int, bytes] | None:
+        """Return id and ``t1`` of a tick that is not simply the next of its code; none: drop it."""
+        if isinstance(at, str):
+            return self._again(known, code, at, t1, judged)
+        ms, flags = at, t1[-1]
+        if ms > now_ms + self._future_ms:
+            ms, flags = now_ms, flags | TickFlag.CLAMPED
+            judged.clamped += 1
+        number, behind = 0, False
+        if ms <= known.ms:
+            row = _decode(t1)
+            content = _content(row)
+            if any(one[0] >= ms and _content_of(one[2]) == content for one in known.entries):
+                judged.repeated += 1
+                return None
+            if ms < known.ms:
+                behind, ms = True, known.ms
+            else:
+                behind = _went_back(row, known.newest)
+            number = known.number + 1
+        if not _is_id(ms, number):
+            judged.rejected += 1
+            judged.say(f"{code}: its stream ends with the id {known.ms}-{known.number}")
+            return None
+        if behind:
+            judged.late += 1
+            flags |= TickFlag.LATE
+        t1 = t1 if flags == t1[-1] else t1[:-1] + bytes((flags,))
+        if not behind:
+            known.newest = t1
+        return ms, number, t1
+
+    def _again(
+        self, known: _Code, code: str, entry_id: str, t1: bytes, judged: Judged
+    ) -> tuple[int, int, bytes] | None:
+        """Return a tick under the id, and as late, as it was when it was first published."""
+        ms, number = _parts(entry_id)
+        if (ms, number) <= (known.ms, known.number):
+            if any(one[:2] == (ms, number) for one in known.entries):
+                judged.repeated += 1
+            else:
+                judged.rejected += 1
+                judged.say(f"{code}: {entry_id} lies before {known.ms}-{known.number}")
+            return None
+        if t1[-1] & TickFlag.LATE:
+            judged.late += 1
+        else:
+            known.newest = t1
+        return ms, number, t1
+
+
+class _Bars:
+    """What is known of one stream of bars."""
+
+    __slots__ = ("from_ms", "labels", "ms", "number")
+
+    def __init__(self) -> None:
+        self.ms, self.number = -1, -1
+        """The last entry id."""
+        self.from_ms = 0
+        """Whatever was published under this label or a later one is in `labels`."""
+        self.labels: dict[int, deque[bytes]] = {}
+        """Label to the last ``k1`` under it, in order."""
+
+    def under(self, label_ms: int) -> deque[bytes]:
+        """Return what was published under a label, to add to it."""
+        return self.labels.setdefault(label_ms, deque(maxlen=LOOK))
+
+    def cut(self) -> None:
+        """Forget all but the last labels."""
+        while len(self.labels) > _LABELS:
+            oldest = min(self.labels)
+            del self.labels[oldest]
+            self.from_ms = oldest + 1
+
+
+class BarMemory:
+    """One market's bars; see `TickMemory`."""
+
+    def __init__(self) -> None:
+        self._wants: dict[str, _Bars] = {}
+
+    def unknown(self, entries: Sequence[Entry], now_ms: int) -> dict[str, int]:
+        """Return the wants whose streams must be read, and from which label."""
+        needed: dict[str, int] = {}
+        for want, label, _ in entries:
+            ms, known = _label_ms(label), self._wants.get(want)
+            if known is None or ms < known.from_ms:
+                needed[want] = min(ms, needed.get(want, ms))
+        return needed
+
+    def learn(self, want: str, from_ms: int, stored: Iterable[Stored]) -> None:
+        """Take what a stream holds: its first `LOOK` entries from a label on, and its last."""
+        known = self._wants[want] = _Bars()
+        known.from_ms = from_ms
+        for (ms, number), k1 in sorted({_parts(one): k1 for one, k1 in stored}.items()):
+            known.under(ms).append(k1)
+            known.ms, known.number = ms, number
+
+    def forget(self, want: str) -> None:
+        """Read a stream before it is judged again."""
+        self._wants.pop(want, None)
+
+    def judge(self, entries: Sequence[Entry], now_ms: int) -> Judged:
+        """Judge a batch, of which nothing is `unknown`, and remember what is let through."""
+        judged = Judged()
+        parts: list[bytes] = []
+        sizes: list[int] = []
+        for want, label, k1 in entries:
+            known, ms = self._wants[want], _label_ms(label)
+            number = known.number + 1 if ms == known.ms else 0
+            if isinstance(label, str):
+                number = _parts(label)[1]
+            if ms <= known.ms and _is_older(k1, known.labels.get(ms, ())):
+                judged.repeated += 1
+            elif ms < known.ms:
+                judged.late += 1
+                judged.say(f"{want} {label}")
+            elif (ms, number) <= (known.ms, known.number) or not _is_id(ms, number):
+                judged.rejected += 1
+                judged.say(f"{want}: its stream ends with the id {known.ms}-{known.number}")
+            else:
+                known.ms, known.number = ms, number
+                known.under(ms).append(k1)
+                period, code = parse_want(want)
+                parts += (b"\x94", _text(code.encode()), _text(period.encode()))
+                parts += (_text(_id(ms, number)), k1)
+                sizes.append(len(k1))
+                judged.streams.append(want)
+        for want in set(judged.streams):
+            self._wants[want].cut()
+        return judged.close(parts, sizes)
+
+
+def _cut(known: _Code) -> None:
+    """Forget what lies before the window."""
+    kept = known.entries
+    while len(kept) > 1 and (kept[0][0] < known.ms - WINDOW_MS or len(kept) > _WINDOW_TICKS):
+        known.from_ms = max(known.from_ms, kept.popleft()[0] + 1)
+
+
+def _parts(entry_id: str) -> Id:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number or 0)
+
+
+def _id(ms: int, number: int) -> bytes:
+    return b"%d-%d" % (ms, number)
+
+
+def _is_id(ms: int, number: int) -> bool:
+    return ms < _END_MS and number < _END_NUMBER
+
+
+def _label_ms(label: int | str) -> int:
+    return _parts(label)[0] if isinstance(label, str) else label
+
+
+def _text(data: bytes) -> bytes:
+    """Encode a text as msgpack does."""
+    size = len(data)
+    return (bytes((0xA0 + size,)) if size < 32 else bytes((0xD9, size))) + data
+
+
+def _row(data: bytes | None) -> list[Any] | None:
+    """Return what stands in a stream, which may be of others; none where it is no array."""
+    if data is None:
+        return None
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+def _content(row: list[Any]) -> tuple[Any, ...]:
+    """Return what any terminal reports alike: time, price, volume and the first of the book."""
+    row = [*row, *[None] * (19 - len(row))]
+    firsts = (one[0] if isinstance(one, list) and one else None for one in row[_BOOK])
+    return row[0], row[1], row[_VOLUME], *firsts
+
+
+def _content_of(data: bytes | None) -> tuple[Any, ...] | None:
+    row = _row(data)
+    return None if row is None else _content(row)
+
+
+def _number(row: list[Any] | None, at: int) -> int | float:
+    value = row[at] if row is not None and at < len(row) else 0
+    return value if isinstance(value, int | float) else 0
+
+
+def _went_back(row: list[Any], newest: bytes | None) -> bool:
+    """Whether a tick is an older state of the same moment: its volume is less."""
+    held = _row(newest)
+    return held is not None and _number(row, _VOLUME) < _number(held, _VOLUME)
+
+
+def _is_older(k1: bytes, held: Sequence[bytes]) -> bool:
+    """Whether a bar is none but an older state of what was published under its label."""
+    if not held:
+        return False
+    if k1 in held:
+        return True
+    new, last = _decode(k1), _row(held[-1])
+    if last is None or len(last) <= _BAR_CLOSED or new[_BAR_CLOSED]:
+        return False
+    return bool(last[_BAR_CLOSED]) or _number(new, _BAR_VOLUME) < _number(last, _BAR_VOLUME)

@@ -1,0 +1,62 @@
+"""What a market's memory must know of Redis before it can judge: `latest`, and parts of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, Final
+
+import redis
+
+from qmt_protocol.decoding import printable
+
+from .judge import LOOK, BarMemory, Stored, TickMemory
+from .redis_link import is_of_a_key, reach, refuse_errors
+
+__all__ = ["learn", "recall_ticks"]
+
+_PER_CALL: Final = 500
+
+
+def recall_ticks(connection: redis.Redis, latest: str, future_ms: int) -> TickMemory:
+    """Return the memory of a market of which everything published is filed.
+
+    Raises
+    ------
+    RedisUnavailable
+    """
+    held: Any = reach(lambda: connection.hgetall(latest))
+    return TickMemory({printable(code): data for code, data in held.items()}, future_ms)
+
+
+def learn(
+    memory: TickMemory | BarMemory,
+    connection: redis.Redis,
+    key_of: Callable[[str], str],
+    needed: dict[str, int],
+) -> None:
+    """Read what a memory needs of the streams. Everything that it let through must be filed.
+
+    Raises
+    ------
+    RedisUnavailable
+    """
+    left = iter(needed.items())
+    while part := list(islice(left, _PER_CALL)):
+        pipe = connection.pipeline(transaction=False)
+        for name, from_ms in part:
+            pipe.xrange(key_of(name), from_ms, count=LOOK)
+            pipe.xrevrange(key_of(name), count=LOOK)
+        answers = iter(reach(lambda pipe=pipe: pipe.execute(raise_on_error=False)))  # type: ignore[misc]
+        for name, from_ms in part:
+            first, last = (_stored(next(answers)) for _ in range(2))
+            memory.learn(name, from_ms, (*first, *last))
+
+
+def _stored(answer: Any) -> Iterable[Stored]:
+    """Return the entries of a stream; none of what is no stream, which Redis will refuse."""
+    if isinstance(answer, redis.ResponseError) and is_of_a_key(answer):
+        return
+    refuse_errors(answer)
+    for entry_id, fields in answer:
+        yield entry_id.decode(), fields.get(b"t1") or fields.get(b"k1") or b""

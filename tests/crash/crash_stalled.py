@@ -144,6 +144,7 @@ class _Unread:
     def read_to_end(self) -> dict[str, Any]:
         """Read what was left, frame by frame; returns how it was closed and what was told."""
         kinds: dict[str, int] = {}
+        message = b""
         self._sock.settimeout(15)
         with contextlib.closing(self._sock), self._sock.makefile("rb") as stream:
             try:
@@ -155,9 +156,13 @@ class _Unread:
                     if head[0] & 0xF == 8:
                         code, reason = int.from_bytes(data[:2], "big"), data[2:].decode()
                         return {"code": code, "reason": reason, "messages": kinds}
-                    if head[0] & 0xF == 2:
-                        kind = msgpack.unpackb(data)["type"]
+                    if head[0] & 0xF > 8:
+                        continue
+                    message += data
+                    if head[0] & 0x80:
+                        kind = msgpack.unpackb(message)["type"]
                         kinds[kind] = kinds.get(kind, 0) + 1
+                        message = b""
             except OSError as error:
                 return {"code": 0, "reason": str(error), "messages": kinds}
         return {"code": 0, "reason": "no close frame", "messages": kinds}

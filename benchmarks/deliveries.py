@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from qmt_producer.ring import Entry
+from qmt_producer.candidates import Entry
 from qmt_standalone.redis_server import RedisServer
 
 from .latency import has_v1

@@ -18,9 +18,10 @@ from typing import Any, Final
 import redis
 
 from qmt_producer.bar_maker import BarMaker
+from qmt_producer.candidates import Entry
 from qmt_producer.intake import Intake
 from qmt_producer.publisher import Publisher
-from qmt_producer.ring import Entry, Ring
+from qmt_producer.ring import Ring
 from qmt_protocol.codes import market_of
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import encode_heartbeat, new_heartbeat
@@ -111,11 +112,14 @@ class Line:
         self.publisher.more.set()
 
     def wait(self, ticks: int) -> None:
-        """Wait until so many ticks are in Redis, each once; `RuntimeError` when one is not."""
-        figures = self.publisher.figures
+        """Wait until so many ticks are filed, each once; `RuntimeError` when one is not."""
+        figures, publisher = self.publisher.figures, self.publisher
         wait_until(
-            lambda: figures.published + figures.repeated + figures.rejected >= ticks,
-            f"{ticks} ticks published",
+            lambda: (
+                figures.published + figures.repeated + figures.rejected >= ticks
+                and not publisher.left
+            ),
+            f"{ticks} ticks published and filed",
             _WITHIN_S,
         )
         if (figures.published, figures.late) != (ticks, 0):

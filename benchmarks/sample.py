@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from qmt_producer.candidates import Entry
 from qmt_producer.push_codec import Encoded, PushCodec
-from qmt_producer.ring import Entry, NewBatch
+from qmt_producer.ring import NewBatch
 from qmt_protocol.codes import market_of
 from qmt_simulator import bson, tickrows
 from qmt_simulator.clock import parse_start

@@ -16,9 +16,9 @@ from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import split_bar_batch, split_batch
 from qmt_protocol.keys import Keys, parse_want, want
 
+from .candidates import Kind
 from .functions import Functions
 from .redis_link import reach
-from .ring import Kind
 
 __all__ = ["Filed", "Filing"]
 

@@ -16,10 +16,11 @@ from qmt_protocol.errors import EncodeError, InvalidCode
 from qmt_protocol.keys import want
 
 from .bar_maker import BarMaker, MadeBar
+from .candidates import Entry, Kind
 from .clocks import ExchangeClock
 from .losses import Losses
 from .push_codec import DecodeBson, Encoded, PushCodec, encode_one
-from .ring import Entry, Kind, NewBatch, Ring, RingUnwritable
+from .ring import NewBatch, Ring, RingUnwritable
 
 __all__ = ["Intake", "Rows"]
 

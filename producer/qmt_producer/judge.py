@@ -10,7 +10,6 @@ The rules are those of docs/decisions/0011.
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ import msgspec
 
 from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import split_latest
-from qmt_protocol.keys import parse_want
+from qmt_protocol.ids import id_key
 from qmt_protocol.ticks import TickFlag
 
-from .ring import Entry
+from .candidates import Candidates, body_of, head_of, id_text, packed
 
 __all__ = ["LOOK", "WINDOW_MS", "BarMemory", "Judged", "Stored", "TickMemory"]
 
@@ -35,12 +34,9 @@ _WINDOW_TICKS: Final = 4_096
 _LABELS: Final = 8
 """Labels of a bar that are remembered."""
 _NAMED: Final = 20
-_LEAST_MS: Final = 10**12
 _END_MS, _END_NUMBER = 10**14, 10**9
 """Readers know no ids from here on."""
-_FEW, _MANY = 0x90, 0xDC  # how msgpack begins an array
 
-Id = tuple[int, int]
 Stored = tuple[str, bytes]
 """Entry id and ``t1`` or ``k1``, as read from a stream."""
 
@@ -60,7 +56,7 @@ class Judged:
         Code of each tick, want of each bar, in order.
     body : bytes
         ``b1`` or ``c1``; empty where nothing is new.
-    sizes : bytes
+    lengths, sizes : list of int, bytes
         Length of each ``t1`` or ``k1`` in bytes, as u32, the highest byte first.
     greatest_ms : int
         The newest exchange time among the ids that were given here.
@@ -69,6 +65,7 @@ class Judged:
     """
 
     streams: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     body: bytes = b""
     sizes: bytes = b""
     greatest_ms: int = 0
@@ -88,13 +85,16 @@ class Judged:
         if self.late + self.rejected <= _NAMED:
             self.words = f"{self.words}; {what}" if self.words else what
 
-    def close(self, parts: list[bytes], sizes: list[int]) -> Judged:
-        """Put the encoded entries together."""
-        count = len(sizes)
-        if count:
-            head = bytes((_FEW + count,)) if count < 16 else struct.pack(">BH", _MANY, count)
-            self.body = head + b"".join(parts)
-            self.sizes = struct.pack(f">{count}I", *sizes)
+    def as_it_was(self, batch: Candidates) -> Judged:
+        """All is new, under the ids that were candidates."""
+        self.streams, self.body, self.sizes = batch.names, batch.body, batch.sizes
+        return self
+
+    def of(self, pieces: list[bytes]) -> Judged:
+        """Put together what is new."""
+        if self.streams:
+            self.body = body_of(pieces, len(self.streams))
+            self.sizes = packed(self.lengths)
         return self
 
 
@@ -127,20 +127,19 @@ class TickMemory:
     def __init__(self, latest: Mapping[str, bytes], future_ms: int) -> None:
         self._future_ms = future_ms
         self._codes: dict[str, _Code] = {}
-        self._heads: dict[str, bytes] = {}
         for code, data in latest.items():
             try:
                 entry_id, raw = split_latest(data, code)
             except CodecError:
                 continue  # as if there were none: its stream is read
             known = self._codes[code] = _Code()
-            known.ms, known.number = _parts(entry_id)
+            known.ms, known.number = id_key(entry_id)
             known.from_ms = known.ms + 1
             known.newest = bytes(raw)
             known.entries.append((known.ms, known.number, known.newest))
 
-    def unknown(self, entries: Sequence[Entry], now_ms: int) -> dict[str, int]:
-        """Return the codes whose streams must be read before these are judged, and from which ms.
+    def unknown(self, batch: Candidates, now_ms: int) -> dict[str, int]:
+        """Return the codes whose streams must be read before it is judged, and from which ms.
 
         Parameters
         ----------
@@ -149,8 +148,8 @@ class TickMemory:
         """
         needed: dict[str, int] = {}
         limit_ms, codes = now_ms + self._future_ms, self._codes
-        for code, at, _ in entries:
-            ms = at if isinstance(at, int) else _parts(at)[0]
+        for code, at in zip(batch.names, batch.ats, strict=True):
+            ms = at if isinstance(at, int) else id_key(at)[0]
             if ms > limit_ms and ms is at:
                 ms = now_ms
             known = codes.get(code)
@@ -162,7 +161,7 @@ class TickMemory:
         """Take what a code's stream holds: its first `LOOK` entries from a ms on, and its last."""
         known = self._codes.setdefault(code, _Code())
         found = {(ms, number): t1 for ms, number, t1 in known.entries}
-        found.update((_parts(entry_id), t1) for entry_id, t1 in stored)
+        found.update((id_key(entry_id), t1) for entry_id, t1 in stored)
         tail = max(found, default=(-1, -1))
         if tail[0] > known.ms:
             known.newest = None
@@ -175,42 +174,47 @@ class TickMemory:
         """Read a code's stream before it is judged again: Redis refused what was let through."""
         self._codes.pop(code, None)
 
-    def judge(self, entries: Sequence[Entry], now_ms: int) -> Judged:
+    def judge(self, batch: Candidates, now_ms: int) -> Judged:
         """Judge a batch, of which nothing is `unknown`, and remember what is let through."""
         judged = Judged()
-        parts: list[bytes] = []
-        sizes: list[int] = []
+        pieces: list[bytes] = []  # from the first on that is not as it was
+        limit_ms, codes, body = now_ms + self._future_ms, self._codes, batch.body
+        starts, sizes = batch.places()
         outgrown: list[_Code] = []
-        limit_ms, codes, heads = now_ms + self._future_ms, self._codes, self._heads
-        for code, at, t1 in entries:
+        as_it_was, end, greatest_ms = True, 0, 0
+        for code, at, start, size in zip(batch.names, batch.ats, starts, sizes, strict=True):
             known = codes[code]
-            if isinstance(at, int) and known.ms < at <= limit_ms and at >= _LEAST_MS:
-                ms, number, told = at, 0, t1
+            t1 = body[start : start + size]
+            if isinstance(at, int) and known.ms < at <= limit_ms:
+                ms, number, piece = at, 0, b""
                 known.newest = t1
-                parts += (heads.get(code) or self._head(code), b"\xaf%d-0" % ms, t1)
             else:
+                if as_it_was:
+                    as_it_was, count = False, starts.index(start)
+                    judged.streams, judged.lengths = batch.names[:count], list(sizes[:count])
+                    pieces.append(body[batch.first : end])
                 found = self._settle(known, code, at, t1, now_ms, judged)
                 if found is None:
+                    end = start + size
                     continue
-                ms, number, told = found
-                parts += (heads.get(code) or self._head(code), _text(_id(ms, number)), told)
-            if ms > judged.greatest_ms and isinstance(at, int):
-                judged.greatest_ms = ms
+                ms, number, t1 = found
+                piece = head_of("tick", code) + id_text(f"{ms}-{number}") + t1
+            if not as_it_was:
+                pieces.append(piece or body[end : start + size])
+                judged.streams.append(code)
+                judged.lengths.append(len(t1))
+            end = start + size
+            if ms > greatest_ms and isinstance(at, int):
+                greatest_ms = ms
             known.ms, known.number = ms, number
             kept = known.entries
-            kept.append((ms, number, told))
-            if kept[0][0] < ms - WINDOW_MS or len(kept) > _WINDOW_TICKS:
+            kept.append((ms, number, t1))
+            if kept[0][0] < ms - WINDOW_MS:
                 outgrown.append(known)
-            sizes.append(len(told))
-            judged.streams.append(code)
         for known in outgrown:  # not before: `unknown` was asked for the whole batch
             _cut(known)
-        return judged.close(parts, sizes)
-
-    def _head(self, code: str) -> bytes:
-        """Return how a code's entry in ``b1`` begins."""
-        head = self._heads[code] = b"\x93" + _text(code.encode())
-        return head
+        judged.greatest_ms = greatest_ms
+        return judged.as_it_was(batch) if as_it_was else judged.of(pieces)
 
     def _settle(
         self, known: _Code, code: str, at: int | str, t1: bytes, now_ms: int, judged: Judged
@@ -250,7 +254,7 @@ class TickMemory:
         self, known: _Code, code: str, entry_id: str, t1: bytes, judged: Judged
     ) -> tuple[int, int, bytes] | None:
         """Return a tick under the id, and as late, as it was when it was first published."""
-        ms, number = _parts(entry_id)
+        ms, number = id_key(entry_id)
         if (ms, number) <= (known.ms, known.number):
             if any(one[:2] == (ms, number) for one in known.entries):
                 judged.repeated += 1
@@ -296,10 +300,10 @@ class BarMemory:
     def __init__(self) -> None:
         self._wants: dict[str, _Bars] = {}
 
-    def unknown(self, entries: Sequence[Entry], now_ms: int) -> dict[str, int]:
+    def unknown(self, batch: Candidates, now_ms: int) -> dict[str, int]:
         """Return the wants whose streams must be read, and from which label."""
         needed: dict[str, int] = {}
-        for want, label, _ in entries:
+        for want, label in zip(batch.names, batch.ats, strict=True):
             ms, known = _label_ms(label), self._wants.get(want)
             if known is None or ms < known.from_ms:
                 needed[want] = min(ms, needed.get(want, ms))
@@ -309,7 +313,7 @@ class BarMemory:
         """Take what a stream holds: its first `LOOK` entries from a label on, and its last."""
         known = self._wants[want] = _Bars()
         known.from_ms = from_ms
-        for (ms, number), k1 in sorted({_parts(one): k1 for one, k1 in stored}.items()):
+        for (ms, number), k1 in sorted({id_key(one): k1 for one, k1 in stored}.items()):
             known.under(ms).append(k1)
             known.ms, known.number = ms, number
 
@@ -317,16 +321,15 @@ class BarMemory:
         """Read a stream before it is judged again."""
         self._wants.pop(want, None)
 
-    def judge(self, entries: Sequence[Entry], now_ms: int) -> Judged:
+    def judge(self, batch: Candidates, now_ms: int) -> Judged:
         """Judge a batch, of which nothing is `unknown`, and remember what is let through."""
         judged = Judged()
-        parts: list[bytes] = []
-        sizes: list[int] = []
-        for want, label, k1 in entries:
+        pieces: list[bytes] = []
+        for want, label, k1 in batch.entries:
             known, ms = self._wants[want], _label_ms(label)
             number = known.number + 1 if ms == known.ms else 0
             if isinstance(label, str):
-                number = _parts(label)[1]
+                number = id_key(label)[1]
             if ms <= known.ms and _is_older(k1, known.labels.get(ms, ())):
                 judged.repeated += 1
             elif ms < known.ms:
@@ -338,14 +341,12 @@ class BarMemory:
             else:
                 known.ms, known.number = ms, number
                 known.under(ms).append(k1)
-                period, code = parse_want(want)
-                parts += (b"\x94", _text(code.encode()), _text(period.encode()))
-                parts += (_text(_id(ms, number)), k1)
-                sizes.append(len(k1))
+                pieces.append(head_of("bar", want) + id_text(f"{ms}-{number}") + k1)
                 judged.streams.append(want)
+                judged.lengths.append(len(k1))
         for want in set(judged.streams):
             self._wants[want].cut()
-        return judged.close(parts, sizes)
+        return judged.of(pieces)
 
 
 def _cut(known: _Code) -> None:
@@ -355,27 +356,12 @@ def _cut(known: _Code) -> None:
         known.from_ms = max(known.from_ms, kept.popleft()[0] + 1)
 
 
-def _parts(entry_id: str) -> Id:
-    ms, _, number = entry_id.partition("-")
-    return int(ms), int(number or 0)
-
-
-def _id(ms: int, number: int) -> bytes:
-    return b"%d-%d" % (ms, number)
-
-
 def _is_id(ms: int, number: int) -> bool:
     return ms < _END_MS and number < _END_NUMBER
 
 
 def _label_ms(label: int | str) -> int:
-    return _parts(label)[0] if isinstance(label, str) else label
-
-
-def _text(data: bytes) -> bytes:
-    """Encode a text as msgpack does."""
-    size = len(data)
-    return (bytes((0xA0 + size,)) if size < 32 else bytes((0xD9, size))) + data
+    return id_key(label)[0] if isinstance(label, str) else label
 
 
 def _row(data: bytes | None) -> list[Any] | None:

@@ -14,13 +14,14 @@ from qmt_protocol.decoding import printable
 from qmt_protocol.ids import BEGINNING, id_key, is_stream_id
 from qmt_protocol.keys import Keys, parse_want
 
+from .candidates import Kind
 from .figures import Figures
 from .filing import Filing
 from .functions import COMPLETE, Functions
 from .judge import BarMemory, Judged, TickMemory
 from .recall import learn, recall_ticks
 from .redis_link import reach, refuse_errors
-from .ring import Batch, Kind, Ring
+from .ring import Batch, Ring
 
 __all__ = ["MarketLine"]
 
@@ -207,7 +208,7 @@ class MarketLine:
         """Judge a batch; none: what was let through must be filed first, and be read."""
         memory = self._memory(batch.kind)
         now_ms = self._redis_now()
-        needed = memory.unknown(batch.entries, now_ms)
+        needed = memory.unknown(batch.candidates, now_ms)
         if needed:
             if not alone:
                 return None
@@ -216,7 +217,7 @@ class MarketLine:
                     return None
             key_of = self._keys.tick if batch.kind == "tick" else self._bar_key
             learn(memory, self._functions.connection, key_of, needed)
-        return memory.judge(batch.entries, now_ms)
+        return memory.judge(batch.candidates, now_ms)
 
     def _recall(self) -> None:
         """Learn of Redis what all is judged by; everything published is filed."""

@@ -29,9 +29,10 @@ import structlog
 from qmt_protocol.errors import ConfigurationError, QMTError
 from qmt_protocol.times import DAY_MS
 
+from .candidates import Candidates, Entry, Kind
 from .losses import Codes, gap_of, merge, merge_gaps, spans
 
-__all__ = ["Batch", "Entry", "Kind", "NewBatch", "Ring", "RingUnwritable", "Silence"]
+__all__ = ["Batch", "NewBatch", "Ring", "RingUnwritable", "Silence"]
 
 
 log: Final = structlog.get_logger(__name__)
@@ -43,10 +44,6 @@ class RingUnwritable(QMTError):
     slug = "ring-unwritable"
 
 
-Kind = Literal["tick", "bar"]
-Entry = tuple[str, int | str, bytes]
-"""A tick: code, ms that orders it, ``t1``. A bar: its `want`, its label, ``k1``. What was published
-before, elsewhere, has its whole entry id in place of the ms."""
 NewBatch = tuple[str, Kind, int, list[Entry]]
 """Market, kind, receipt in ms, entries."""
 
@@ -82,6 +79,8 @@ CREATE TABLE IF NOT EXISTS gone (
 );
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_FORMAT: Final = "2"
+"""Of the batches' bodies; see `Candidates`."""
 _COLUMNS: Final = "number, market, kind, received_ms, body"
 _GONE: Final = """
 INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT (market) DO UPDATE SET
@@ -94,7 +93,7 @@ _MOST_DEFERRED: Final = 1000
 _LOST_ROWS: Final = 64
 _GAP_ROWS: Final = 64
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(list[Entry]).decode
+_decode: Final = msgspec.msgpack.Decoder(Candidates).decode
 _decode_codes: Final = msgspec.msgpack.Decoder(Codes).decode
 
 
@@ -106,7 +105,7 @@ class Batch:
     market: str
     kind: Kind
     received_ms: int
-    entries: list[Entry]
+    candidates: Candidates
     size_bytes: int
 
 
@@ -155,6 +154,7 @@ class Ring:
             self._db.execute(
                 "INSERT OR IGNORE INTO meta VALUES ('ring', ?)", (uuid.uuid4().hex[:12],)
             )
+            self._check_format(path)
         except (sqlite3.Error, OSError) as error:
             if opened is not None:
                 opened.close()  # on Windows nobody could delete or move the file otherwise
@@ -175,6 +175,17 @@ class Ring:
         self._told = dict.fromkeys(("event", "gap"), 0)
         # Begins of the silences, for a look at each batch; the first is the oldest.
         self._silent: dict[int, int] = dict(self._all("SELECT number, from_ms FROM silent"))
+
+    def _check_format(self, path: Path) -> None:
+        """Refuse a file that holds batches of another version; it is left as it is."""
+        if not self._one("SELECT count(*) FROM (SELECT 1 FROM ring LIMIT 1)"):
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (_FORMAT,))
+        elif not self._all("SELECT 1 FROM meta WHERE name = 'format' AND value = ?", _FORMAT):
+            self._db.close()
+            raise ConfigurationError(
+                f"The ring {path} holds ticks as another version of the producer wrote them.",
+                hint="Publish them with that version, or move the file away.",
+            )
 
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
@@ -243,7 +254,7 @@ class Ring:
         try:
             with _unwritable(), self._transaction():
                 for market, kind, received_ms, entries in batches:
-                    body = _encode(entries)
+                    body = _encode(Candidates.of(kind, entries))
                     self._db.execute(
                         "INSERT INTO ring (market, kind, received_ms, body) VALUES (?, ?, ?, ?)",
                         (market, kind, received_ms, body),
@@ -289,7 +300,8 @@ class Ring:
             if number <= self._done(market):
                 self._db.execute(_GONE, (market, number, received_ms))
             else:
-                codes = spans((code, at) for code, at, _ in _decode(body))
+                candidates = _decode(body)
+                codes = spans(zip(candidates.names, candidates.ats, strict=True))
                 self._db.execute(
                     "INSERT INTO lost VALUES (?, ?, ?, ?)",
                     (number, market, received_ms, _encode(codes)),

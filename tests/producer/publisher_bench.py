@@ -10,8 +10,9 @@ import msgpack
 import redis
 from waiting import wait_for
 
+from qmt_producer.candidates import Entry, Kind
 from qmt_producer.publisher import Publisher
-from qmt_producer.ring import Entry, Kind, Ring
+from qmt_producer.ring import Ring
 from qmt_protocol.keys import Keys
 from qmt_protocol.ticks import encode_tick
 

@@ -17,7 +17,7 @@ from publisher_bench import KEYS, Bench
 from waiting import wait_for
 
 from qmt_producer.bar_maker import BarMaker, MadeBar, bar_end_ms
-from qmt_producer.ring import Entry
+from qmt_producer.candidates import Entry
 from qmt_protocol.bars import decode_bar, encode_bar
 from qmt_protocol.errors import EncodeError
 from qmt_protocol.keys import want

@@ -10,7 +10,7 @@ import pytest
 import redis
 from publisher_bench import CODE, KEYS, LATE, NOON_MS, Bench, fed, latest, stored, tick
 
-from qmt_producer.ring import Entry
+from qmt_producer.candidates import Entry
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.keys import want
 from qmt_protocol.ticks import encode_tick

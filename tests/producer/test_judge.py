@@ -10,8 +10,8 @@ import msgpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qmt_producer.candidates import Candidates, Entry, Kind
 from qmt_producer.judge import LOOK, WINDOW_MS, BarMemory, Judged, TickMemory
-from qmt_producer.ring import Entry
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.ticks import encode_tick
 
@@ -41,6 +41,10 @@ stories = st.lists(
 def t1_of(put: Put) -> bytes:
     _, at, price, volume = put
     return encode_tick({"time": START_MS + at, "lastPrice": price, "volume": volume})
+
+
+def batch_of(entries: list[Entry], kind: Kind = "tick") -> Candidates:
+    return Candidates.of(kind, entries)
 
 
 class Naive:
@@ -113,10 +117,10 @@ def test_ticks_are_judged_as_by_one_who_holds_everything(story: list[Any]) -> No
             memory = naive.memory()
             continue
         entries: list[Entry] = [(put[0], START_MS + put[1], t1_of(put)) for put in batch]
-        naive.teach(memory, memory.unknown(entries, NOW_MS))
-        assert memory.unknown(entries, NOW_MS) == {}
+        naive.teach(memory, memory.unknown(batch_of(entries), NOW_MS))
+        assert memory.unknown(batch_of(entries), NOW_MS) == {}
         expected = [naive.take(put) for put in batch]
-        judged = memory.judge(entries, NOW_MS)
+        judged = memory.judge(batch_of(entries), NOW_MS)
         assert told(judged) == [row for _, row in expected if row is not None]
         assert judged.streams == [row[0] for _, row in expected if row is not None]
         counts = (judged.added, judged.repeated, judged.late, judged.rejected)
@@ -140,12 +144,12 @@ def test_what_has_its_id_already_is_published_once(jumps: list[int], data: st.Da
     published: list[tuple[str, bytes]] = []
     memory, begin = TickMemory({}, FUTURE_MS), 0
     for _ in range(data.draw(st.integers(1, 4))):
-        part = entries[begin : begin + data.draw(st.integers(1, 15))]
-        needed = memory.unknown(part, 0)
+        part = entries[begin : begin + data.draw(st.integers(1, 15))] or entries[-1:]
+        needed = memory.unknown(batch_of(part), 0)
         for code, from_ms in needed.items():
             behind = [one for one in published if int(one[0].partition("-")[0]) >= from_ms]
             memory.learn(code, from_ms, (*behind[:LOOK], *published[-LOOK:]))
-        judged = memory.judge(part, 0)
+        judged = memory.judge(batch_of(part), 0)
         seen = {one for one, _ in published}
         news = [(one, t1) for _, one, t1 in part if one not in seen]
         assert [(row[1], row[2]) for row in told(judged)] == [
@@ -181,7 +185,7 @@ def test_bars_are_judged_as_by_one_who_holds_everything(story: list[Any]) -> Non
             at = START_MS + 60_000 * minute
             k1 = encode_bar({"time": at, "close": 1.0, "volume": volume, "closed": closed})
             entries.append((f"{period}|{CODES[0]}", at, k1))
-        for want, from_ms in memory.unknown(entries, 0).items():
+        for want, from_ms in memory.unknown(batch_of(entries, "bar"), 0).items():
             stored = [(f"{ms}-{n}", k1) for (ms, n), k1, _, _ in streams[want]]
             behind = [one for one in stored if int(one[0].partition("-")[0]) >= from_ms]
             memory.learn(want, from_ms, (*behind[:LOOK], *stored[-LOOK:]))
@@ -199,7 +203,7 @@ def test_bars_are_judged_as_by_one_who_holds_everything(story: list[Any]) -> Non
                 number = last[1] + 1 if at == last[0] else 0
                 stream.append(((int(at), number), k1, volume, closed))
                 expected.append([CODES[0], period, f"{at}-{number}", msgpack.unpackb(k1)])
-        judged = memory.judge(entries, 0)
+        judged = memory.judge(batch_of(entries, "bar"), 0)
         assert told(judged) == expected
         assert (judged.repeated, judged.late) == (hows.count("repeated"), hows.count("late"))
 
@@ -209,8 +213,8 @@ def test_a_window_is_left_behind_and_read_again() -> None:
     memory.learn(code, 0, [])
     old, new = (code, 0, 10.0, 1), (code, WINDOW_MS + 1, 10.0, 2)
     for put in (old, new):
-        memory.judge([(code, START_MS + put[1], t1_of(put))], NOW_MS)
-    again: list[Entry] = [(code, START_MS, t1_of(old))]
+        memory.judge(batch_of([(code, START_MS + put[1], t1_of(put))]), NOW_MS)
+    again = batch_of([(code, START_MS, t1_of(old))])
     assert memory.unknown(again, NOW_MS) == {code: START_MS}
     memory.learn(code, START_MS, [(f"{START_MS}-0", t1_of(old))])
     assert memory.judge(again, NOW_MS).repeated == 1
@@ -219,6 +223,6 @@ def test_a_window_is_left_behind_and_read_again() -> None:
 def test_a_stream_that_ends_with_no_date_rejects_and_says_so() -> None:
     code, memory = CODES[0], TickMemory({}, FUTURE_MS)
     memory.learn(code, 0, [(f"{10**15}-0", b"\x90")])
-    judged = memory.judge([(code, START_MS, t1_of((code, 0, 1.0, 1)))], NOW_MS)
+    judged = memory.judge(batch_of([(code, START_MS, t1_of((code, 0, 1.0, 1)))]), NOW_MS)
     assert (judged.added, judged.rejected) == (0, 1)
     assert f"{10**15}-0" in judged.words

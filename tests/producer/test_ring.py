@@ -17,9 +17,10 @@ import pytest
 from small_disk import SmallDisk, can_mount
 
 from qmt_producer.bar_maker import BarMaker
+from qmt_producer.candidates import Entry
 from qmt_producer.intake import Intake
 from qmt_producer.losses import Losses
-from qmt_producer.ring import Entry, Ring, RingUnwritable, Silence
+from qmt_producer.ring import Ring, RingUnwritable, Silence
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.ticks import TickFlag, decode_tick
 from qmt_simulator import bson
@@ -52,7 +53,7 @@ def test_numbers_have_no_holes_and_outlive_a_restart(tmp_path: Path) -> None:
     assert (ring.first("SH"), ring.first("SZ"), ring.first("BJ")) == ((3, 3), (2, 2), (0, 0))
     assert (ring.number_before("SH", 3), ring.number_before("SH", 4)) == (0, 3)
     (third,) = ring.after("SH", ring.acked("SH"), 10)
-    assert (third.market, third.kind, third.received_ms, third.entries) == (
+    assert (third.market, third.kind, third.received_ms, third.candidates.entries) == (
         "SH",
         "tick",
         3,
@@ -90,7 +91,9 @@ def test_what_was_heard_last_outlives_the_batches_and_is_no_bar(tmp_path: Path) 
     """A bar may be closed by the clock while ticks received before still wait for the ring."""
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
     assert ring.silent_since_ms == 0
-    ring.append([("SH", "tick", 1000, entries(1)), ("SH", "bar", 5000, entries(1))])
+    ring.append(
+        [("SH", "tick", 1000, entries(1)), ("SH", "bar", 5000, [("1m|600519.SH", AT_MS, b"x")])]
+    )
     assert ring.heard_ms == 1000
     ring.tidy({"SH": 2}, before_ms=10**15)
     ring.close()
@@ -109,7 +112,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def overflow(ring: Ring, *numbers: int) -> None:
-    """Append batches of 100 entries; a ring of 40,000 bytes holds three."""
+    """Append batches of 100 entries; a ring of 50,000 bytes holds three."""
     ring.append([("SH", "tick", n, entries(100, AT_MS + 1000 * n)) for n in numbers])
 
 
@@ -122,7 +125,7 @@ def is_ours(_market: str) -> bool:
 
 
 def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -> None:
-    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)
     overflow(ring, 1, 2, 3)
     ring.acknowledge("SH", 1)
     overflow(ring, 4)
@@ -131,7 +134,7 @@ def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -
     overflow(ring, 5, 6)
     assert kept(ring) == [4, 5, 6]
     ring.close()
-    ring = Ring(tmp_path / "ring.sqlite", 40_000)  # killed before it was told
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)  # killed before it was told
     gap = ring.take_lost(is_ours, hold=False)
     assert gap is not None
     told = {"600519.SH": [AT_MS + 2000, AT_MS + 3099, 200]}
@@ -142,13 +145,13 @@ def test_beyond_its_size_it_gives_up_the_oldest_and_says_which(tmp_path: Path) -
 
 
 def test_what_may_have_been_sent_is_never_given_up(tmp_path: Path) -> None:
-    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)
     overflow(ring, 1, 2, 3)
     assert [batch.number for batch in ring.take("SH", 0, 2, 10**9)] == [1, 2]
     overflow(ring, 4, 5)
     assert kept(ring) == [1, 2, 5]
     ring.close()
-    ring = Ring(tmp_path / "ring.sqlite", 40_000)  # a killed producer cannot know the answer
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)  # a killed producer cannot know the answer
     overflow(ring, 6, 7)
     assert kept(ring) == [1, 2, 7]
     ring.acknowledge("SH", 1)
@@ -165,7 +168,7 @@ def test_what_may_have_been_sent_is_never_given_up(tmp_path: Path) -> None:
 
 
 def test_losses_gather_in_one_row_while_they_cannot_be_told(tmp_path: Path) -> None:
-    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)
     for n in range(1, 200):
         overflow(ring, n)
         assert ring.take_lost(is_ours, hold=True) is None
@@ -177,7 +180,7 @@ def test_losses_gather_in_one_row_while_they_cannot_be_told(tmp_path: Path) -> N
 
 
 def test_a_standby_names_nothing_and_remembers_what_it_let_go(tmp_path: Path) -> None:
-    ring = Ring(tmp_path / "ring.sqlite", 40_000)
+    ring = Ring(tmp_path / "ring.sqlite", 50_000)
     overflow(ring, *range(1, 8))
     assert ring.take_lost(lambda _: False, hold=False) is None
     assert ring.gone("SH") == (4, 4)
@@ -275,7 +278,7 @@ def test_a_push_becomes_batches_by_market_in_its_order(tmp_path: Path) -> None:
     batches = sorted(
         ring.after("SH", 0, 10) + ring.after("SZ", 0, 10), key=lambda batch: batch.number
     )
-    assert [(b.market, [code for code, _, _ in b.entries]) for b in batches] == [
+    assert [(b.market, list(b.candidates.names)) for b in batches] == [
         ("SH", ["600000.SH", "600519.SH"]),
         ("SH", ["600004.SH"]),
         ("SZ", ["000001.SZ"]),
@@ -295,7 +298,7 @@ def test_bad_ticks_are_named_and_the_rest_is_kept(tmp_path: Path) -> None:
         },
     )
     (batch,) = ring.after("SH", 0, 10)
-    ((code, at_ms, t1),) = batch.entries
+    ((code, at_ms, t1),) = batch.candidates.entries
     assert (code, at_ms) == ("600519.SH", 1_767_576_600_000)
     assert decode_tick(t1, code).flags == TickFlag.TIME_FROM_TIMETAG
     (gap,) = intake.losses.take()
@@ -308,7 +311,7 @@ def test_a_full_queue_loses_by_name(tmp_path: Path) -> None:
     push = {f"{600000 + n}.SH": {"time": AT_MS + n} for n in range(4)}
     size = len(bson.encode(push))
     ring, intake = run_intake(tmp_path, push, push, push, queue_bytes=2 * size)
-    assert sum(len(batch.entries) for batch in ring.after("SH", 0, 100)) == 8
+    assert sum(len(batch.candidates.names) for batch in ring.after("SH", 0, 100)) == 8
     (gap,) = intake.losses.take()
     assert (gap["reason"], gap["ticks"], gap["from_ms"], gap["to_ms"]) == (
         "queue full",
@@ -424,7 +427,7 @@ def test_a_full_disk_keeps_what_it_took_and_tells_the_rest_later(tmp_path: Path)
         ring.append([("SH", "tick", kept, entries(100, AT_MS + kept))])
         ring.begin_silence(7, "behind")
         for _ in range(2):
-            assert [batch.entries for batch in ring.after("SH", 0, kept + 9)] == [
+            assert [batch.candidates.entries for batch in ring.after("SH", 0, kept + 9)] == [
                 entries(100, AT_MS + number) for number in range(kept + 1)
             ]
             assert [json.loads(body) for _, body in ring.gaps()] == [{"kind": "gap"}]
@@ -443,3 +446,19 @@ def test_a_thread_that_is_left_behind_ends_with_the_ring(tmp_path: Path) -> None
     run()
     with pytest.raises(sqlite3.ProgrammingError):
         ring.merge_gaps()
+
+
+def test_batches_of_another_version_are_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ring.sqlite"
+    ring = Ring(path, 10_000_000)
+    ring.append([("SH", "tick", 1, entries(2))])
+    ring._db.execute("UPDATE meta SET value = '1' WHERE name = 'format'")
+    ring.close()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="another version"):
+            Ring(path, 10_000_000)
+    with closing(sqlite3.connect(path)) as found:
+        assert found.execute("SELECT count(*) FROM ring").fetchone() == (1,)
+        found.execute("DELETE FROM ring")
+        found.commit()
+    Ring(path, 10_000_000).close()

@@ -11,7 +11,7 @@ import pytest
 import redis
 from publisher_bench import CODE, KEYS, Bench, entry
 
-from qmt_producer.ring import Entry
+from qmt_producer.candidates import Entry
 from qmt_producer.sweeper import Sweeper
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.keys import want

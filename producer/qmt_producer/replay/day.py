@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from qmt_client.archive import ArchiveReader
 from qmt_client.stored_source import StoredWish
-from qmt_producer.ring import Entry
+from qmt_producer.candidates import Entry
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.columns import bars_from

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from qmt_producer.candidates import Entry, Kind
 from qmt_producer.figures import Rate
 from qmt_producer.publisher import Publisher
 from qmt_producer.reporter import Reporter
-from qmt_producer.ring import Entry, Kind, Ring
+from qmt_producer.ring import Ring
 from qmt_protocol.columns import rows_from
 from qmt_protocol.errors import QMTError
 from qmt_protocol.keys import Keys

@@ -62,7 +62,7 @@ def test_a_ring_outlives_the_kill_of_its_process(tmp_path: Path) -> None:
         (2, 1),
         (3, 2),
     ]
-    assert ring.after("SH", 0, 1)[0].entries == [ENTRY]
+    assert ring.after("SH", 0, 1)[0].candidates.entries == [ENTRY]
     ring.close()
     assert [one.name for one in path.parent.iterdir()] == ["ring.sqlite"]
     path.unlink()

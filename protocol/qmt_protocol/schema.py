@@ -11,7 +11,7 @@ from .ticks import PHASES, TICK_FIELDS, TickFlag
 
 __all__ = ["WIRE_VERSION", "schema_documents"]
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 
 _KINDS: Final = {
     "time": "int",
@@ -32,6 +32,7 @@ def schema_documents() -> dict[str, str]:
         "price_tolerance_yuan": PRICE_TOLERANCE,
         "missing": "nil",
     }
+    sizes = {"sizes": "beside it, field sizes: the bytes of each, u32 with the highest byte first"}
     documents: dict[str, dict[str, Any]] = {
         "t1": {
             "what": "one tick: the value of field t1 in a tick stream",
@@ -61,10 +62,12 @@ def schema_documents() -> dict[str, str]:
         "b1": {
             "what": "one batch: the value of field b1 in a market's feed",
             "encoding": "msgpack array of [code, entry id, t1 array]",
+            **sizes,
         },
         "c1": {
             "what": "one batch of bars: the value of field c1 in a market's feed",
             "encoding": "msgpack array of [code, period, entry id, k1 array]",
+            **sizes,
         },
     }
     return {

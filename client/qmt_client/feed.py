@@ -17,6 +17,7 @@ from qmt_protocol.feed import is_code_of, is_entry_id
 from qmt_protocol.ids import is_stream_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.limits import MAX_UNREADABLE
+from qmt_protocol.schema import FEED, check_version
 
 from .connections import BLOCK_S, redis_call
 from .position import BEGINNING, EVENTS, Mark, id_key
@@ -155,7 +156,10 @@ class FeedReader:
         ------
         RedisUnavailable
             When the server does not answer.
+        WrongVersion
+            When another version of the wire lies there.
         """
+        await self._check_version()
         latest: dict[str, bytes] = {}
         self.strange.clear()
         for market, codes in wanted.items():
@@ -184,6 +188,14 @@ class FeedReader:
                 tail = await self._connection.xrevrange(self._keys.events, max=_NEWEST, count=1)
             self.events_id = _text(tail[0][0]) if tail else BEGINNING
         return latest
+
+    async def _check_version(self) -> None:
+        async with redis_call(self._address), self._connection.pipeline(transaction=False) as pipe:
+            pipe.hget(self._keys.schema, FEED)
+            (document,) = _checked(await pipe.execute(raise_on_error=False))
+        if isinstance(document, Exception):  # no hash: it says nothing of versions
+            return
+        check_version(document, self._keys.prefix, self._address)
 
     def go_to(self, market: str, entry_id: str) -> None:
         """Read on behind an id that need not exist."""

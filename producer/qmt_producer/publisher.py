@@ -15,7 +15,7 @@ from qmt_protocol.keys import Keys
 from .figures import Figures
 from .functions import Functions
 from .market_line import MarketLine
-from .redis_link import KeyRefused, connect, end_soon
+from .redis_link import KeyRefused, connect, end_soon, refuse_other_version
 from .ring import Ring
 
 __all__ = ["Publisher"]
@@ -182,6 +182,7 @@ class Publisher:
             try:
                 if not ready:
                     self._functions.ensure()
+                    refuse_other_version(self._redis, self._keys)
                     ready = True
                 busy = self._step()
                 failures = 0

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from qmt_protocol.errors import RedisUnavailable
+from qmt_protocol.errors import RedisUnavailable, WrongVersion
+from qmt_protocol.keys import Keys
+from qmt_protocol.schema import FEED, check_version
 
-__all__ = ["KeyRefused", "connect", "end_soon", "is_of_a_key", "reach", "refuse_errors"]
+__all__ = [
+    "KeyRefused",
+    "connect",
+    "end_soon",
+    "is_of_a_key",
+    "reach",
+    "refuse_errors",
+    "refuse_other_version",
+]
 
 SOCKET_TIMEOUT_S: Final = 5.0
 _LAST_CALL_S: Final = 1.0
@@ -81,6 +91,24 @@ def refuse_errors(answer: object) -> None:
             raise answer
 
     reach(give)
+
+
+def refuse_other_version(connection: redis.Redis, keys: Keys) -> None:
+    """Raise where another version of the wire lies under the prefix: nothing is added to it.
+
+    Raises
+    ------
+    RedisUnavailable
+        Also when Redis does not answer.
+    """
+    try:
+        document: Any = reach(lambda: connection.hget(keys.schema, FEED))
+    except KeyRefused:
+        return  # no hash: it says nothing of versions
+    try:
+        check_version(document, keys.prefix, "this address")
+    except WrongVersion as error:
+        raise RedisUnavailable(f"{error.message} {error.hint}") from error
 
 
 def is_of_a_key(error: redis.RedisError) -> bool:

@@ -20,7 +20,7 @@ from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat, 
 from qmt_protocol.times import redis_ms
 
 from .figures import Allowance
-from .redis_link import KeyRefused, connect, end_soon, reach
+from .redis_link import KeyRefused, connect, end_soon, reach, refuse_other_version
 from .ring import Ring
 
 __all__ = ["Reporter"]
@@ -112,6 +112,7 @@ class Reporter:
 
     def _write_schema(self) -> None:
         if not self._schema_written:
+            refuse_other_version(self._redis, self._keys)
             for name, document in schema_documents().items():
                 self._redis.hset(self._keys.schema, name, document)
             self._schema_written = True

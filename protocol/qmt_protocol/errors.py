@@ -82,6 +82,7 @@ __all__ = [
     "WrongProcess",
     "WrongTerminal",
     "WrongTimezone",
+    "WrongVersion",
     "error_from_dict",
 ]
 
@@ -258,6 +259,12 @@ class RedisUnavailable(Unavailable):
     """Redis does not answer, or refuses to serve."""
 
     slug = "redis-unavailable"
+
+
+class WrongVersion(Unavailable):
+    """What lies in Redis is of another version of the wire than this program."""
+
+    slug = "wrong-version"
 
 
 class GatewayUnavailable(Unavailable):

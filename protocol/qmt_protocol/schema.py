@@ -6,12 +6,15 @@ import json
 from typing import Any, Final
 
 from .bars import BAR_FIELDS
+from .errors import WrongVersion
 from .numbers import PRICE_SCALE, PRICE_TOLERANCE
 from .ticks import PHASES, TICK_FIELDS, TickFlag
 
-__all__ = ["WIRE_VERSION", "schema_documents"]
+__all__ = ["FEED", "WIRE_VERSION", "check_version", "schema_documents"]
 
 WIRE_VERSION: Final = 2
+FEED: Final = "b1"
+"""Field of ``<prefix>:schema`` by which versions are compared."""
 
 _KINDS: Final = {
     "time": "int",
@@ -74,6 +77,32 @@ def schema_documents() -> dict[str, str]:
         name: json.dumps({"version": WIRE_VERSION, **document}, ensure_ascii=False)
         for name, document in documents.items()
     }
+
+
+def check_version(document: bytes | None, prefix: str, address: str) -> None:
+    """Look whether what lies in Redis is what this program reads and writes.
+
+    Parameters
+    ----------
+    document
+        The field `FEED` of the schema; what is none says nothing.
+
+    Raises
+    ------
+    WrongVersion
+        When it names another version.
+    """
+    try:
+        version = json.loads(document or b"{}")["version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return
+    if isinstance(version, int) and version != WIRE_VERSION:
+        raise WrongVersion(
+            f"Under the prefix {prefix} in Redis at {address} lies version {version} of the wire; "
+            f"this program reads and writes version {WIRE_VERSION}.",
+            hint="Give all parts of the bridge one version; then remove the old keys, or choose "
+            "another QMT_PREFIX.",
+        )
 
 
 def _described(fields: tuple[tuple[str, str, str], ...]) -> list[dict[str, str]]:

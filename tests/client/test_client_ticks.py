@@ -26,6 +26,7 @@ from qmt_protocol.errors import (
     InvalidRequest,
     NoProducer,
     RedisUnavailable,
+    WrongVersion,
 )
 from qmt_protocol.keys import Keys
 from qmt_standalone.redis_server import RedisServer
@@ -498,3 +499,16 @@ def test_memory_is_bounded_by_the_reader_not_by_the_feed(
         sizes.append(len(ticks._live._rows))
     ticks.close()
     assert max(sizes) <= 16, "what was not asked for was left in Redis"
+
+
+def test_another_version_of_the_wire_is_refused_by_name(
+    client: QMTClient, streams: redis.Redis
+) -> None:
+    beat(streams, "producer", markets=["SH"])
+    publish(streams, "SH", seeds(1))
+    streams.hset(Keys().schema, "b1", '{"version": 1, "what": "one batch"}')
+    with pytest.raises(WrongVersion, match="version 1 of the wire"):
+        next(client.ticks(CODE))
+    for no_version in ("[]", "x", '{"version": "two"}', '{"version": 2}'):
+        streams.hset(Keys().schema, "b1", no_version)
+        assert next(client.ticks(CODE, snapshot=True)).code == CODE

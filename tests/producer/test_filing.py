@@ -307,3 +307,21 @@ def test_what_is_not_filed_yet_is_not_trimmed(
     assert entries[0][0] == filed
     assert len(entries) == 300
     assert times(streams) == [NOON_MS]
+
+
+def test_another_version_of_the_wire_is_refused_by_name(
+    tmp_path: Path, streams: redis.Redis, streams_server: RedisServer
+) -> None:
+    """A producer adds nothing to what another version wrote, and goes on when it is gone."""
+    streams.hset(KEYS.schema, "b1", '{"version": 1, "what": "one batch"}')
+    bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
+    try:
+        bench.ring.append([("SH", "tick", now_ms(), [entry(NOON_MS, 10.0)])])
+        bench.publisher.more.set()
+        wait_for(lambda: "version 1 of the wire" in bench.publisher.figures.redis_away)
+        assert streams.keys("{t:SH}:*") == []
+        streams.delete(KEYS.schema)
+        wait_for(lambda: bench.done)
+        assert times(streams) == [NOON_MS]
+    finally:
+        bench.close()

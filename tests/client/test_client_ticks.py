@@ -16,6 +16,7 @@ import redis
 from fake_worker import beat, make_tick, publish
 from waiting import wait_for
 
+import qmt_client.follow
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
 from qmt_client.connections import connect_async
 from qmt_client.follow import Follower, Scope
@@ -512,3 +513,22 @@ def test_another_version_of_the_wire_is_refused_by_name(
     for no_version in ("[]", "x", '{"version": "two"}', '{"version": 2}'):
         streams.hset(Keys().schema, "b1", no_version)
         assert next(client.ticks(CODE, snapshot=True)).code == CODE
+
+
+async def test_what_is_filed_while_the_streams_are_read_is_told_once(
+    streams_server: RedisServer, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the streams, and in the feed behind the place from which it is read then."""
+    publish(streams, "SH", seeds(3))
+    read_stored = qmt_client.follow.read_stored
+
+    def read_later(*what: Any, **how: Any) -> Any:
+        publish(streams, "SH", seeds(3, 3))
+        return read_stored(*what, **how)
+
+    monkeypatch.setattr(qmt_client.follow, "read_stored", read_later)
+    gaps: list[Gap] = []
+    reader = follow_sh(streams_server, gaps, start_ms=T0)
+    threading.Timer(1.0, lambda: publish(streams, "SH", seeds(2, 6))).start()
+    assert await volumes(reader, 7) == list(range(8))
+    assert gaps == []

@@ -16,6 +16,7 @@ from publisher_bench import CODE, KEYS, NOON_MS, Bench, entry, fed, latest, now_
 from waiting import wait_for
 
 from qmt_producer.functions import Functions
+from qmt_producer.market_line import MarketLine
 from qmt_producer.publisher import Publisher
 from qmt_protocol.ticks import encode_tick
 from qmt_standalone.redis_server import RedisServer
@@ -94,8 +95,10 @@ def test_an_entry_is_cut_into_its_streams_byte_for_byte(
 def test_what_is_there_already_stays_and_what_cannot_go_is_named(
     streams: redis.Redis, functions: Functions
 ) -> None:
-    other, wrong = "600000.SH", "600001.SH"
-    rows = [(code, f"{NOON_MS}-0", t1) for code, t1 in zip((CODE, other, wrong), T1S, strict=False)]
+    other, wrong, alike = "600000.SH", "600001.SH", "600002.SH"
+    codes = (CODE, other, wrong, alike)
+    rows = [(code, f"{NOON_MS}-0", t1) for code, t1 in zip(codes, T1S, strict=False)]
+    streams.xadd(KEYS.tick(alike), {"t1": T1S[9]}, id=f"{NOON_MS}-0")
     streams.xadd(KEYS.tick(CODE), {"t1": T1S[0]}, id=f"{NOON_MS}-0")
     streams.xadd(KEYS.tick(other), {"t1": T1S[9]}, id=f"{NOON_MS + 5}-0")
     streams.set(KEYS.tick(wrong), "no stream")
@@ -103,7 +106,7 @@ def test_what_is_there_already_stays_and_what_cannot_go_is_named(
     entry_id = append(streams, rows)
     keys = [*NAMES, *(KEYS.tick(code) for code, _, _ in rows)]
     state, _, refused, words, places = functions.call("file", keys, [entry_id])
-    assert (state, refused, places) == (b"filed", 2, [2, 3])
+    assert (state, refused, places) == (b"filed", 3, [2, 3, 4])
     assert other.encode() in words
     assert b"WRONGTYPE" in words
     assert streams.xlen(KEYS.tick(CODE)) == 1
@@ -191,6 +194,22 @@ def test_out_of_memory_between_append_and_filing(
     assert times(streams) == [NOON_MS + n for n in range(4)]
     assert len(fed(streams)) == 4
     assert gaps(unfiled) == []
+
+
+def test_a_stream_is_read_when_all_is_filed(
+    bench: Bench, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tick that the window has left comes again while it stands in the feed alone."""
+    bench.publish(entry(NOON_MS - 1, 9.0, volume=1))
+    monkeypatch.setattr("qmt_producer.market_line._MOST_UNFILED", 10**6)
+    monkeypatch.setattr(Publisher, "_step", lambda publisher: publisher._each(MarketLine.step))
+    monkeypatch.setattr(Publisher, "unfiled", property(lambda _: 0))
+    for at_ms in (NOON_MS, NOON_MS + 20_000, NOON_MS + 40_000):
+        bench.publish(entry(at_ms, 10.0))
+    assert times(streams) == [NOON_MS - 1]
+    bench.publish(entry(NOON_MS, 10.0))
+    assert bench.publisher.figures.repeated == 1
+    assert times(streams) == [NOON_MS - 1, NOON_MS, NOON_MS + 20_000, NOON_MS + 40_000]
 
 
 def test_bytes_of_another_term_append_nothing(bench: Bench, streams: redis.Redis) -> None:

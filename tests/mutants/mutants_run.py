@@ -1,0 +1,312 @@
+"""Breaks one line at a time of what decides over ticks, and sees whether a test notices.
+
+A mutant that no test notices survives; its name is printed, and the program ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+_JUDGE: Final = "producer/qmt_producer/judge.py"
+_LUA: Final = "producer/qmt_producer/functions.lua"
+_LINE: Final = "producer/qmt_producer/market_line.py"
+_FEED: Final = "client/qmt_client/feed.py"
+_FOLLOW: Final = "client/qmt_client/follow.py"
+_OF_JUDGE: Final = ("tests/producer/test_judge.py",)
+_OF_LOG: Final = ("tests/producer/test_filing.py", "tests/producer/test_publisher.py")
+_OF_HOLDER: Final = (*_OF_LOG, "tests/producer/test_takeover.py")
+_OF_READER: Final = ("tests/gateway/test_live_cut_off.py", "tests/gateway/test_gateway_hub.py")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change, and the tests that should notice."""
+
+    name: str
+    path: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+MUTANTS: Final = (
+    Mutant(
+        "a tick of the same ms is new",
+        _JUDGE,
+        "known.ms < at <= limit_ms",
+        "known.ms <= at <= limit_ms",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "nothing is clamped", _JUDGE, "if ms > now_ms + self._future_ms:", "if False:", _OF_JUDGE
+    ),
+    Mutant(
+        "only the same ms is compared", _JUDGE, "one[0] >= ms and", "one[0] == ms and", _OF_JUDGE
+    ),
+    Mutant(
+        "nothing is a repeat", _JUDGE, "_content_of(one[2]) == content for", "False for", _OF_JUDGE
+    ),
+    Mutant(
+        "volume is no content",
+        _JUDGE,
+        "return row[0], row[1], row[_VOLUME], *firsts",
+        "return row[0], row[1], *firsts",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "volume may go back",
+        _JUDGE,
+        "behind = _went_back(row, known.newest)",
+        "behind = False",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "a late tick is the newest",
+        _JUDGE,
+        "        if not behind:\n            known.newest = t1",
+        "        known.newest = t1",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "a late tick has no flag", _JUDGE, "            flags |= TickFlag.LATE\n", "", _OF_JUDGE
+    ),
+    Mutant(
+        "the number is not the next",
+        _JUDGE,
+        "number = known.number + 1\n        if not _is_id",
+        "number = known.number\n        if not _is_id",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "what is forgotten is known",
+        _JUDGE,
+        "known.from_ms = max(known.from_ms, kept.popleft()[0] + 1)",
+        "kept.popleft()",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "latest says all", _JUDGE, "known.from_ms = known.ms + 1", "known.from_ms = 0", _OF_JUDGE
+    ),
+    Mutant(
+        "a stream's tail is not learnt",
+        _JUDGE,
+        "if tail > (known.ms, known.number):",
+        "if False:",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "the window is cut within a batch",
+        _JUDGE,
+        "                outgrown.append(known)",
+        "                _cut(known)",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "an unchanged piece is left out",
+        _JUDGE,
+        "pieces.append(body[batch.first : end])",
+        "pieces.append(b'')",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "an older bar is news", _JUDGE, "return bool(last[_BAR_CLOSED]) or", "return", _OF_JUDGE
+    ),
+    Mutant(
+        "a late bar is added",
+        _JUDGE,
+        "            elif ms < known.ms:\n",
+        "            elif False:\n",
+        _OF_JUDGE,
+    ),
+    Mutant(
+        "any term may append",
+        _LUA,
+        "if not is_held(keys[1], args[1]) then return { 'fenced', 0, '' } end",
+        "",
+        _OF_LOG,
+    ),
+    Mutant(
+        "the batch before is not looked at",
+        _LUA,
+        "~= tonumber(args[5]) then",
+        "~= tonumber(args[5]) and false then",
+        _OF_HOLDER,
+    ),
+    Mutant(
+        "the future may be appended",
+        _LUA,
+        "if tonumber(args[8]) > now_ms + tonumber(args[9])",
+        "if false and tonumber(args[8]) > now_ms",
+        _OF_LOG,
+    ),
+    Mutant(
+        "what is not filed is trimmed",
+        _LUA,
+        "if is_behind(oldest, args[7]) then oldest = args[7] end",
+        "",
+        _OF_LOG,
+    ),
+    Mutant(
+        "latest goes back", _LUA, "and is_newest and is_forward(code, id)", "and is_newest", _OF_LOG
+    ),
+    Mutant(
+        "a late tick is the latest",
+        _LUA,
+        "and byte(data, -1) % 2 ~= LATE",
+        "",
+        (*_OF_LOG, "tests/producer/test_filed_again.py"),
+    ),
+    Mutant("what is refused is not named", _LUA, "    refused = refused + 1\n", "", _OF_LOG),
+    Mutant(
+        "any bytes are there already", _LUA, "and stored[1][2][2] == data then", "then", _OF_LOG
+    ),
+    Mutant(
+        "a damaged entry stops all",
+        _LUA,
+        "    redis.call('SET', keys[1], entry[1])\n    return { 'damaged'",
+        "    return { 'damaged'",
+        _OF_LOG,
+    ),
+    Mutant(
+        "a taker does not file what is left",
+        _LINE,
+        "            if self._filing:\n                self.file()\n                return True\n",
+        "",
+        _OF_LOG,
+    ),
+    Mutant(
+        "memory outlives the term",
+        _LINE,
+        "self._term, self._recalled = term.decode(), False",
+        "self._term = term.decode()",
+        _OF_HOLDER,
+    ),
+    Mutant(
+        "streams are read before all is filed",
+        _LINE,
+        "            while self._filing:\n                if not self.file():\n"
+        "                    return None\n",
+        "",
+        _OF_HOLDER,
+    ),
+    Mutant(
+        "a feed that is gone is no news",
+        _LINE,
+        "if lost or took_over or id_key(filed) > id_key(tail.decode()):",
+        "if lost or took_over:",
+        _OF_LOG,
+    ),
+    Mutant(
+        "a refused code is not forgotten",
+        _LINE,
+        "                self._memory(done.kind).forget(one)",
+        "                pass",
+        _OF_LOG,
+    ),
+    Mutant(
+        "a snapshot goes on from the feed's end",
+        _FEED,
+        "self.positions[market] = self._filed(market, filed)",
+        "self.positions[market] = await self._last_generated(market)",
+        _OF_READER,
+    ),
+    Mutant(
+        "another epoch is not noticed",
+        _FEED,
+        "if known and epoch != known:",
+        "if False:",
+        _OF_READER,
+    ),
+    Mutant(
+        "a trimmed position is not noticed",
+        _FEED,
+        '            reason = "trimmed"\n        else:',
+        "            pass\n        else:",
+        _OF_READER,
+    ),
+    Mutant(
+        "what was told is told again",
+        _FOLLOW,
+        "if id_key(entry_id) <= told:",
+        "if False:",
+        _OF_READER,
+    ),
+    Mutant(
+        "what the streams gave is told again",
+        _FOLLOW,
+        "            self._told |= told\n",
+        "            pass\n",
+        ("tests/client/test_client_ticks.py",),
+    ),
+)
+"""Lines that decide, each broken."""
+
+
+def notices(mutant: Mutant, folder: Path) -> str:
+    """Return the first test that notices a mutant; empty: it survives."""
+    top = mutant.path.partition("/")[0]
+    copy = folder / mutant.name.replace(" ", "-") / top
+    shutil.copytree(ROOT / top, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy.parent / mutant.path
+    text = file.read_text("utf-8")
+    before = mutant.before
+    if text.count(before) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.path} has {text.count(before)} times {before!r}")
+    file.write_text(text.replace(before, mutant.after), "utf-8")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--timeout=100",
+            "-p",
+            "no:cacheprovider",
+            *mutant.tests,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shutil.rmtree(copy.parent)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout}")
+    named = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return named[0].split(" ")[1] if done.returncode else ""
+
+
+def main() -> int:
+    """Try the mutants whose names have a word, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("word", nargs="?", default="")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if options.word in mutant.name]
+    with (
+        tempfile.TemporaryDirectory(prefix="qmt-mutants-") as folder,
+        ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        found = list(pool.map(lambda mutant: notices(mutant, Path(folder)), chosen))
+    for mutant, test in zip(chosen, found, strict=True):
+        print(f"{mutant.name}: {test or 'SURVIVES'}")
+    survivors = [mutant.name for mutant, test in zip(chosen, found, strict=True) if not test]
+    print(json.dumps({"mutants": len(chosen), "survivors": survivors}))
+    return bool(survivors)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -57,7 +57,7 @@ CONTENT: Final = (
     *("time", "lastPrice", "volume"),
     *("askPrice1", "bidPrice1", "askVol1", "bidVol1"),
 )
-"""Columns that tell whether two ticks of a code are the same, as the publishing script does."""
+"""Columns that tell whether two ticks of a code are the same, as the producer does."""
 
 PRICES: Final = frozenset(
     level

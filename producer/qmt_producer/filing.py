@@ -14,7 +14,9 @@ from typing import Any, Final
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import split_bar_batch, split_batch
+from qmt_protocol.ids import id_key, is_stream_id
 from qmt_protocol.keys import Keys, parse_want, want
+from qmt_protocol.limits import MAX_BATCH
 
 from .candidates import Kind
 from .functions import Functions
@@ -53,6 +55,8 @@ class Filing:
     ----------
     filed : str
         Feed entry id up to which all is filed.
+    broken : bool
+        Whether the feed lacks an entry that was appended to it and not filed.
     """
 
     def __init__(self, market: str, keys: Keys, functions: Functions) -> None:
@@ -62,25 +66,24 @@ class Filing:
         self._stem = keys.tick(f"@.{market}").removesuffix(f"@.{market}")
         self._names = [keys.filed(market), keys.feed(market), keys.latest(market)]
         self._entries: deque[_Entry] = deque()
-        self._last = ""
         self._more = False
         self.filed = ""
+        self.broken = False
 
     def begin(self, filed: str) -> None:
         """Go on behind an entry, with whatever the feed holds."""
-        self._entries.clear()
-        self.filed = self._last = filed
+        self.clear()
+        self.filed = filed
         self._more = True
 
     def clear(self) -> None:
         """Leave it to who holds the lease."""
         self._entries.clear()
-        self._more = False
+        self._more = self.broken = False
 
     def add(self, entry_id: str, kind: Kind, streams: list[str]) -> None:
         """Note an entry that was appended."""
         self._entries.append(_Entry(entry_id, kind, streams))
-        self._last = entry_id
 
     def __len__(self) -> int:
         """How many entries are known that are not filed."""
@@ -89,37 +92,39 @@ class Filing:
     @property
     def oldest_ms(self) -> int:
         """Redis time of the first entry that is not filed; 0: none."""
-        return int(self._entries[0].id.partition("-")[0]) if self._entries else 0
+        try:  # another thread may be asking
+            return id_key(self._entries[0].id)[0]
+        except IndexError:
+            return 0
 
-    @property
-    def has_more(self) -> bool:
-        """Whether the feed may hold entries that are not known here."""
-        return self._more
-
-    def look(self) -> None:
-        """Read what the feed holds behind the last entry that is known.
+    def look(self) -> bool:
+        """Read what others have left to be filed; return whether there is any.
 
         Raises
         ------
         RedisUnavailable
         """
-        feed = self._keys.feed(self._market)
-        connection = self._functions.connection
-        found: Any = reach(lambda: connection.xrange(feed, f"({self._last}", count=_LOOK))
-        self._more = len(found) == _LOOK
-        for raw_id, fields in found:
-            self.add(raw_id.decode(), *self._read(fields))
+        if self._more and not self._entries:
+            feed, connection = self._keys.feed(self._market), self._functions.connection
+            found: Any = reach(lambda: connection.xrange(feed, f"({self.filed}", count=_LOOK))
+            self._more = len(found) == _LOOK
+            for raw_id, fields in found:
+                self.add(raw_id.decode(), *self._read(fields))
+        return bool(self._entries)
 
     def _read(self, fields: dict[bytes, bytes]) -> tuple[Kind, list[str]]:
         """Return what an entry holds, and the streams of it; none where it is damaged."""
+        kind: Kind = "tick"
         try:
             if b"b1" in fields:
                 ticks, bad = split_batch(fields[b"b1"], self._market)
-                return "tick", [] if bad else [code for code, _, _ in ticks]
-            bars, bad = split_bar_batch(fields.get(b"c1", b""), self._market)
-            return "bar", [] if bad else [want(period, code) for code, period, _, _ in bars]
+                streams = [code for code, _, _ in ticks]
+            else:
+                bars, bad = split_bar_batch(fields.get(b"c1", b""), self._market)
+                kind, streams = "bar", [want(period, code) for code, period, _, _ in bars]
         except CodecError:
             return "tick", []
+        return kind, [] if bad or len(streams) > MAX_BATCH else streams
 
     def file(self) -> Filed | None:
         """File the next entry that is known; none: it is not the next any more.
@@ -134,6 +139,8 @@ class Filing:
         answer = self._functions.call("file", [*self._names, *streams], [entry.id])
         state, filed, refused, words, *places = answer
         if state == b"other":
+            found = printable(filed)
+            self.broken = is_stream_id(found) and id_key(found) < id_key(entry.id)
             return None
         self._entries.popleft()
         self.filed = filed.decode()

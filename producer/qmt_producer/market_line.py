@@ -128,10 +128,8 @@ class MarketLine:
         if not self._hold():
             self._follow()
             return False
-        if self._filing.has_more:  # of who held the lease before
-            self._filing.look()
         if not self._recalled:
-            if self._filing:
+            if self._filing.look():  # at what was left to be filed
                 self.file()
                 return True
             self._recall()
@@ -173,7 +171,7 @@ class MarketLine:
 
     def release(self) -> None:
         """Give the lease back, if it is ours."""
-        if self.holding:
+        if self.holding and self._term:
             self._functions.call("release", [self._lease_key], [self._term])
 
     # -- publishing ---------------------------------------------------------------------------
@@ -379,7 +377,8 @@ class MarketLine:
             return True  # as it was
         self._term, self._recalled = term.decode(), False
         lost = applied < acked
-        if lost or took_over or id_key(filed) > id_key(tail.decode()):
+        broken = self._filing.broken or id_key(filed) > id_key(tail.decode())
+        if lost or took_over or broken:
             tail_ms = min(_number(tail.partition(b"-")[0]), int(redis_ms))
             told_ms, _, ring = told.partition(b" ")
             complete_ms = min(_number(told_ms), int(redis_ms)) or max(tail_ms - _MARGIN_MS, 0)
@@ -387,9 +386,11 @@ class MarketLine:
             # Carried over to this clock; rather a little too early than too late.
             local_ms = complete_ms + asked_ms - int(redis_ms) if complete_ms else 0
             self._complete_ms = complete_ms
-            if id_key(filed) > id_key(tail.decode()):
-                filed = tail.decode() or BEGINNING
-                begin = self._ring.number_before(self.market, local_ms - _MARGIN_MS)
+            if broken:
+                filed = min(filed, tail.decode() or BEGINNING, key=id_key)
+                oldest_ms = self._filing.oldest_ms + self._skew_ms
+                from_ms = min(local_ms, oldest_ms) if self._filing else local_ms
+                begin = self._ring.number_before(self.market, from_ms - _MARGIN_MS)
                 self._republish(min(applied, begin), local_ms, filed)
                 self.cursor = begin
             elif lost:

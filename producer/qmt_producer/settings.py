@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from qmt_protocol.limits import MAX_BATCH
 from qmt_protocol.settings import CommaList, RedisSettings, TerminalSettings
 
 __all__ = ["ProducerSettings"]
@@ -23,7 +24,9 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     ring_max_mb: int = Field(2048, ge=1, description="size at which the ring gives up its oldest")
     ring_keep_s: int = Field(900, ge=0, description="how long published ticks stay in the ring")
     queue_mb: int = Field(256, ge=1, description="most MB of pushes waiting to be encoded")
-    batch_ticks: int = Field(500, ge=1, le=500, description="most ticks in one call to Redis")
+    batch_ticks: int = Field(
+        MAX_BATCH, ge=1, le=MAX_BATCH, description="most ticks in one call to Redis"
+    )
     lease_s: float = Field(
         4.0, ge=1, le=60, description="how long the right to publish outlives its use"
     )

@@ -11,6 +11,7 @@ from typing import Final
 __all__ = [
     "MAX_ARROW_BODY_BYTES",
     "MAX_ARROW_HEADER_BYTES",
+    "MAX_BATCH",
     "MAX_CONTAINERS",
     "MAX_DEPTH",
     "MAX_DOCUMENT_BYTES",
@@ -46,6 +47,8 @@ MAX_EVENT_BYTES: Final = 4 * _MIB
 MAX_HEARTBEAT_BYTES: Final = 64 * 2**10
 MAX_HEARTBEATS: Final = 1_000
 """Processes that a status tells of, the newest."""
+MAX_BATCH: Final = 500
+"""Ticks or bars in one entry of a feed."""
 MAX_UNREADABLE: Final = 50
 """Things that an answer names as unreadable, each by itself; the others are counted."""
 MAX_FRAME_BYTES: Final = 8 * _MIB

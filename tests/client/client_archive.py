@@ -200,7 +200,7 @@ class Archive:
 
 
 def publish_wires(streams: redis.Redis, wires: Sequence[Wire]) -> None:
-    """Put ticks into their streams and into ``latest``, as the publishing script does."""
+    """Put ticks into their streams and into ``latest``, as filing does."""
     keys = Keys()
     with streams.pipeline(transaction=False) as pipe:
         for code, entry_id, t1 in wires:

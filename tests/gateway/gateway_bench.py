@@ -40,7 +40,7 @@ FIRST_DAY_MS = 1_767_542_400_000  # 2026-01-05 00:00 China time
 
 @dataclass
 class Producer:
-    """Publishes ticks as the publishing script does."""
+    """Publishes ticks as the producer does, filed at once."""
 
     streams: redis.Redis
     keys: Keys = field(default_factory=Keys)

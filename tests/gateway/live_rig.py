@@ -36,7 +36,7 @@ MOST_UNFILED = 8
 
 
 class Market:
-    """Publishes batches of one market, each in one script."""
+    """Publishes batches of one market; they are filed some batches later."""
 
     def __init__(self, streams: redis.Redis, name: str, codes: int = 8) -> None:
         self.streams = streams

@@ -1,4 +1,4 @@
-"""What has its entry id already is filed under it again, by the scripts that publish live."""
+"""What has its entry id already is filed under it again, by the judge of what is live."""
 
 from __future__ import annotations
 

@@ -270,6 +270,47 @@ def test_a_feed_that_was_deleted_is_another_history(bench: Bench, streams: redis
     assert [row[2][0] for row in fed(streams)][-1] == NOON_MS + 5
 
 
+def test_a_feed_deleted_with_what_was_not_filed_is_filled_from_the_ring(
+    unfiled: Bench, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(1, 5):
+        unfiled.publish(entry(NOON_MS + n, 10.0, volume=100 + n))
+    streams.delete(FEED)
+    unfiled.publish(
+        entry(NOON_MS + 5, 10.0, volume=105)
+    )  # `filed` lies behind the feed's end again
+    assert times(streams) == [NOON_MS]
+    monkeypatch.undo()
+    unfiled.publisher.more.set()
+    wait_for(lambda: "epoch" in [event["kind"] for event in unfiled.events])
+    wait_for(lambda: unfiled.done)
+    # What was appended behind the loss was filed first: what was lost is late beside it.
+    assert sorted(times(streams)) == [NOON_MS + n for n in range(6)]
+    assert [event["kind"] for event in unfiled.events].count("epoch") == 1
+
+
+def test_more_was_left_than_is_looked_at_once(
+    unfiled: Bench, tmp_path: Path, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`filed` was lost: the whole feed is filed again, some entries at a time."""
+    for n in range(1, 40):
+        unfiled.publish(entry(NOON_MS + n, 10.0, volume=100 + n))
+    streams.delete(FILED)
+    streams.xadd(FEED, {"b1": msgpack.packb([[CODE, f"{NOON_MS + 99}-0", [1]]] * 501)})
+    line = unfiled.publisher._lines["SH"]
+    monkeypatch.undo()
+    most: list[int] = []
+    look = line._filing.look
+    monkeypatch.setattr(line._filing, "look", lambda: [look(), most.append(len(line._filing))][0])
+    line.forget_lease()
+    unfiled.publisher.more.set()
+    wait_for(lambda: len(times(streams)) == 40)
+    wait_for(lambda: unfiled.done)
+    assert times(streams) == [NOON_MS + n for n in range(40)]
+    assert max(most) <= 8
+    assert ["damaged" in gap["reason"] for gap in gaps(unfiled)] == [True]
+
+
 def test_a_filed_that_is_none_is_told_and_all_is_filed_again(
     bench: Bench, streams: redis.Redis
 ) -> None:

@@ -1,4 +1,4 @@
-"""The publishing function and its callers against a real server; judged by the msgpack package."""
+"""From the ring to streams and `latest`, on a real server; judged by the msgpack package."""
 
 from __future__ import annotations
 

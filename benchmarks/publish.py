@@ -160,8 +160,8 @@ def run(ctx: Context) -> Section:
             "limit: nothing but XADD of as many bytes to 5,000 streams. pipeline: redis-py, "
             "batches of 500, XADD per code, HSET of latest, XADD of the feed; no lease, no "
             "protection from repeats. ours: ring on disk, lease, acknowledgement, per-tick order "
-            "check, latest and feed; of Redis's time FCALL is appending and filing, with the commands "
-            "that they call. from pushes: the same behind BSON decoding, encoding and the "
+            "check, latest and feed; of Redis's time FCALL is appending and filing, all "
+            "commands in it included. from pushes: the same behind BSON decoding, encoding and the "
             "write to the ring.",
         ],
     )

@@ -97,6 +97,11 @@ class Filing:
         except IndexError:
             return 0
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the feed may hold entries that are not known here."""
+        return self._more
+
     def look(self) -> bool:
         """Read what others have left to be filed; return whether there is any.
 

@@ -122,7 +122,7 @@ class MarketLine:
         RedisUnavailable
             When Redis is away; the same batch comes again.
         """
-        idle = not self._filing and not self._ring.oldest_after(self.market, self.cursor)
+        idle = not self.unfiled and not self._ring.oldest_after(self.market, self.cursor)
         if idle and not self._listening():
             return False  # nothing to give: another producer may have the lease
         if not self._hold():
@@ -155,8 +155,8 @@ class MarketLine:
 
     @property
     def unfiled(self) -> int:
-        """Feed entries of ours that streams and ``latest`` do not have yet."""
-        return len(self._filing)
+        """Feed entries that streams and ``latest`` do not have yet; of others' at least one."""
+        return len(self._filing) + self._filing.has_more
 
     @property
     def unfiled_ms(self) -> int:

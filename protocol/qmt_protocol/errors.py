@@ -18,6 +18,7 @@
     │   ├── NoWorker
     │   ├── NoProducer
     │   ├── RedisUnavailable
+    │   ├── WrongVersion          what lies in Redis is of another version of the wire
     │   ├── GatewayUnavailable
     │   ├── Overloaded            the gateway holds as much as it may for those who do not read
     │   └── ArchiveUnavailable

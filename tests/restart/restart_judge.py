@@ -32,7 +32,7 @@ class Ticks:
     streams: dict[str, list[tuple[str, bytes]]]
     """Code to (entry id, t1), in order."""
     fed: dict[str, list[tuple[str, str, bytes]]]
-    """Market to (code, entry id, t1), in order of the feed."""
+    """Market to (code, entry id, t1), in order of the feed, as far as it is filed."""
     latest: dict[str, tuple[str, bytes]]
 
     @property
@@ -51,14 +51,16 @@ class Ticks:
             for market in MARKETS:
                 pipe.xrange(f"{{qmt:{market}}}:feed")
                 pipe.hgetall(f"{{qmt:{market}}}:latest")
-            *found, feed_sh, latest_sh, feed_sz, latest_sz = pipe.execute()
+                pipe.get(f"{{qmt:{market}}}:filed")
+            *found, feed_sh, latest_sh, filed_sh, feed_sz, latest_sz, filed_sz = pipe.execute()
+        ends = (_id(filed_sh or b"0-0"), _id(filed_sz or b"0-0"))
         streams = {
             key.decode().split(":tick:")[1]: [(one.decode(), row[b"t1"]) for one, row in entries]
             for key, entries in zip(keys, found, strict=True)
         }
         fed = {
-            market: [entry for _, row in entries for entry in _fed(row[b"b1"])]
-            for market, entries in zip(MARKETS, (feed_sh, feed_sz), strict=True)
+            market: [entry for one, row in entries if _id(one) <= end for entry in _fed(row[b"b1"])]
+            for market, entries, end in zip(MARKETS, (feed_sh, feed_sz), ends, strict=True)
         }
         latest = {
             code.decode(): _latest(value) for code, value in {**latest_sh, **latest_sz}.items()
@@ -66,7 +68,7 @@ class Ticks:
         return cls(streams, fed, latest)
 
     def disagreements(self) -> list[str]:
-        """Return where stream, feed and latest, which one call writes, do not agree."""
+        """Return where stream, feed and latest, which one call files, do not agree."""
         wrong = []
         for market in MARKETS:
             fed: dict[str, list[tuple[str, bytes]]] = {}
@@ -84,6 +86,11 @@ class Ticks:
             if rows and self.latest.get(code) != rows[-1]
         ]
         return wrong
+
+
+def _id(entry_id: bytes) -> tuple[int, int]:
+    ms, _, number = entry_id.partition(b"-")
+    return int(ms), int(number)
 
 
 def _fed(body: bytes) -> list[tuple[str, str, bytes]]:

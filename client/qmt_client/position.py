@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,25 +11,19 @@ from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.ids import BEGINNING, id_key, parse_entry_id
 from qmt_protocol.texts import parse_text, shown
 
-__all__ = ["BEGINNING", "EVENTS", "Mark", "Place", "id_key", "is_bound", "is_id", "just_before"]
+__all__ = ["BEGINNING", "EVENTS", "Mark", "Place", "id_key", "is_bound", "just_before"]
 
 EVENTS: Final = "events"
 """Stands beside the markets: up to where the producer's own gaps were told."""
 _CODES: Final = "codes"
 _SEEN: Final = "seen"
 _UNTIL: Final = "until"
-_ID: Final = re.compile(r"\d{1,14}-\d{1,9}", re.ASCII)
 _LAST_NUMBER: Final = 2**64 - 1
 _EPOCH: Final = 64
 """Characters of an epoch at most."""
 
 Mark = tuple[str, str]
 """Epoch and id of the last feed entry seen."""
-
-
-def is_id(entry_id: str) -> bool:
-    """Whether a text is an entry id that a producer may have given: its ms are a date's."""
-    return _ID.fullmatch(entry_id) is not None
 
 
 def just_before(at_ms: int) -> str:

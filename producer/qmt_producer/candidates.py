@@ -15,13 +15,15 @@ import msgspec
 
 from qmt_protocol.keys import parse_want
 
-__all__ = ["Candidates", "Entry", "Kind", "body_of", "head_of", "id_text", "packed"]
+__all__ = ["Candidates", "Entry", "Kind", "body_of", "head_of", "packed", "text"]
 
 Kind = Literal["tick", "bar"]
 Entry = tuple[str, int | str, bytes]
 """A tick: code, ms that orders it, ``t1``. A bar: its `want`, its label, ``k1``. What was published
 before, elsewhere, has its whole entry id in place of the ms."""
 
+text: Final = msgspec.msgpack.Encoder().encode
+"""Encodes a code, a period or an entry id as it stands in a batch."""
 _FEW, _MANY = 0x90, 0xDC  # how msgpack begins an array
 _MOST_FEW: Final = 15
 
@@ -56,7 +58,7 @@ class Candidates(msgspec.Struct, array_like=True, frozen=True):
         starts, at = [], _head_bytes(len(names))
         for name, ms, piece in zip(names, ats, data, strict=True):
             head = head_of(kind, name)
-            entry_id = id_text(ms if isinstance(ms, str) else f"{ms}-0")
+            entry_id = text(ms if isinstance(ms, str) else f"{ms}-0")
             at += len(head) + len(entry_id)
             starts.append(at)
             at += len(piece)
@@ -102,16 +104,6 @@ def packed(numbers: Sequence[int]) -> bytes:
 def head_of(kind: Kind, name: str) -> bytes:
     """Return how the piece of a code, or of a bar's want, begins in a batch."""
     if kind == "tick":
-        return b"\x93" + _text(name)
+        return b"\x93" + text(name)
     period, code = parse_want(name)
-    return b"\x94" + _text(code) + _text(period)
-
-
-def id_text(entry_id: str) -> bytes:
-    """Encode an entry id."""
-    return (chr(0xA0 + len(entry_id)) + entry_id).encode("latin-1")
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return bytes((0xA0 + len(data),) if len(data) < 32 else (0xD9, len(data))) + data
+    return b"\x94" + text(code) + text(period)

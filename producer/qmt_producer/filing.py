@@ -140,7 +140,7 @@ class Filing:
             The same may be done again.
         """
         entry = self._entries[0]
-        streams = [self._stream(entry.kind, one) for one in entry.streams]
+        streams = [self.stream(entry.kind, one) for one in entry.streams]
         answer = self._functions.call("file", [*self._names, *streams], [entry.id])
         state, filed, refused, words, *places = answer
         if state == b"other":
@@ -154,5 +154,6 @@ class Filing:
         which = [entry.streams[int(at) - 1] for at in places[0]] if refused else []
         return Filed(entry.id, entry.kind, refused=which, words=printable(words))
 
-    def _stream(self, kind: Kind, name: str) -> str:
+    def stream(self, kind: Kind, name: str) -> str:
+        """Return the key of a code's, or of a bar's want's, stream."""
         return self._stem + name if kind == "tick" else self._keys.bar(*parse_want(name))

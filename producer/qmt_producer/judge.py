@@ -18,11 +18,11 @@ from typing import Any, Final
 import msgspec
 
 from qmt_protocol.errors import CodecError
-from qmt_protocol.feed import split_latest
+from qmt_protocol.feed import is_entry_id, split_latest
 from qmt_protocol.ids import id_key
 from qmt_protocol.ticks import TickFlag
 
-from .candidates import Candidates, body_of, head_of, id_text, packed
+from .candidates import Candidates, body_of, head_of, packed, text
 
 __all__ = ["LOOK", "WINDOW_MS", "BarMemory", "Judged", "Stored", "TickMemory"]
 
@@ -34,8 +34,6 @@ _WINDOW_TICKS: Final = 4_096
 _LABELS: Final = 8
 """Labels of a bar that are remembered."""
 _NAMED: Final = 20
-_END_MS, _END_NUMBER = 10**14, 10**9
-"""Readers know no ids from here on."""
 
 Stored = tuple[str, bytes]
 """Entry id and ``t1`` or ``k1``, as read from a stream."""
@@ -198,7 +196,7 @@ class TickMemory:
                     end = start + size
                     continue
                 ms, number, t1 = found
-                piece = head_of("tick", code) + id_text(f"{ms}-{number}") + t1
+                piece = head_of("tick", code) + text(f"{ms}-{number}") + t1
             if not as_it_was:
                 pieces.append(piece or body[end : start + size])
                 judged.streams.append(code)
@@ -209,7 +207,7 @@ class TickMemory:
             known.ms, known.number = ms, number
             kept = known.entries
             kept.append((ms, number, t1))
-            if kept[0][0] < ms - WINDOW_MS:
+            if kept[0][0] < ms - WINDOW_MS or len(kept) > _WINDOW_TICKS:
                 outgrown.append(known)
         for known in outgrown:  # not before: `unknown` was asked for the whole batch
             _cut(known)
@@ -238,7 +236,7 @@ class TickMemory:
             else:
                 behind = _went_back(row, known.newest)
             number = known.number + 1
-        if not _is_id(ms, number):
+        if not is_entry_id(f"{ms}-{number}"):
             judged.rejected += 1
             judged.say(f"{code}: its stream ends with the id {known.ms}-{known.number}")
             return None
@@ -335,13 +333,13 @@ class BarMemory:
             elif ms < known.ms:
                 judged.late += 1
                 judged.say(f"{want} {label}")
-            elif (ms, number) <= (known.ms, known.number) or not _is_id(ms, number):
+            elif (ms, number) <= (known.ms, known.number) or not is_entry_id(f"{ms}-{number}"):
                 judged.rejected += 1
                 judged.say(f"{want}: its stream ends with the id {known.ms}-{known.number}")
             else:
                 known.ms, known.number = ms, number
                 known.under(ms).append(k1)
-                pieces.append(head_of("bar", want) + id_text(f"{ms}-{number}") + k1)
+                pieces.append(head_of("bar", want) + text(f"{ms}-{number}") + k1)
                 judged.streams.append(want)
                 judged.lengths.append(len(k1))
         for want in set(judged.streams):
@@ -354,10 +352,6 @@ def _cut(known: _Code) -> None:
     kept = known.entries
     while len(kept) > 1 and (kept[0][0] < known.ms - WINDOW_MS or len(kept) > _WINDOW_TICKS):
         known.from_ms = max(known.from_ms, kept.popleft()[0] + 1)
-
-
-def _is_id(ms: int, number: int) -> bool:
-    return ms < _END_MS and number < _END_NUMBER
 
 
 def _label_ms(label: int | str) -> int:

@@ -6,13 +6,14 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from qmt_protocol.decoding import printable
 from qmt_protocol.ids import BEGINNING, id_key, is_stream_id
-from qmt_protocol.keys import Keys, parse_want
+from qmt_protocol.keys import Keys
 
 from .candidates import Kind
 from .figures import Figures
@@ -213,8 +214,8 @@ class MarketLine:
             while self._filing:
                 if not self.file():
                     return None
-            key_of = self._keys.tick if batch.kind == "tick" else self._bar_key
-            learn(memory, self._functions.connection, key_of, needed)
+            stream_of = partial(self._filing.stream, batch.kind)
+            learn(memory, self._functions.connection, stream_of, needed)
         return memory.judge(batch.candidates, now_ms)
 
     def _recall(self) -> None:
@@ -226,9 +227,6 @@ class MarketLine:
 
     def _memory(self, kind: Kind) -> TickMemory | BarMemory:
         return self._ticks if kind == "tick" else self._bars
-
-    def _bar_key(self, want: str) -> str:
-        return self._keys.bar(*parse_want(want))
 
     def _append_call(
         self, batch: Batch, judged: Judged, before: int

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 import redis
 
@@ -14,8 +13,6 @@ from .judge import LOOK, BarMemory, Stored, TickMemory
 from .redis_link import is_of_a_key, reach, refuse_errors
 
 __all__ = ["learn", "recall_ticks"]
-
-_PER_CALL: Final = 500
 
 
 def recall_ticks(connection: redis.Redis, latest: str, future_ms: int) -> TickMemory:
@@ -32,25 +29,23 @@ def recall_ticks(connection: redis.Redis, latest: str, future_ms: int) -> TickMe
 def learn(
     memory: TickMemory | BarMemory,
     connection: redis.Redis,
-    key_of: Callable[[str], str],
+    stream_of: Callable[[str], str],
     needed: dict[str, int],
 ) -> None:
-    """Read what a memory needs of the streams. Everything that it let through must be filed.
+    """Read what a memory needs to judge a batch. Everything that it let through must be filed.
 
     Raises
     ------
     RedisUnavailable
     """
-    left = iter(needed.items())
-    while part := list(islice(left, _PER_CALL)):
-        pipe = connection.pipeline(transaction=False)
-        for name, from_ms in part:
-            pipe.xrange(key_of(name), from_ms, count=LOOK)
-            pipe.xrevrange(key_of(name), count=LOOK)
-        answers = iter(reach(lambda pipe=pipe: pipe.execute(raise_on_error=False)))  # type: ignore[misc]
-        for name, from_ms in part:
-            first, last = (_stored(next(answers)) for _ in range(2))
-            memory.learn(name, from_ms, (*first, *last))
+    pipe = connection.pipeline(transaction=False)
+    for name, from_ms in needed.items():
+        pipe.xrange(stream_of(name), from_ms, count=LOOK)
+        pipe.xrevrange(stream_of(name), count=LOOK)
+    answers = iter(reach(lambda: pipe.execute(raise_on_error=False)))
+    for name, from_ms in needed.items():
+        first, last = (_stored(next(answers)) for _ in range(2))
+        memory.learn(name, from_ms, (*first, *last))
 
 
 def _stored(answer: Any) -> Iterable[Stored]:

@@ -178,7 +178,7 @@ class Ring:
 
     def _check_format(self, path: Path) -> None:
         """Refuse a file that holds batches of another version; it is left as it is."""
-        if not self._one("SELECT count(*) FROM (SELECT 1 FROM ring LIMIT 1)"):
+        if not self._all("SELECT 1 FROM ring LIMIT 1"):
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (_FORMAT,))
         elif not self._all("SELECT 1 FROM meta WHERE name = 'format' AND value = ?", _FORMAT):
             self._db.close()

@@ -6,7 +6,8 @@ import json
 from typing import Any, Final
 
 from .bars import BAR_FIELDS
-from .errors import WrongVersion
+from .decoding import decode_document
+from .errors import CodecError, WrongVersion
 from .numbers import PRICE_SCALE, PRICE_TOLERANCE
 from .ticks import PHASES, TICK_FIELDS, TickFlag
 
@@ -93,8 +94,8 @@ def check_version(document: bytes | None, prefix: str, address: str) -> None:
         When it names another version.
     """
     try:
-        version = json.loads(document or b"{}")["version"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        version = decode_document(document or b"{}", dict[str, Any], "The schema").get("version")
+    except CodecError:
         return
     if isinstance(version, int) and version != WIRE_VERSION:
         raise WrongVersion(

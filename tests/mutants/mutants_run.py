@@ -84,8 +84,8 @@ MUTANTS: Final = (
     Mutant(
         "the number is not the next",
         _JUDGE,
-        "number = known.number + 1\n        if not _is_id",
-        "number = known.number\n        if not _is_id",
+        "number = known.number + 1\n        if not is_entry_id",
+        "number = known.number\n        if not is_entry_id",
         _OF_JUDGE,
     ),
     Mutant(

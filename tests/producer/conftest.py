@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
+from publisher_bench import Bench
 from redis_servers import chosen_servers, default_server
 
 from qmt_standalone.redis_server import RedisServer
@@ -34,3 +36,11 @@ def streams_server(
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
+    """A ring with a publisher."""
+    made = Bench(tmp_path / "ring.sqlite", streams_server.url)
+    yield made
+    made.close()

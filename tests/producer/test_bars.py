@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -22,7 +20,6 @@ from qmt_protocol.bars import decode_bar, encode_bar
 from qmt_protocol.errors import EncodeError
 from qmt_protocol.keys import want
 from qmt_simulator import bson
-from qmt_standalone.redis_server import RedisServer
 from qmt_worker.tables import arrow_table
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
@@ -196,13 +193,6 @@ def test_what_cannot_be_a_bar_is_named() -> None:
     maker.forget("1m", CODE)
     assert maker.take("1m", CODE, [row(FIRST_MS, 1.0)]) == []
     assert not maker.busy
-
-
-@pytest.fixture
-def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
-    yield bench
-    bench.close()
 
 
 def entry(

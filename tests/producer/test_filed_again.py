@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgpack
-import pytest
 import redis
 from publisher_bench import CODE, KEYS, LATE, NOON_MS, Bench, fed, latest, stored, tick
 
@@ -14,15 +10,6 @@ from qmt_producer.candidates import Entry
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.keys import want
 from qmt_protocol.ticks import encode_tick
-from qmt_standalone.redis_server import RedisServer
-
-
-@pytest.fixture
-def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
-    """A ring with a publisher."""
-    made = Bench(tmp_path / "ring.sqlite", streams_server.url)
-    yield made
-    made.close()
 
 
 def filed(entry_id: str, price: float, volume: int, flags: int = 0, code: str = CODE) -> Entry:

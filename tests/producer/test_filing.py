@@ -27,14 +27,6 @@ T1S = [encode_tick(tick(NOON_MS + n, 10 + n / 100, volume=n)) for n in range(40)
 
 
 @pytest.fixture
-def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
-    """A ring with a publisher."""
-    made = Bench(tmp_path / "ring.sqlite", streams_server.url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def functions(streams: redis.Redis) -> Functions:
     found = Functions(streams)
     found.ensure()

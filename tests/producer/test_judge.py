@@ -220,6 +220,19 @@ def test_a_window_is_left_behind_and_read_again() -> None:
     assert memory.judge(again, NOW_MS).repeated == 1
 
 
+def test_a_moment_that_does_not_end_is_bounded_and_no_tick_of_it_is_new_again() -> None:
+    """A clock of the exchange that stands still: ever other books at one ms."""
+    code, memory = CODES[0], TickMemory({}, FUTURE_MS)
+    memory.learn(code, 0, [])
+    for volume in range(1, 5_000):
+        batch = batch_of([(code, START_MS, t1_of((code, 0, 1.0, volume)))])
+        if memory.unknown(batch, NOW_MS):
+            break
+        assert memory.judge(batch, NOW_MS).added == 1
+    assert volume == 4_098, "beyond that the stream is read"
+    assert len(memory._codes[code].entries) == 4_096
+
+
 def test_a_stream_that_ends_with_no_date_rejects_and_says_so() -> None:
     code, memory = CODES[0], TickMemory({}, FUTURE_MS)
     memory.learn(code, 0, [(f"{10**15}-0", b"\x90")])

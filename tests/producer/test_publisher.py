@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ from waiting import wait_for
 
 from qmt_producer.ring import Batch
 from qmt_standalone.redis_server import RedisServer
-
-
-@pytest.fixture
-def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
-    yield bench
-    bench.close()
 
 
 def test_ids_are_exchange_time_and_all_places_agree(bench: Bench, streams: redis.Redis) -> None:

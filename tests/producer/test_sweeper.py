@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from qmt_producer.candidates import Entry
 from qmt_producer.sweeper import Sweeper
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.keys import want
-from qmt_standalone.redis_server import RedisServer
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
 DAY_MS = 86_400_000
@@ -32,13 +30,6 @@ def opening(day: str) -> int:
 
 def ticks(day: str, count: int = PER_DAY, code: str = CODE) -> list[Entry]:
     return [entry(opening(day) + 3000 * n, 10 + n / 100, code=code) for n in range(count)]
-
-
-@pytest.fixture
-def bench(tmp_path: Path, streams: redis.Redis, streams_server: RedisServer) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "ring.sqlite", streams_server.url)
-    yield bench
-    bench.close()
 
 
 @pytest.fixture

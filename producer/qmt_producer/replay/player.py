@@ -20,6 +20,7 @@ from qmt_producer.ring import Ring
 from qmt_protocol.columns import rows_from
 from qmt_protocol.errors import QMTError
 from qmt_protocol.keys import Keys
+from qmt_protocol.limits import MAX_BATCH
 from qmt_protocol.status import Heartbeat, new_heartbeat
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Due", "Player", "ReplayBroken"]
 
-_BATCH_TICKS: Final = 500
-_PART_TICKS: Final = 8 * _BATCH_TICKS
+_PART_TICKS: Final = 8 * MAX_BATCH
 _WAITING_BATCHES: Final = 32
 """Batches that may wait for Redis before more is read."""
 _WAIT_S: Final = 0.002
@@ -171,9 +171,9 @@ class Player:
         now_ms = time.time_ns() // 1_000_000
         await self._wait(_WAITING_BATCHES)
         self._ring.append(
-            (market, kind, now_ms, entries[begin : begin + _BATCH_TICKS])
+            (market, kind, now_ms, entries[begin : begin + MAX_BATCH])
             for market, entries in by_market.items()
-            for begin in range(0, len(entries), _BATCH_TICKS)
+            for begin in range(0, len(entries), MAX_BATCH)
         )
         self._publisher.more.set()
 

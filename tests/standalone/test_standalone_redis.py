@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis_servers import HERE, MATRIX
+from redis_servers import HERE, MATRIX, wait_for_append_only_file
 from standalone_runs import gone
 from waiting import wait_for
 
@@ -95,6 +95,7 @@ def test_each_server_on_path_takes_the_functions_and_keeps_what_they_write(
             names = ("lease", "epoch", "acked", "feed", "filed")
             keys = [f"{{qmt:SH}}:{name}" for name in names]
             Functions(one).call("lease", keys, ["me", 60_000, "", "me 1", "e1", "ring", COMPLETE])
+            wait_for_append_only_file(one)
         server.kill()
         server.start()
         with redis.Redis.from_url(server.url) as one:

@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 from qmt_client.archive import ArchiveReader
 from qmt_client.connections import redis_call
 from qmt_client.ordering import in_order
-from qmt_client.position import id_key
 from qmt_client.stored_source import RedisStored, StoredWish
 from qmt_protocol.archive import ArchivedFile, Source, bar_folder, bar_span, tick_folder
 from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.errors import Gap, InvalidRequest
+from qmt_protocol.ids import id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.numbers import PRICE_SCALE, PRICE_TOLERANCE
 from qmt_protocol.ticks import TICK_FIELDS

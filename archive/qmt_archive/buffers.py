@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qmt_client.position import id_key
 from qmt_protocol.archive import FeedRange, bar_span
 from qmt_protocol.bars import Bar
 from qmt_protocol.columns import bars_table, ticks_table
+from qmt_protocol.ids import id_key
 from qmt_protocol.ticks import TickRow
 from qmt_protocol.times import trading_day
 

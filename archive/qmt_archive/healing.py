@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,13 +16,17 @@ import structlog
 
 from qmt_client.connections import redis_call
 from qmt_client.feed import FeedReader
-from qmt_client.position import BEGINNING, Mark, id_key
-from qmt_client.stored import read_stored
+from qmt_client.healing import heal
 from qmt_protocol.archive import ArchivedFile, Missing
 from qmt_protocol.bars import Bar, decode_bar
+from qmt_protocol.cursor.cursor import Cursor
+from qmt_protocol.cursor.position import Mark
+from qmt_protocol.cursor.position import Place as Position
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.decoding import printable
-from qmt_protocol.errors import ArchiveDamaged, CodecError
-from qmt_protocol.feed import is_code_of, is_entry_id, split_latest
+from qmt_protocol.errors import ArchiveDamaged, CodecError, Gap
+from qmt_protocol.feed import is_code_of, is_entry_id
+from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys, want
 from qmt_protocol.periods import BAR_PERIODS
 
@@ -66,8 +71,8 @@ class Healer:
     missing: list[Missing] = field(default_factory=list)
     settled: str = BEGINNING
     """Feed entry id up to which the feed may hold what the streams gave already."""
-    unreadable: list[CodecError] = field(default_factory=list)
-    """What the streams hold and cannot be ticks; each names its code and id."""
+    gaps: list[Gap] = field(default_factory=list)
+    """What the streams hold and cannot be ticks."""
     damaged: list[ArchiveDamaged] = field(default_factory=list)
     """Files whose last ids could not be read. What only they hold comes again, with its ids."""
 
@@ -81,32 +86,32 @@ class Healer:
         ArchiveUnavailable
             When the newest files of the archive cannot be reached.
         """
-        feed = FeedReader(self.connection, self.keys, [self.market], address=self.address)
-        newest = _newest_ids(await feed.begin({self.market: None}))
-        oldest_ms = await self._oldest_ms(list(newest))
-        self.seen = await asyncio.to_thread(self._archived_ids, oldest_ms)
-        known = dict(self.seen)
-        after = {code: self.seen.get(code, BEGINNING) for code in newest}
+        reader = FeedReader(self.connection, self.keys, [self.market], address=self.address)
+        found = await reader.begin({self.market: None})
+        oldest_ms = await self._oldest_ms(list(found.latest))
+        known = await asyncio.to_thread(self._archived_ids, oldest_ms)
         trimmed: dict[str, tuple[str, str]] = {}
-        async for rows in read_stored(
-            self.connection,
-            self.keys,
-            after,
-            on_trimmed=trimmed.update,
-            on_unreadable=self.unreadable.append,
-            address=self.address,
-        ):
-            await self.take_ticks(rows)
-            self.seen.update((code, entry_id) for code, entry_id, _ in rows)
-        for code, entry_id in newest.items():  # whole streams are unlinked when they are old
-            if code not in trimmed and id_key(entry_id) > id_key(self.seen.get(code, BEGINNING)):
-                trimmed[code] = (after[code], entry_id)
+
+        def on_gap(gap: Gap) -> None:
+            if gap.data["reason"] == "trimmed":
+                trimmed.update(gap.data["codes"])
+            else:
+                self.gaps.append(gap)
+
+        place = Position(found.marks, codes=known)
+        scope = Scope((self.market,))
+        cursor = Cursor(scope, place, on_gap=on_gap, unknown=BEGINNING)
+        cursor.healing |= found.marks
+        streams = heal(self.connection, self.keys, self.address, reader, cursor)
+        async with aclosing(streams) as batches:
+            async for batch in batches:
+                if batch.rows:
+                    await self.take_ticks(batch.rows)
         self._tell_trimmed(known, trimmed)
+        self.seen = dict(cursor.last_ids)
         await self._heal_bars()
-        end = FeedReader(self.connection, self.keys, [self.market], address=self.address)
-        await end.begin({self.market: ()})
-        self.settled = end.positions[self.market]
-        return feed.mark(self.market)
+        self.settled = (await reader.filed([self.market]))[self.market][1]
+        return reader.positions[self.market].mark
 
     def _archived_ids(self, oldest_ms: int | None) -> dict[str, str]:
         manifest = self.place.manifest
@@ -214,16 +219,6 @@ class Healer:
             self.seen[want(period, code)] = last
             if len(entries) < _BARS_PER_READ:
                 return
-
-
-def _newest_ids(latest: Mapping[str, bytes]) -> dict[str, str]:
-    newest = {}
-    for code, data in latest.items():
-        try:
-            newest[code], _ = split_latest(data, code)
-        except CodecError:
-            newest[code] = BEGINNING
-    return newest
 
 
 def last_ids(

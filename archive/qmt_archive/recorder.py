@@ -21,10 +21,8 @@ import structlog
 
 from qmt_client.connections import connect_async, redis_call, to_its_end
 from qmt_client.feed import FeedReader
-from qmt_client.follow import Batch, Follower, Scope
+from qmt_client.follow import Follower
 from qmt_client.ordering import in_order
-from qmt_client.position import BEGINNING, EVENTS, Mark, id_key
-from qmt_client.position import Place as Position
 from qmt_client.processes import read_status
 from qmt_protocol.archive import (
     ArchivedFile,
@@ -36,6 +34,10 @@ from qmt_protocol.archive import (
     tick_folder,
 )
 from qmt_protocol.bars import Bar, decode_bar
+from qmt_protocol.cursor.batch import Batch
+from qmt_protocol.cursor.position import EVENTS, Mark
+from qmt_protocol.cursor.position import Place as Position
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import (
     AccessDenied,
     ArchiveDamaged,
@@ -47,6 +49,7 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.events import archive_stream
 from qmt_protocol.feed import decode_rows, is_entry_id
+from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.status import (
     HEARTBEAT_EVERY_S,
     LOST_AFTER_S,
@@ -328,8 +331,8 @@ class Recorder:
             self._note(missing)
         for error in healer.damaged:
             self._tell_damaged(error)
-        for unreadable in healer.unreadable:
-            self._note_unreadable(unreadable)
+        for gap in healer.gaps:
+            self._on_gap(gap)
         self._marks[market] = mark
         # The streams gave more than there was at the mark. Until the feed has been read so far,
         # only the last id of each code says what is archived: a mark would bring it again.

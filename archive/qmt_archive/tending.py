@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import structlog
 
 from qmt_client.archive import ArchiveReader
-from qmt_client.position import id_key
 from qmt_protocol.archive import (
     ArchivedFile,
     FeedRange,
@@ -25,6 +24,7 @@ from qmt_protocol.archive import (
     bar_folder,
     tick_folder,
 )
+from qmt_protocol.ids import id_key
 from qmt_protocol.times import DAY_MS, day_start_ms, trading_day
 
 from .buffers import sort_bars

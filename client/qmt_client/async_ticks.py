@@ -11,6 +11,9 @@ from typing import Any, Final
 
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
+from qmt_protocol.cursor.batch import Batch
+from qmt_protocol.cursor.gaps import unreadable
+from qmt_protocol.cursor.position import Place
 from qmt_protocol.errors import (
     CodecError,
     InstrumentNotFound,
@@ -26,9 +29,7 @@ from qmt_protocol.times import day_of
 from .answers import Latest, Ticks
 from .arguments import Clock, Codes, parse_clock, parse_scope, warn_absent, warn_gap
 from .connected import Connected
-from .follow import Batch
-from .live import AsyncLive, bar_of, tick_of, unreadable
-from .position import Place
+from .live import AsyncLive, bar_of, tick_of
 from .telling import warn
 from .transport import OnGap, Wish
 

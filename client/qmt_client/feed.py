@@ -5,59 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import redis
 import redis.asyncio
 
+from qmt_protocol.cursor.batch import Snapshot
+from qmt_protocol.cursor.feed_position import Break, FeedEntry, FeedPosition
+from qmt_protocol.cursor.position import EVENTS, Mark
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError
 from qmt_protocol.events import decode_event
 from qmt_protocol.feed import is_code_of, is_entry_id
-from qmt_protocol.ids import is_stream_id
+from qmt_protocol.ids import BEGINNING, id_key, is_stream_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.schema import FEED, check_version
 
 from .connections import BLOCK_S, redis_call
-from .position import BEGINNING, EVENTS, Mark, id_key
 
-__all__ = ["Break", "FeedEntry", "FeedReader", "Reading"]
+__all__ = ["FeedReader", "Reading"]
 
 _ENTRIES_PER_READ: Final = 16  # times at most 500 ticks: what one read may hold in memory
 _EVENTS_PER_READ: Final = 100
 _LOOK_AFTER_S: Final = 0.1
+_KEPT_S: Final = 30.0
+"""For so long nothing is trimmed behind where a market was filed: feeds are kept for longer."""
 _LONGEST_EPOCH: Final = 64
 _NEWEST: Final = "99999999999999-999999999"
 """The last id that `is_entry_id` takes."""
-
-
-@dataclass(frozen=True)
-class FeedEntry:
-    """One published batch."""
-
-    market: str
-    id: str
-    ticks: bytes | None
-    """``b1``."""
-    bars: bytes | None
-    """``c1``."""
-
-
-@dataclass(frozen=True)
-class Break:
-    """What lay behind a position can no longer be read from the feed."""
-
-    market: str
-    reason: Literal["trimmed", "epoch"]
-    after: Mark
-    """Where the reader stood."""
-    epoch: str
-    """Identity of the history that follows."""
-    to_ms: int
-    """Redis time of the first entry behind the break; 0 where there is none."""
-    rewound: bool
-    """Whether the new history's feed lies wholly before the old position."""
 
 
 @dataclass
@@ -73,8 +49,8 @@ class Reading:
 class FeedReader:
     """One reader over the feeds of some markets, and over the producers' events.
 
-    A position is good while its epoch is the feed's and its entry still exists. Whenever that is
-    not known from the read before, the look at both travels with the read in one transaction.
+    Whether a position still follows on is looked at in one transaction with the read, unless the
+    read before says so.
 
     Parameters
     ----------
@@ -94,15 +70,9 @@ class FeedReader:
     Attributes
     ----------
     positions : dict
-        Market to the id of the last entry read.
-    epochs : dict
-        Market to the identity of the history that the position belongs to.
+        Market to where its feed is read.
     events_id : str
         Id of the last event read; empty: events are not followed.
-    limits : dict
-        Market to the entry id beyond which nothing is read.
-    strange : list
-        What `begin` found among the latest ticks of a market and is none of it.
     """
 
     def __init__(
@@ -120,37 +90,22 @@ class FeedReader:
         self._address = address
         self.markets = list(dict.fromkeys(markets))
         marks = marks or {}
-        self.positions: dict[str, str] = {m: marks[m][1] for m in self.markets if m in marks}
-        self.epochs: dict[str, str] = {m: marks[m][0] for m in self.markets if m in marks}
+        self.positions = {m: FeedPosition(m, marks[m]) for m in self.markets if m in marks}
         self.events_id = marks[EVENTS][1] if events and EVENTS in marks else ""
         self._with_events = events
-        self.limits: dict[str, str] = {}
-        self.strange: list[CodecError] = []
         self._market_of_feed = {keys.feed(market): market for market in self.markets}
-        self._trusted: set[str] = set()
         self._sure = False
         self._strange_event = ""
         """The id of no date that the events end with: nothing can be added behind it."""
-        self._read_at = 0.0
+        self._read_at = self._begun_at = 0.0
 
-    def mark(self, market: str) -> Mark:
-        """Return where the reader stands in a market."""
-        return self.epochs[market], self.positions[market]
-
-    async def begin(self, wanted: Mapping[str, Sequence[str] | None]) -> dict[str, bytes]:
-        """Take the place up to which markets are filed as position, and ``latest`` as it is there.
-
-        What was published behind it, and is not filed yet, is read from the feed.
+    async def begin(self, wanted: Mapping[str, Sequence[str] | None]) -> Snapshot:
+        """Stand where markets are filed, and return ``latest`` as it is there.
 
         Parameters
         ----------
         wanted
-            Market to the codes whose ``latest`` is wanted; ``None``: all of them.
-
-        Returns
-        -------
-        dict
-            Code to the value of ``latest``, read in the same transaction as the position.
+            See `snapshot`.
 
         Raises
         ------
@@ -159,9 +114,40 @@ class FeedReader:
         WrongVersion
             When another version of the wire lies there.
         """
+        found = await self.snapshot(wanted)
+        self.positions |= {name: FeedPosition(name, mark) for name, mark in found.marks.items()}
+        self._sure, self._begun_at = False, time.monotonic()
+        async with redis_call(self._address), self._connection.pipeline(transaction=False) as pipe:
+            for market, (_, at) in found.marks.items():
+                pipe.xrange(self._keys.feed(market), at, at)
+            replies = _checked(await pipe.execute(raise_on_error=False))
+        for market, there in zip(found.marks, replies, strict=True):
+            self.positions[market].has_entry = bool(there) and not isinstance(there, Exception)
+        if self._with_events and not self.events_id:
+            async with redis_call(self._address):
+                tail = await self._connection.xrevrange(self._keys.events, max=_NEWEST, count=1)
+            self.events_id = _text(tail[0][0]) if tail else BEGINNING
+        return found
+
+    async def snapshot(self, wanted: Mapping[str, Sequence[str] | None]) -> Snapshot:
+        """Return markets as each is at one moment.
+
+        Parameters
+        ----------
+        wanted
+            Market to the codes whose ``latest`` is wanted; ``None``: all of them.
+
+        Raises
+        ------
+        RedisUnavailable
+            When the server does not answer.
+        WrongVersion
+            When another version of the wire lies there.
+        CodecError
+            When a market's keys are not what they must be.
+        """
         await self._check_version()
-        latest: dict[str, bytes] = {}
-        self.strange.clear()
+        found = Snapshot()
         for market, codes in wanted.items():
             async with redis_call(self._address), self._connection.pipeline() as pipe:
                 pipe.get(self._keys.epoch(market))
@@ -172,22 +158,18 @@ class FeedReader:
                     pipe.hmget(self._keys.latest(market), list(codes))
                 replies = _checked(await pipe.execute(raise_on_error=False))
             self._check_types(market, replies)
-            epoch, filed, *found = replies
-            self.epochs[market] = self._epoch(market, epoch)
-            self.positions[market] = self._filed(market, filed)
+            epoch, filed, *latest = replies
+            found.marks[market] = self._epoch(market, epoch), self._filed(market, filed)
             if codes is None:
-                latest |= self._of_market(market, found[0])
+                self._take_latest(market, latest[0], found)
             elif codes:
-                latest |= {
-                    code: data
-                    for code, data in zip(codes, found[0], strict=True)
-                    if data is not None
-                }
-        if self._with_events and not self.events_id:
-            async with redis_call(self._address):
-                tail = await self._connection.xrevrange(self._keys.events, max=_NEWEST, count=1)
-            self.events_id = _text(tail[0][0]) if tail else BEGINNING
-        return latest
+                pairs = zip(codes, latest[0], strict=True)
+                found.latest.update({code: data for code, data in pairs if data is not None})
+        return found
+
+    async def filed(self, markets: Iterable[str]) -> dict[str, Mark]:
+        """Return up to where markets are filed now; see `snapshot`."""
+        return (await self.snapshot(dict.fromkeys(markets, ()))).marks
 
     async def _check_version(self) -> None:
         async with redis_call(self._address), self._connection.pipeline(transaction=False) as pipe:
@@ -196,12 +178,6 @@ class FeedReader:
         if isinstance(document, Exception):  # no hash: it says nothing of versions
             return
         check_version(document, self._keys.prefix, self._address)
-
-    def go_to(self, market: str, entry_id: str) -> None:
-        """Read on behind an id that need not exist."""
-        self.positions[market] = entry_id
-        self._trusted.add(market)
-        self._sure = False
 
     async def read(self, *, block: bool = True) -> Reading:
         """Return what was published behind the positions, and move them.
@@ -232,84 +208,58 @@ class FeedReader:
             self._read_at = time.monotonic()
 
     async def _look(self) -> Reading:
-        markets = [market for market in self.markets if not self._is_beyond_limit(market)]
+        positions = [self.positions[market] for market in self.markets]
+        positions = [one for one in positions if not one.is_beyond_limit]
+        if time.monotonic() - self._begun_at > _KEPT_S:
+            for one in positions:
+                one.has_entry = True
         async with redis_call(self._address), self._connection.pipeline() as pipe:
-            for market in markets:
-                pipe.get(self._keys.epoch(market))
-                pipe.xrange(
-                    self._keys.feed(market),
-                    self.positions[market],
-                    self.limits.get(market, "+"),
-                    count=_ENTRIES_PER_READ + 1,
-                )
-                if self.positions[market] == BEGINNING:
-                    pipe.xinfo_stream(self._keys.feed(market))
+            for one in positions:
+                feed = self._keys.feed(one.market)
+                pipe.get(self._keys.epoch(one.market))
+                pipe.xrange(feed, one.at, one.limit or "+", count=_ENTRIES_PER_READ + 1)
+                if one.at == BEGINNING:
+                    pipe.xinfo_stream(feed)
             if self.events_id:
                 pipe.xrange(self._keys.events, f"({self.events_id}", count=_EVENTS_PER_READ)
             replies = iter(_checked(await pipe.execute(raise_on_error=False)))
         found = Reading()
-        for market in markets:
-            epoch, entries = next(replies), next(replies)
-            at_start = self.positions[market] == BEGINNING
-            stream = next(replies) if at_start else None
-            self._check_types(market, (epoch, entries, stream))
-            whole = _is_whole(stream) if at_start else None
-            await self._judge(market, self._epoch(market, epoch), entries, whole, found)
+        for one in positions:
+            epoch, raw = next(replies), next(replies)
+            stream = next(replies) if one.at == BEGINNING else None
+            self._check_types(one.market, (epoch, raw, stream))
+            await self._look_at(one, self._epoch(one.market, epoch), raw, stream, found)
         strange, self._strange_event = self._strange_event, ""
         if self.events_id:
             self._take_events(next(replies), found, known=strange)
-        self._sure = len(markets) == len(self.markets) and not self._strange_event
+        self._sure = len(positions) == len(self.markets) and not self._strange_event
         return found
 
-    def _is_beyond_limit(self, market: str) -> bool:
-        limit = self.limits.get(market)
-        return limit is not None and id_key(limit) < id_key(self.positions[market])
-
-    async def _judge(
-        self, market: str, epoch: str, entries: list[Any], whole: bool | None, found: Reading
+    async def _look_at(
+        self, position: FeedPosition, epoch: str, raw: Any, stream: Any, found: Reading
     ) -> None:
-        """Check one market's position and take the entries behind it."""
-        known, at = self.mark(market)
-        there = bool(entries) and _text(entries[0][0]) == at
-        behind = entries[1:] if there else entries
-        to_ms = id_key(_text(behind[0][0]))[0] if behind else 0
-        trusted = market in self._trusted
-        self._trusted.discard(market)
-        self.epochs[market] = epoch
-        reason: Literal["trimmed", "epoch"] | None = None
-        rewound = False
-        if known and epoch != known:
-            reason = "epoch"
-            if not entries:
-                last = await self._last_generated(market)
-                rewound = id_key(last) < id_key(at)
-                self.positions[market] = last
-        elif there or trusted or whole:
-            pass
-        elif behind:
-            reason = "trimmed"
-        else:
-            last = await self._last_generated(market)
-            if id_key(last) > id_key(at):
-                # All of it was trimmed. (A shorter feed is a loss that its publisher will name
-                # with a new epoch; until then nothing can come behind our id.)
-                reason = "trimmed"
-                self.positions[market] = last
-        if reason is not None:
-            found.breaks.append(Break(market, reason, (known, at), epoch, to_ms, rewound))
-        self._take(market, behind, found)
+        entries = _entries(position.market, raw)
+        is_whole = stream is not None and _is_whole(stream)
+        end = BEGINNING
+        if position.needs_end(epoch, entries, is_whole=is_whole):
+            end = await self._end_of(position)
+        broken, behind = position.look(epoch, entries, is_whole=is_whole, end=end)
+        if broken is not None:
+            found.breaks.append(broken)
+        found.entries += behind
 
-    async def _last_generated(self, market: str) -> str:
+    async def _end_of(self, position: FeedPosition) -> str:
         """Return the id of the last entry ever published, or the limit of reading."""
         async with redis_call(self._address):
             try:
-                last = _last_id(await self._connection.xinfo_stream(self._keys.feed(market)))
+                feed = self._keys.feed(position.market)
+                last = _last_id(await self._connection.xinfo_stream(feed))
             except redis.ResponseError as error:
                 last = _last_id(*_checked([error]))
-        return min(last, self.limits.get(market, last), key=id_key)
+        return min(last, position.limit or last, key=id_key)
 
     async def _wait(self) -> Reading:
-        ids = {feed: self.positions[market] for feed, market in self._market_of_feed.items()}
+        ids = {feed: self.positions[market].at for feed, market in self._market_of_feed.items()}
         if self.events_id and not self._strange_event:  # or XREAD would return at once, each time
             ids[self._keys.events] = self.events_id
         async with (
@@ -328,22 +278,19 @@ class FeedReader:
         renewed = {
             market
             for market, epoch in zip(self.markets, epochs, strict=True)
-            if self._epoch(market, epoch) != self.epochs[market]
+            if self._epoch(market, epoch) != self.positions[market].epoch
         }
         if renewed:
             self._sure = False  # what was read of these may belong to either history: look
-        for key, entries in _pairs(read):
+        for key, raw in _pairs(read):
             name = _text(key)
             if name == self._keys.events:
-                self._take_events(entries, found)
-            elif self._market_of_feed[name] not in renewed:
-                self._take(self._market_of_feed[name], entries, found)
+                self._take_events(raw, found)
+            elif (market := self._market_of_feed[name]) not in renewed:
+                entries = _entries(market, raw)
+                self.positions[market].read(entries)
+                found.entries += entries
         return found
-
-    def _take(self, market: str, entries: Iterable[Any], found: Reading) -> None:
-        for entry_id, fields in entries:
-            self.positions[market] = at = _text(entry_id)
-            found.entries.append(FeedEntry(market, at, fields.get(b"b1"), fields.get(b"c1")))
 
     def _take_events(self, entries: Any, found: Reading, known: str = "") -> None:
         """Take events; one whose id is of no date is named once, and never a position."""
@@ -373,15 +320,16 @@ class FeedReader:
                     market=market,
                 )
 
-    def _of_market(self, market: str, found: Mapping[bytes, bytes]) -> dict[str, bytes]:
-        """Return what has the name of a code of a market, and note what has not."""
-        named = {printable(code): data for code, data in found.items()}
-        self.strange += [
+    def _take_latest(self, market: str, latest: Mapping[bytes, bytes], found: Snapshot) -> None:
+        """Take what has the name of a code of a market, and note what has not."""
+        named = {printable(code): data for code, data in latest.items()}
+        mine = {code: data for code, data in named.items() if is_code_of(code, market)}
+        found.latest.update(mine)
+        strange = [name for name in named if name not in mine][:MAX_UNREADABLE]
+        found.unreadable.extend(
             CodecError(f"{name!r} has a latest tick and is no code of {market}.", code=name)
-            for name in named
-            if not is_code_of(name, market)
-        ][:MAX_UNREADABLE]
-        return {code: data for code, data in named.items() if is_code_of(code, market)}
+            for name in strange
+        )
 
     def _epoch(self, market: str, epoch: bytes | None) -> str:
         """Return a market's epoch as text.
@@ -443,6 +391,13 @@ def _is_whole(stream: Any) -> bool:
     if _last_id(stream) == BEGINNING:
         return True
     return bool(stream["entries-added"] == stream["length"])
+
+
+def _entries(market: str, raw: Iterable[Any]) -> list[FeedEntry]:
+    return [
+        FeedEntry(market, _text(entry_id), fields.get(b"b1"), fields.get(b"c1"))
+        for entry_id, fields in raw
+    ]
 
 
 def _text(value: Any) -> str:

@@ -5,103 +5,32 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from typing import Any, Final
 
 import redis.asyncio
 
-from qmt_protocol.codes import market_of
-from qmt_protocol.decoding import printable
-from qmt_protocol.errors import CodecError, Gap, RedisUnavailable
-from qmt_protocol.feed import (
-    EncodedBar,
-    EncodedTick,
-    is_code_of,
-    is_entry_id,
-    split_bar_batch,
-    split_batch,
-    split_latest,
-)
+from qmt_protocol.cursor.batch import BarRow, Batch, Kind
+from qmt_protocol.cursor.conflation import Conflation
+from qmt_protocol.cursor.cursor import Cursor
+from qmt_protocol.cursor.feed_position import FeedEntry
+from qmt_protocol.cursor.position import EVENTS, Place
+from qmt_protocol.cursor.scope import Scope
+from qmt_protocol.errors import RedisUnavailable
+from qmt_protocol.feed import is_entry_id
+from qmt_protocol.ids import id_key
 from qmt_protocol.keys import Keys, want
-from qmt_protocol.limits import MAX_UNREADABLE
-from qmt_protocol.ticks import decode_row
 
 from .connections import redis_call
-from .feed import Break, FeedEntry, FeedReader, Reading
-from .position import BEGINNING, EVENTS, Mark, Place, id_key, just_before
-from .stored import Row, read_stored
+from .feed import FeedReader, Reading
+from .healing import heal
 from .transport import OnGap
 
-__all__ = ["BarRow", "Batch", "Follower", "Kind", "Scope", "codes_among", "gap_of_event"]
+__all__ = ["Follower"]
 
 _BACKOFF_S: Final = 0.1
 _BACKOFF_CAP_S: Final = 2.0
-
-Kind = Literal["begin", "snapshot", "stored", "missed", "now", "live"]
-"""``stored``: from the codes' own streams; ``missed``: from before the reading began."""
-BarRow = tuple[str, str, str, Any]
-"""Code, period, entry id, ``k1``."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a reader wants.
-
-    Attributes
-    ----------
-    markets : tuple of str
-        Markets whose feeds are read.
-    codes : frozenset or None
-        Codes whose ticks are wanted; ``None``: all of the markets.
-    bars : frozenset or None
-        (code, period) of the bars wanted; ``None``: all.
-    """
-
-    markets: tuple[str, ...]
-    codes: frozenset[str] | None = None
-    bars: frozenset[tuple[str, str]] | None = frozenset()
-
-    @classmethod
-    def of(
-        cls, codes: Iterable[str] | None, markets: Iterable[str] = (), periods: Sequence[str] = ()
-    ) -> Scope:
-        """Return the scope of ticks of codes or markets; with periods: of these codes' bars."""
-        if codes is None:
-            return cls(tuple(dict.fromkeys(markets)))
-        codes = list(codes)
-        of_codes = tuple(dict.fromkeys(market_of(code) for code in codes))
-        if periods:
-            bars = frozenset((code, period) for code in codes for period in periods)
-            return cls(of_codes, frozenset(), bars)
-        return cls(of_codes, frozenset(codes))
-
-    def holds(self, code: str) -> bool:
-        """Whether ticks or bars of a code are wanted."""
-        if self.codes is None:
-            return code.rpartition(".")[2] in self.markets
-        return code in self.codes or any(code == of for of, _ in self.bars or ())
-
-    def codes_of(self, market: str) -> list[str] | None:
-        """Return the codes of a market whose ticks are wanted; ``None``: all."""
-        if self.codes is None:
-            return None
-        return sorted(code for code in self.codes if market_of(code) == market)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some rows, and where a reader stands who has taken them."""
-
-    kind: Kind
-    rows: Sequence[Row] = ()
-    bars: Sequence[BarRow] = ()
-    marks: Mapping[str, Mark] = field(default_factory=dict)
-    """Only what moved."""
-    data: bytes | None = None
-    """The feed's own ``b1`` where the rows are all of it."""
-    ids: Mapping[str, str] | None = None
-    """With ``begin``: the last entry id of each code, where all are known."""
 
 
 class Follower:
@@ -132,10 +61,10 @@ class Follower:
 
     Attributes
     ----------
-    settled : dict
-        Market to where its feed holds nothing any more that the streams gave already.
-    last_ids : dict
-        Code to its last entry id delivered, or, where nothing was yet, the one at the beginning.
+    cursor : Cursor
+        What was given.
+    reader : FeedReader
+        Where the feeds are read.
     connected : bool
         Whether the last read was answered.
     """
@@ -163,35 +92,13 @@ class Follower:
         self._start_ms = start_ms
         self._snapshot = snapshot
         self._conflate = conflate
-        self._on_gap = on_gap
-        self._give_up_after_s = give_up_after_s
         self._check = check or (lambda: None)
-        place = place or Place()
+        self._retry = _Retry(give_up_after_s)
+        self.cursor = Cursor(scope, place, on_gap=on_gap or (lambda _: None), start_ms=start_ms)
         self.reader = FeedReader(
-            connection, keys, scope.markets, marks=place.marks, events=events, address=address
+            connection, keys, scope.markets, marks=self.cursor.marks, events=events, address=address
         )
-        self.last_ids: dict[str, str] = dict(place.codes or {})
-        # What was delivered already, of codes that may come once more: known by their ids.
-        self._told = {code: id_key(last) for code, last in (self.last_ids | place.seen).items()}
-        resumed = set(self.reader.positions)
-        self._complete = set(scope.markets) - resumed
-        """Markets of which `last_ids` knows every code."""
-        if place.codes is not None:
-            self._complete |= resumed
-        self.settled: dict[str, tuple[int, int]] = {}
-        self._missed_up_to: dict[str, tuple[int, int]] = {}
-        self._healing: dict[str, Mark] = {}
-        self._first: list[Row] = []
         self.connected = False
-        self._begun = False
-
-    def marks(self) -> dict[str, Mark]:
-        """Return where it stands in all its markets."""
-        reader = self.reader
-        marks = {m: self._healing.get(m) or reader.mark(m) for m in reader.positions}
-        if reader.events_id:
-            marks[EVENTS] = ("", reader.events_id)
-        return marks
 
     async def begin(self) -> None:
         """Take up the position: what is published from here on will be delivered.
@@ -201,37 +108,15 @@ class Follower:
         RedisUnavailable
             When the server does not answer.
         """
-        reader = self.reader
+        reader, cursor = self.reader, self.cursor
         resumed = list(reader.positions)
-        fresh = {m: self.scope.codes_of(m) for m in reader.markets if m not in resumed}
-        if resumed:
-            tails = FeedReader(self._connection, self._keys, resumed, address=self._address)
-            await tails.begin(dict.fromkeys(resumed, ()))
-            self._missed_up_to = {m: id_key(tails.positions[m]) for m in resumed}
-        latest = await reader.begin(fresh)
-        for error in reader.strange:
-            self._tell_left_out(error)
-        for market in fresh:
-            for code in self.scope.codes_of(market) or ():
-                self.last_ids.setdefault(code, BEGINNING)
-        for code, data in latest.items():
-            try:
-                entry_id, t1 = split_latest(data, code)
-                decode_row(t1, code, entry_id)
-            except CodecError as error:  # the code's next tick puts it right
-                self._tell_left_out(error)
-                continue
-            self.last_ids[code] = entry_id
-            self._told[code] = id_key(entry_id)
-            if self._snapshot:
-                self._first.append((code, entry_id, t1))
-        if self._start_ms is not None:
-            bound = just_before(self._start_ms)
-            for code in [code for code in self.last_ids if code.rpartition(".")[2] in fresh]:
-                self.last_ids[code] = bound
-                self._told.pop(code, None)
-            self._healing = {m: (reader.epochs[m], BEGINNING) for m in fresh}
-        self._begun = self.connected = True
+        fresh = [market for market in reader.markets if market not in resumed]
+        filed = await reader.filed(resumed) if resumed else {}
+        found = await reader.begin({market: self.scope.codes_of(market) for market in fresh})
+        cursor.begin(found, filed, with_snapshot=self._snapshot)
+        if reader.events_id:
+            cursor.marks[EVENTS] = ("", reader.events_id)
+        self.connected = True
 
     async def batches(self, *, block: bool = True) -> AsyncGenerator[Batch, None]:
         """Yield what is wanted, in order; see `Batch`.
@@ -248,45 +133,44 @@ class Follower:
         RedisUnavailable
             When Redis does not answer at the start, or stays away for ``give_up_after_s``.
         """
-        if not self._begun:
-            await self.begin()
-        retry = _Retry(self._give_up_after_s)
-        async for batch in self._opening(retry):
+        cursor = self.cursor
+        async for batch in self._opening():
             yield batch
-        waiting: Batch | None = None
+        waiting: _Waiting | None = None
+        has_stored = self._start_ms is not None
         while True:
-            reading = await self._read(block and waiting is None, retry)
+            if has_stored and not cursor.settling:
+                has_stored = False
+                yield Batch("now", marks=dict(cursor.marks))
+            reading = await self._read(block and waiting is None)
             if waiting is not None and (reading.breaks or not reading.entries):
-                yield waiting
+                yield waiting.batch()
                 waiting = None
-            for _, event in reading.events:
-                gap = gap_of_event(event, self.scope)
-                if gap is not None and self._on_gap is not None:
-                    self._on_gap(gap)
-            broken = self._judge(reading.breaks)
-            async for batch in self._heal(broken, retry):
+            self._note(reading)
+            entries = self._in_order(reading)
+            async for batch in self._heal():
                 yield batch
-            batches = map(self._take, self._in_order(reading, broken))
-            if self._conflate:
-                waiting = self._newest(waiting, batches) if reading.entries else None
-                continue
-            for batch in batches:  # one without rows moves the position
-                yield batch
+            for entry in entries:
+                batch = cursor.take(entry, self.reader.positions[entry.market].epoch)
+                if self._conflate:
+                    waiting = waiting or _Waiting()
+                    waiting.add(batch)
+                else:  # one without rows moves the position
+                    yield batch
             if not block and not reading.entries:
-                yield Batch("missed", marks=self.marks())
+                yield Batch("missed", marks=dict(cursor.marks))
 
-    async def _opening(self, retry: _Retry) -> AsyncGenerator[Batch, None]:
-        """Yield what comes before the feed."""
-        known = self.last_ids if self._complete.issuperset(self.scope.markets) else None
-        yield Batch("begin", marks=self.marks(), ids=known)
+    async def _opening(self) -> AsyncGenerator[Batch, None]:
+        """Yield what comes before the feeds."""
+        cursor = self.cursor
+        if not cursor.has_begun:
+            await self.begin()
+        yield cursor.opening()
         if self._snapshot:
-            bars = await self._last_bars()
-            yield Batch("snapshot", self._first, bars, marks=self.marks())
-            self._first = []
+            yield cursor.snapshot(await self._last_bars())
         if self._start_ms is not None:
-            async for batch in self._heal(list(self._healing), retry):
+            async for batch in self._heal():
                 yield batch
-            yield Batch("now", marks=self.marks())
 
     async def _last_bars(self) -> list[BarRow]:
         """Return the last stored bar of what is wanted; the feed's older ones are then dropped."""
@@ -301,293 +185,77 @@ class Follower:
             for (code, period), entries in zip(wanted, await pipe.execute(), strict=True):
                 for raw_id, fields in entries:
                     entry_id = raw_id.decode()
-                    self._told[want(period, code)] = id_key(entry_id)
                     if b"k1" in fields and is_entry_id(entry_id):
                         bars.append((code, period, entry_id, fields[b"k1"]))
         return bars
 
-    async def _read(self, block: bool, retry: _Retry) -> Reading:
+    async def _read(self, block: bool) -> Reading:
         while True:
             self._check()
             try:
                 reading = await self.reader.read(block=block)
             except RedisUnavailable as error:
-                self.connected = False
-                await retry.pause(error)
+                await self._wait_for_redis(error)
                 continue
-            self.connected = True
-            retry.done()
+            self._answered()
             return reading
 
-    @staticmethod
-    def _in_order(reading: Reading, broken: Sequence[str]) -> list[FeedEntry]:
-        entries = [entry for entry in reading.entries if entry.market not in broken]
+    def _note(self, reading: Reading) -> None:
+        """Tell what is lost, by the producers and by the feeds."""
+        for event_id, event in reading.events:
+            self.cursor.note_event(event_id, event)
+        for one in reading.breaks:
+            self.cursor.break_off(one)
+
+    def _in_order(self, reading: Reading) -> list[FeedEntry]:
+        """Return the entries of a reading but those of markets that are read again from a place."""
+        entries = [entry for entry in reading.entries if entry.market not in self.cursor.healing]
         if len({entry.market for entry in entries}) > 1:
             entries.sort(key=lambda entry: id_key(entry.id))
         return entries
 
-    @staticmethod
-    def _newest(first: Batch | None, batches: Iterable[Batch]) -> Batch:
-        """Put batches together to the latest row of each code."""
-        rows: dict[str, Row] = {}
-        bars: dict[tuple[str, str], BarRow] = {}
-        marks: dict[str, Mark] = {}
-        kind: Kind = "live"
-        for batch in (*(() if first is None else (first,)), *batches):
-            for row in batch.rows:
-                rows.pop(row[0], None)  # the order is that of the latest
-                rows[row[0]] = row
-            for bar in batch.bars:
-                bars.pop(bar[:2], None)
-                bars[bar[:2]] = bar
-            marks |= batch.marks
-            kind = batch.kind
-        return Batch(kind, list(rows.values()), list(bars.values()), marks)
-
-    # Entries
-
-    def _take(self, entry: FeedEntry) -> Batch:
-        """Take what is wanted out of one feed entry."""
-        market, mark = entry.market, (self.reader.epochs[entry.market], entry.id)
-        marks = {market: mark}
-        if self.reader.events_id:
-            marks[EVENTS] = ("", self.reader.events_id)
-        rows: list[Row] = []
-        bars: list[BarRow] = []
-        whole = False
-        unreadable: list[CodecError] = []
-        try:
-            if entry.ticks is not None:
-                every, unreadable = split_batch(entry.ticks, market)
-                rows = self._wanted_ticks(every)
-                whole = len(rows) == len(every) and not unreadable
-            elif entry.bars is not None:
-                every_bar, unreadable = split_bar_batch(entry.bars, market)
-                bars = self._wanted_bars(every_bar)
-            else:
-                raise CodecError(f"A feed entry of {market} has neither ticks nor bars.")
-        except CodecError as error:
-            unreadable = [error]
-        self._tell_unreadable(unreadable, entry, mark)
-        limit = self._missed_up_to.get(market)
-        if limit is not None and id_key(entry.id) > limit:
-            del self._missed_up_to[market]
-            limit = None
-        kind: Kind = "live" if limit is None else "missed"
-        return Batch(kind, rows, bars, marks, entry.ticks if whole else None)
-
-    def _tell_left_out(self, error: CodecError) -> None:
-        """Name a stored tick that cannot be read."""
-        code, entry_id = (str(error.data.get(name, "")) for name in ("code", "id"))
-        market = code.rpartition(".")[2]
-        facts: dict[str, Any] = {}
-        if is_entry_id(entry_id):
-            at_ms = id_key(entry_id)[0]
-            facts = {"from_ms": at_ms, "to_ms": at_ms, "codes": {code: [entry_id, entry_id]}}
-        self._tell(
-            error.message,
-            "Its writer may be of another version.",
-            market=market if market in self.scope.markets else "",
-            reason="unreadable",
-            **facts,
-        )
-
-    def _tell_unreadable(self, errors: Sequence[CodecError], entry: FeedEntry, after: Mark) -> None:
-        """Name what of an entry cannot be read, and count it where it is much."""
-        for error in errors[:MAX_UNREADABLE]:
-            self._tell(
-                f"In feed entry {entry.id} of {entry.market}: {error.message}",
-                "Producer and reader may be of different versions.",
-                market=entry.market,
-                reason="unreadable",
-                after=after,
-            )
-        if len(errors) > MAX_UNREADABLE:
-            self._tell(
-                f"Feed entry {entry.id} of {entry.market} has {len(errors)} things that cannot be "
-                "read.",
-                "",
-                market=entry.market,
-                reason="unreadable",
-                after=after,
-            )
-
-    def _wanted_ticks(self, every: list[EncodedTick]) -> list[Row]:
-        codes, told = self.scope.codes, self._told
-        rows: list[Row] = every if codes is None else [row for row in every if row[0] in codes]
-        if told:
-            rows = [row for row in rows if self._is_news(row[0], row[1])]
-        last_ids = self.last_ids
-        for code, entry_id, _ in rows:
-            last_ids[code] = entry_id
-        return rows
-
-    def _wanted_bars(self, every: list[EncodedBar]) -> list[BarRow]:
-        wanted = self.scope.bars
-        return [
-            row
-            for row in every
-            if (wanted is None or (row[0], row[1]) in wanted)
-            and self._is_news(want(row[1], row[0]), row[2])
-        ]
-
-    def _is_news(self, key: str, entry_id: str) -> bool:
-        told = self._told.get(key)
-        if told is None:
-            return True
-        if id_key(entry_id) <= told:
-            return False
-        del self._told[key]
-        return True
-
-    # Breaks
-
-    def _judge(self, breaks: Iterable[Break]) -> list[str]:
-        """Tell what is lost; return the markets that can be healed."""
-        healed: list[str] = []
-        for one in breaks:
-            market = one.market
-            if one.reason == "epoch":
-                self._told |= {
-                    code: id_key(last)
-                    for code, last in self.last_ids.items()
-                    if code.rpartition(".")[2] == market
-                }
-                if one.rewound and market in self._complete:
-                    self.reader.go_to(market, BEGINNING)
-            elif market in self._complete and self.scope.codes != frozenset():
-                self._healing[market] = one.after
-                healed.append(market)
-                if not self.scope.bars:
-                    continue
-            what = "Bars" if market in healed else "Data"
-            why = "the history is another one" if one.reason == "epoch" else "they were trimmed"
-            self._tell(
-                f"{what} of {market} after feed entry {one.after[1]} can no longer be had: {why}.",
-                "Read them from the codes' own streams, or as history.",
-                market=market,
-                reason=one.reason,
-                after=one.after,
-                epoch=one.epoch,
-                from_ms=id_key(one.after[1])[0],
-                to_ms=one.to_ms,
-                **({"bars": True} if market in healed else {}),
-            )
-        return healed
-
-    async def _heal(self, markets: Sequence[str], retry: _Retry) -> AsyncGenerator[Batch, None]:
-        """Yield from the codes' own streams what the feed no longer holds."""
-        after: dict[str, str] = {}
-        while markets:
+    async def _heal(self) -> AsyncGenerator[Batch, None]:
+        """Yield from the codes' own streams what the feeds no longer hold."""
+        while self.cursor.healing:
+            healing = heal(self._connection, self._keys, self._address, self.reader, self.cursor)
             try:
-                # The feed's end first: what is published while we read the streams is in both.
-                await self.reader.begin(dict.fromkeys(markets, ()))
-                after.clear()
-                for market in markets:
-                    codes = self.scope.codes_of(market)
-                    if codes is None:
-                        async with redis_call(self._address):
-                            names: Any = await self._connection.hkeys(self._keys.latest(market))
-                        codes = codes_among(names, market)
-                    default = BEGINNING
-                    if self._start_ms is not None:
-                        default = just_before(self._start_ms)
-                        strange: list[str] = []
-                    else:
-                        strange = [code for code in codes if code not in self.last_ids]
-                        self._tell_strange(market, strange)
-                    after |= {
-                        code: self.last_ids.get(code, default)
-                        for code in codes
-                        if code not in strange
-                    }
-                async for rows in read_stored(
-                    self._connection,
-                    self._keys,
-                    after,
-                    on_trimmed=self._tell_trimmed,
-                    on_unreadable=self._tell_left_out,
-                    address=self._address,
-                ):
-                    self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)
-                    marks = {m: self._healing[m] for m in markets}
-                    yield Batch("stored", rows, marks=marks)
-                ends = FeedReader(self._connection, self._keys, markets, address=self._address)
-                await ends.begin(dict.fromkeys(markets, ()))
-                self.settled |= {m: id_key(ends.positions[m]) for m in markets}
-                break
+                async with aclosing(healing) as batches:
+                    async for batch in batches:
+                        yield batch
             except RedisUnavailable as error:
-                self.connected = False
-                await retry.pause(error)
+                await self._wait_for_redis(error)
+                continue
+            self._answered()
+
+    async def _wait_for_redis(self, error: RedisUnavailable) -> None:
+        self.connected = False
+        await self._retry.pause(error)
+
+    def _answered(self) -> None:
         self.connected = True
-        retry.done()
-        for market in markets:
-            del self._healing[market]
-        if after:
-            told = {code: id_key(last) for code, last in self.last_ids.items() if code in after}
-            self._told |= told
-
-    def _tell_strange(self, market: str, codes: Sequence[str]) -> None:
-        if codes:
-            epoch, at = self._healing[market]
-            self._tell(
-                f"{len(codes)} code(s) of {market} are not in the position: it cannot be gone on.",
-                "Begin with start=... to read their stored ticks.",
-                market=market,
-                reason="trimmed",
-                after=(epoch, at),
-                from_ms=id_key(at)[0],
-                codes={code: ["", ""] for code in codes},
-            )
-
-    def _tell_trimmed(self, codes: dict[str, tuple[str, str]]) -> None:
-        firsts = [id_key(after)[0] for after, _ in codes.values()]
-        ends = [id_key(first)[0] for _, first in codes.values()]
-        self._tell(
-            f"The streams of {len(codes)} code(s) no longer reach back far enough.",
-            "Read them as history.",
-            reason="trimmed",
-            codes={code: list(ids) for code, ids in codes.items()},
-            from_ms=min(firsts),
-            to_ms=max(ends),
-        )
-
-    def _tell(self, message: str, hint: str, **facts: Any) -> None:
-        if self._on_gap is not None:
-            self._on_gap(Gap(message, hint=hint, **facts))
+        self._retry.done()
 
 
-def codes_among(names: Iterable[bytes], market: str) -> list[str]:
-    """Return the fields of a market's ``latest`` that are codes of it, sorted."""
-    found = (printable(name) for name in names)
-    return sorted(code for code in found if is_code_of(code, market))
+class _Waiting:
+    """Batches put together to the latest row of each code."""
+
+    def __init__(self) -> None:
+        self._kept: Conflation[Any] = Conflation(lambda row: id_key(row[-2])[0])
+        self._kind: Kind = "live"
+
+    def add(self, batch: Batch) -> None:
+        self._kept.add(_keyed(batch), batch.marks)
+        self._kind = batch.kind
+
+    def batch(self) -> Batch:
+        rows = list(self._kept.rows.values())
+        ticks, bars = ([row for row in rows if len(row) == size] for size in (3, 4))
+        return Batch(self._kind, ticks, bars, self._kept.marks)
 
 
-def gap_of_event(event: Mapping[str, Any], scope: Scope | None = None) -> Gap | None:
-    """Return the gap that a producer's event names, where it concerns a scope (unless ``None``)."""
-    if event.get("kind") != "gap":
-        return None
-    market, codes = event.get("market"), event.get("codes")
-    concerned = codes if isinstance(codes, dict) else {}
-    ticks = event.get("ticks", 0)
-    if concerned and scope is not None:
-        concerned = {code: told for code, told in concerned.items() if scope.holds(code)}
-        if not concerned:
-            return None
-        ticks = sum(told[2] for told in concerned.values())
-    elif scope is not None and market is not None and market not in scope.markets:
-        return None
-    reason = str(event.get("reason", "unknown"))
-    return Gap(
-        str(event.get("message", f"Ticks were lost before they were published: {reason}.")),
-        hint="Read them as history.",
-        market=market or "",
-        reason=reason,
-        from_ms=event.get("from_ms", 0),
-        to_ms=event.get("to_ms", 0),
-        ticks=ticks,
-        codes=concerned,
-    )
+def _keyed(batch: Batch) -> Iterable[tuple[str, Any]]:
+    yield from ((row[0], row) for row in batch.rows)
+    yield from ((want(row[1], row[0]), row) for row in batch.bars)
 
 
 class _Retry:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from websockets.asyncio.client import ClientConnection
 
-    from .follow import Batch
+    from qmt_protocol.cursor.batch import Batch
+
     from .stored_gateway import GatewayStored
 
 __all__ = ["HttpTransport"]

@@ -7,21 +7,21 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from qmt_protocol.bars import Bar, decode_bar
-from qmt_protocol.errors import CodecError, Gap
-from qmt_protocol.keys import want
+from qmt_protocol.cursor.batch import BarRow, Batch, Row
+from qmt_protocol.cursor.gaps import unreadable
+from qmt_protocol.cursor.position import Place
+from qmt_protocol.cursor.progress import Progress
+from qmt_protocol.errors import CodecError
 from qmt_protocol.ticks import Tick, decode_tick
 
 from .connected import Maker
-from .follow import BarRow, Batch
-from .position import BEGINNING, EVENTS, Place, id_key
-from .stored import Row
 from .telling import warn
 from .transport import OnGap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["NOW_LIVE", "AsyncLive", "Live", "NowLive", "bar_of", "tick_of", "unreadable"]
+__all__ = ["NOW_LIVE", "AsyncLive", "Live", "NowLive", "bar_of", "tick_of"]
 
 Item = TypeVar("Item")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -56,12 +56,8 @@ class AsyncLive(Generic[Item]):
         self._batches = batches
         self._decode = decode
         self._on_gap = on_gap
-        self._place = place or Place()
-        self._ids: dict[str, str] | None = self._place.codes
+        self._progress = Progress(place)
         self._rows: deque[Any] = deque()
-        self._batch: Batch | None = None
-        self._taken: dict[str, str] = {}
-        self._stored = False
         self._maker = Maker()
 
     def __aiter__(self) -> Self:
@@ -96,7 +92,7 @@ class AsyncLive(Generic[Item]):
         streams, which are kept for days. An iteration that itself went on from a short `position`
         does not know them: it gives the short form and says so by a `QMTWarning`.
         """
-        if self._ids is None:
+        if not self._progress.knows_all:
             warn(
                 "full_position is the short form here: this iteration went on from a short one, or "
                 "has not begun. Save full_position from the first run on."
@@ -105,52 +101,22 @@ class AsyncLive(Generic[Item]):
 
     def _placed(self, *, with_codes: bool) -> dict[str, Any]:
         if not self._rows:
-            self._leave_batch()
-        codes = self._ids if with_codes or self._stored else None
-        place = self._place
-        until = dict(place.until)
-        for market, mark in () if self._batch is None else self._batch.marks.items():
-            if self._taken and market != EVENTS:
-                until[market] = max(until.get(market, BEGINNING), mark[1], key=id_key)
-        return Place(place.marks, codes, place.seen | self._taken, until).to_dict()
+            self._progress.leave()
+        return self._progress.placed(with_codes=with_codes).to_dict()
 
     async def _fill(self) -> bool:
         """Take up the next batch; false when there is none."""
         self._maker.check()
-        self._leave_batch()
+        self._progress.leave()
         batch = await anext(self._batches, None)
         if batch is None:
             return False
-        if batch.kind == "begin":
-            self._ids = None if batch.ids is None else dict(batch.ids)
-        self._batch = batch
-        self._stored = batch.kind == "stored"
+        self._progress.enter(batch)
         self._rows.extend(batch.bars)
         self._rows.extend(batch.rows)
         if batch.kind == "now":
             self._rows.append(NOW_LIVE)
         return True
-
-    def _leave_batch(self) -> None:
-        batch, self._batch = self._batch, None
-        if batch is None:
-            return
-        place = self._place
-        if not batch.marks:  # the position comes with a later part
-            place.seen |= self._taken
-        self._taken.clear()
-        for market, mark in batch.marks.items():
-            moved = place.marks.get(market) != mark
-            place.marks[market] = mark
-            if (
-                moved
-                and place.seen
-                and id_key(mark[1]) >= id_key(place.until.get(market, BEGINNING))
-            ):
-                place.until.pop(market, None)
-                place.seen = {
-                    key: at for key, at in place.seen.items() if not key.endswith(f".{market}")
-                }
 
     def _pop(self) -> Item | None:
         """Return the next item of the batch; ``None`` when it has no more."""
@@ -163,17 +129,9 @@ class AsyncLive(Generic[Item]):
             except CodecError as error:
                 self._on_gap(unreadable(error))
                 continue
-            self._note(row)
+            self._progress.take(row)
             return item
         return None
-
-    def _note(self, row: Any) -> None:
-        key = row[0] if len(row) == 3 else want(row[1], row[0])
-        batch = self._batch
-        if batch is not None and batch.kind in ("missed", "live"):
-            self._taken[key] = row[-2]
-        if self._ids is not None:
-            self._ids[key] = row[-2]
 
 
 class Live(Generic[Item]):
@@ -216,12 +174,6 @@ class Live(Generic[Item]):
     def full_position(self) -> dict[str, Any]:
         """See `AsyncLive.full_position`."""
         return self._live.full_position
-
-
-def unreadable(error: CodecError) -> Gap:
-    """Return what could not be read as the `Gap` that a reader is told."""
-    facts = {"reason": "unreadable", **error.data}
-    return Gap(error.message, hint=error.hint or "Its writer may be of another version.", **facts)
 
 
 def tick_of(row: Row) -> Tick:

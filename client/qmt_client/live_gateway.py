@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
+from qmt_protocol.cursor.batch import BarRow, Batch, Kind, Row
+from qmt_protocol.cursor.cursor import Cursor
+from qmt_protocol.cursor.position import EVENTS, Mark, Place, just_before
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.decoding import DECODE_ERRORS, check_plain, printable, reason_of
 from qmt_protocol.errors import CodecError, Gap, QMTError, Unavailable, error_from_dict
 from qmt_protocol.events import Moment
-from qmt_protocol.keys import want
+from qmt_protocol.ids import BEGINNING
 from qmt_protocol.live import Subscribe
 
-from .follow import Batch, Kind
 from .gateway_answers import Code, EntryId, TickId
-from .position import BEGINNING, EVENTS, Mark, Place, id_key, just_before
 from .transport import OnGap, Wish
 
 if TYPE_CHECKING:
@@ -155,20 +157,15 @@ class GatewayFollower:
         self._away = away
         self._address = address
         self._wish = wish
-        self._codes = frozenset(wish.codes or ())
         self._on_gap = on_gap
         self._give_up_after_s = give_up_after_s
-        place = wish.place or Place()
-        self._marks: dict[str, Mark] = dict(place.marks)
-        self._ids: dict[str, str] = dict(place.codes or {})
-        self._complete = place.codes is not None
-        """Whether `_ids` knows every code."""
+        place = wish.place
         if wish.start_ms is not None:
-            self._ids = dict.fromkeys(codes, just_before(wish.start_ms))
-            self._complete = True
-        self._told = {key: id_key(at) for key, at in (self._ids | place.seen).items()}
-        self._begun = self._now_told = False
-        self._first: list[Any] = []
+            place = Place(codes=dict.fromkeys(codes, just_before(wish.start_ms)))
+        periods = () if wish.period == "tick" else (wish.period,)
+        self._cursor = Cursor(Scope.of(wish.codes, wish.markets, periods), place, on_gap=on_gap)
+        self._now_told = False
+        self._first: tuple[list[Row], list[BarRow]] = [], []
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """Yield what is wanted, in order.
@@ -185,14 +182,14 @@ class GatewayFollower:
         lost_at: float | None = None
         pause_s = _BACKOFF_S
         while True:
-            before = dict(self._marks)
+            before = dict(self._cursor.marks)
             try:
                 async with self._connect() as socket:
                     async for batch in self._read(socket):
                         lost_at, pause_s = None, _BACKOFF_S
                         yield batch
             except _Behind:
-                if self._marks != before:
+                if self._cursor.marks != before:
                     continue
                 lost: QMTError = self._away("it leaves out all that is wanted")
             except Unavailable as error:
@@ -214,18 +211,18 @@ class GatewayFollower:
             period=wish.period,
             conflate=wish.conflate,
         )
-        if self._marks:
-            request.position = dict(self._marks)
-        if self._begun or wish.place is not None or wish.start_ms is None:
-            if self._complete and (self._marks or self._begun):
-                request.last_ids = dict(self._ids)
-        else:
+        cursor = self._cursor
+        if wish.start_ms is not None and not cursor.has_begun:
             request.start_ms = wish.start_ms
+            return request
+        if cursor.marks:
+            request.position = dict(cursor.marks)
+        if cursor.has_begun or wish.place is not None:
+            ids = cursor.known_ids
+            request.last_ids = None if ids is None else dict(ids)
         return request
 
     async def _read(self, socket: ClientConnection) -> AsyncGenerator[Batch, None]:
-        # What came since the last position comes again: it is known by its id.
-        self._told |= {key: id_key(at) for key, at in self._ids.items()}
         await socket.send(_encode(self._request()))
         while True:
             try:
@@ -243,13 +240,13 @@ class GatewayFollower:
         if isinstance(message, _Live):
             return self._take_live(message)
         if isinstance(message, _Subscribed):
-            self._marks |= message.position
+            self._cursor.marks |= message.position
             is_resumed = bool(self._wish.place) or self._wish.start_ms is not None
             return self._begin() if is_resumed else []
         if isinstance(message, _Heartbeat):
-            return self._moved("live", message.position)
+            return self._moved(message.position)
         if isinstance(message, _NowLive):
-            self._marks |= message.position
+            self._cursor.marks |= message.position
             if self._wish.start_ms is None or self._now_told:
                 return [Batch("live", marks=message.position)]
             self._now_told = True
@@ -281,79 +278,43 @@ class GatewayFollower:
             address=self._address,
         )
 
-    def _moved(self, kind: Kind, position: dict[str, Mark]) -> list[Batch]:
-        if not self._begun:
+    def _moved(self, position: dict[str, Mark]) -> list[Batch]:
+        if not self._cursor.has_begun:
             return []
-        self._marks |= position
-        return [Batch(kind, marks=position)]
+        self._cursor.marks |= position
+        return [Batch("live", marks=position)]
 
     def _take_live(self, frame: _Live) -> list[Batch]:
         if frame.kind == "snapshot":
             return self._take_snapshot(frame)
-        ticks, of_bars = self._wanted(frame)
-        rows = [row for row in ticks if self._is_news(row[0], row[1])]
-        bars = [row for row in of_bars if self._is_news(want(row[1], row[0]), row[2])]
-        self._ids.update((code, entry_id) for code, entry_id, _ in rows)
-        self._ids.update((want(period, code), entry_id) for code, period, entry_id, _ in bars)
-        self._marks |= frame.position
-        return [Batch(frame.kind, rows, bars, frame.position)]
+        return [self._cursor.receive(frame.kind, frame.ticks, frame.bars, frame.position)]
 
     def _take_snapshot(self, frame: _Live) -> list[Batch]:
         """Learn where every code stands; the last frame of a snapshot has the position."""
-        ticks, bars = self._wanted(frame)
-        self._ids.update((code, entry_id) for code, entry_id, _ in ticks)
-        self._ids.update((want(period, code), at) for code, period, at, _ in bars)
-        self._first += [*ticks, *bars]
+        cursor, (ticks, bars) = self._cursor, self._first
+        ticks += cursor.scope.ticks_among(frame.ticks)
+        bars += [row for row in frame.bars if cursor.scope.wants_bars(row[0], row[1])]
         if not frame.position:
             return []
-        self._marks |= frame.position
-        first, self._first = self._first, []
-        if self._begun:
+        cursor.learn(ticks, bars)
+        cursor.marks |= frame.position
+        self._first = [], []
+        if cursor.has_begun:
             return []
-        self._complete = self._complete or self._wish.place is None
         if self._wish.period == "tick":
             for code in self._wish.codes or ():
-                self._ids.setdefault(code, BEGINNING)
+                cursor.last_ids.setdefault(code, BEGINNING)
         begin = self._begin()
-        if not self._wish.snapshot:
-            return begin
-        first_ticks = [row for row in first if len(row) == 3]
-        first_bars = [row for row in first if len(row) == 4]
-        return [*begin, Batch("snapshot", first_ticks, first_bars)]
-
-    def _wanted(self, frame: _Live) -> tuple[list[Any], list[Any]]:
-        """Return the ticks and bars of a frame that were asked for; a gateway sends no others."""
-        wish, codes = self._wish, self._codes
-        if wish.period != "tick":
-            return [], [row for row in frame.bars if row[0] in codes and row[1] == wish.period]
-        if not wish.markets:
-            return [row for row in frame.ticks if row[0] in codes], []
-        return [row for row in frame.ticks if row[0].rpartition(".")[2] in wish.markets], []
+        return [*begin, Batch("snapshot", ticks, bars)] if self._wish.snapshot else begin
 
     def _begin(self) -> list[Batch]:
-        if self._begun:
-            return []
-        self._begun = True
-        ids = dict(self._ids) if self._complete else None
-        return [Batch("begin", marks=dict(self._marks), ids=ids)]
-
-    def _is_news(self, key: str, entry_id: str) -> bool:
-        told = self._told.get(key)
-        if told is None:
-            return True
-        if id_key(entry_id) <= told:
-            return False
-        del self._told[key]
-        return True
+        return [] if self._cursor.has_begun else [self._cursor.opening()]
 
     def _tell_gap(self, notice: _Gap) -> list[Batch]:
-        if notice.reason == "epoch":
-            # The publisher may tell part of the story again.
-            self._told |= {key: id_key(at) for key, at in self._ids.items()}
         facts = msgspec.to_builtins(notice)
         for unused in ("type", "event"):
             facts.pop(unused)
         message = printable(facts.pop("message"), _MESSAGE_LENGTH)
         message = message or f"Data of {printable(notice.market)} can no longer be had."
         self._on_gap(Gap(message, hint="Read them as history.", **facts))
-        return self._moved("live", {EVENTS: ("", notice.event)}) if notice.event else []
+        return self._moved({EVENTS: ("", notice.event)}) if notice.event else []

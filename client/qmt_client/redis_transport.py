@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from qmt_protocol.codes import market_of
+from qmt_protocol.cursor.batch import Batch
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import (
     CodecError,
@@ -43,7 +45,7 @@ from qmt_protocol.urls import address_of
 
 from .answers import Latest
 from .connections import BLOCK_S, connect, connect_async, redis_call, redis_errors, to_its_end
-from .follow import Batch, Follower, Scope
+from .follow import Follower
 from .job_end import submit_and_wait
 from .jobs import enqueue, read_chunk, rq_key, withdraw
 from .processes import Status, read_status

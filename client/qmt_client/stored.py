@@ -9,22 +9,22 @@ from typing import Any, Final
 import redis
 import redis.asyncio
 
+from qmt_protocol.cursor.batch import Row
+from qmt_protocol.cursor.position import is_bound
 from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import is_entry_id
+from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of
 
 from .connections import redis_call, redis_errors
-from .position import BEGINNING, id_key, is_bound
 
-__all__ = ["Row", "read_stored"]
+__all__ = ["read_stored"]
 
 _BUFFERED: Final = 50_000
 _LEAST, _MOST = 4, 1_000
 _STREAMS_PER_CALL: Final = 50  # a larger answer holds up what else the event loop has to do
 
-Row = tuple[str, str, Any]
-"""Code, entry id, ``t1`` or ``k1`` (bytes, or msgspec's view of them)."""
 OnTrimmed = Callable[[dict[str, tuple[str, str]]], None]
 OnUnreadable = Callable[[CodecError], None]
 
@@ -174,7 +174,7 @@ async def _find_trimmed(
 
 
 def _lost(after: str, first_id: str, told: Any) -> bool:
-    if first_id == after or told["last-generated-id"].decode() == after:
+    if first_id == after or id_key(told["last-generated-id"].decode()) <= id_key(after):
         return False
     if not is_bound(after):
         return True

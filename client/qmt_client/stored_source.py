@@ -19,19 +19,21 @@ import pyarrow as pa
 from qmt_protocol.archive import Missing
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS, bars_table, ticks_table
+from qmt_protocol.cursor.batch import Row
+from qmt_protocol.cursor.gaps import unreadable
+from qmt_protocol.cursor.position import just_before
+from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError, Gap, Unavailable
-from qmt_protocol.feed import decode_rows
+from qmt_protocol.feed import decode_rows, is_code_of
+from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of, to_datetime
 
 from .archive import ArchivedBars, ArchivedTicks, ArchiveReader
 from .connections import redis_call, to_its_end
-from .follow import codes_among
-from .live import unreadable
 from .ordering import KEYS, Key, behind, in_order, last_key, newest, split
-from .position import BEGINNING, id_key, just_before
 from .processes import read_status
-from .stored import Row, read_stored
+from .stored import read_stored
 from .transport import OnGap
 
 if TYPE_CHECKING:
@@ -98,6 +100,12 @@ class StoredWish:
             and (self.end_ms is None or one.from_ms <= self.end_ms)
         ]
         return sorted(found, key=lambda one: (one.from_ms, one.to_ms, one.market))
+
+
+def _codes_among(names: Iterable[bytes], market: str) -> list[str]:
+    """Return the fields of a market's ``latest`` that are codes of it, sorted."""
+    found = (printable(name) for name in names)
+    return sorted(code for code in found if is_code_of(code, market))
 
 
 class StoredSource(Protocol):
@@ -229,7 +237,7 @@ class RedisStored:
             for market in wish.markets:
                 pipe.hkeys(self._keys.latest(market))
             found = zip(wish.markets, await pipe.execute(), strict=True)
-            return [code for market, names in found for code in codes_among(names, market)]
+            return [code for market, names in found for code in _codes_among(names, market)]
 
     async def markets(self) -> list[str]:
         """Return the markets that are archived.

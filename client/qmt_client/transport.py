@@ -6,18 +6,19 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qmt_protocol.cursor.position import Place
 from qmt_protocol.errors import Gap
 from qmt_protocol.jobs import JobParams, Manifest, Progress
 from qmt_protocol.ticks import Tick
 
 from .answers import Latest
-from .position import Place
 from .processes import Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .follow import Batch
+    from qmt_protocol.cursor.batch import Batch
+
     from .stored_source import StoredSource
 
 __all__ = ["OnGap", "OnProgress", "Transport", "Wish"]

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import Final
 
-from qmt_client.follow import Follower, Scope
-from qmt_client.position import BEGINNING, Place, id_key
+from qmt_client.follow import Follower
+from qmt_protocol.cursor.position import Mark, Place
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import Gap
+from qmt_protocol.ids import BEGINNING
 
 from .hub import Hub, notice_of
-from .market import Mark, Recent
+from .market import Recent
 from .subscriber import Part, Subscriber, Wants
 from .wires import rows_of
 
@@ -63,7 +65,7 @@ class CatchUp:
         RedisUnavailable
         """
         wants = self._wants
-        left = self._join(sorted(wants.names()), {})
+        left = self._join(sorted(wants.names()))
         whole = [name for name in left if name in wants.markets]
         if whole:
             await self._follow(Scope(tuple(whole)))
@@ -106,7 +108,7 @@ class CatchUp:
                 if batch.kind in ("begin", "stored"):
                     continue
                 self._at |= batch.marks
-                follower.reader.markets[:] = self._join(follower.reader.markets, follower.settled)
+                follower.reader.markets[:] = self._join(follower.reader.markets)
                 if not follower.reader.markets:
                     return
                 if not rows:
@@ -114,17 +116,16 @@ class CatchUp:
 
     def _set_limits(self, follower: Follower) -> None:
         reader = follower.reader
-        reader.limits = {name: self._hub.market(name).mark[1] for name in reader.markets}
+        for name in reader.markets:
+            reader.positions[name].limit = self._hub.market(name).mark[1]
 
-    def _join(self, names: Iterable[str], settled: dict[str, tuple[int, int]]) -> list[str]:
+    def _join(self, names: Iterable[str]) -> list[str]:
         """Join the markets that the hub's memory leads on from; return the others."""
         left: list[str] = []
         wants, hub, subscriber = self._wants, self._hub, self._subscriber
         for name in names:
             at = self._at.get(name)
-            batches: list[Recent] | None = None
-            if at is not None and id_key(at[1]) >= settled.get(name, (0, 0)):
-                batches = hub.market(name).after(at)
+            batches = None if at is None else hub.market(name).after(at)
             if batches is None:
                 left.append(name)
                 continue

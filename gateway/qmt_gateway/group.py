@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .budget import Budget
-from .conflation import Conflation
+from .conflation import Kept
 from .subscriber import Frame, Subscriber
 from .wires import Row, Wire
 
@@ -25,29 +25,29 @@ class Group:
         self.subscribers: set[Subscriber] = set()
         self.pending: list[Row] = []
         self._budget = budget
-        self._kept: list[Conflation] = []
+        self._kept: list[Kept] = []
         """For those who do not keep up, by when they fell behind."""
 
     def send(self, frame: Frame) -> None:
         """Send a frame to all; keep its rows for those for whom too much waits."""
         for kept in self._kept:
             self._keep(kept, frame)
-        fresh: Conflation | None = None
+        fresh: Kept | None = None
         for subscriber in self.subscribers:
             if subscriber.keeps_of(self) or subscriber.push(frame):
                 continue
             if fresh is None:
-                fresh = Conflation()
+                fresh = Kept()
                 self._keep(fresh, frame)
             subscriber.fall_behind(self, fresh)
         if fresh is not None:
             self._kept.append(fresh)
 
-    def _keep(self, kept: Conflation, frame: Frame) -> None:
-        kept.add(frame)
+    def _keep(self, kept: Kept, frame: Frame) -> None:
+        kept.keep(frame)
         self._budget.keep(kept, kept.size_bytes)
 
-    def let_go(self, kept: Conflation) -> None:
+    def let_go(self, kept: Kept) -> None:
         """Note that one less gets what is kept."""
         kept.users -= 1
         if not kept.users:

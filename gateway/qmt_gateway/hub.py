@@ -20,12 +20,13 @@ import structlog
 
 from qmt_client.connections import redis_call
 from qmt_client.feed import FeedReader
-from qmt_client.follow import Batch, Scope, gap_of_event
-from qmt_client.live import unreadable
-from qmt_client.position import EVENTS, id_key
 from qmt_client.redis_transport import RedisTransport
 from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
+from qmt_protocol.cursor.batch import Batch
+from qmt_protocol.cursor.gaps import gap_of_event, unreadable
+from qmt_protocol.cursor.position import EVENTS, Mark
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import (
     AccessDenied,
     CodecError,
@@ -36,12 +37,13 @@ from qmt_protocol.errors import (
     Unavailable,
 )
 from qmt_protocol.feed import is_entry_id, readable
+from qmt_protocol.ids import id_key
 from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
 
 from .budget import Budget
 from .group import Group
-from .market import Mark, Market
+from .market import Market
 from .subscriber import Frame, Subscriber, Wants
 from .wires import Row, Rows, rows_of
 
@@ -412,7 +414,8 @@ class Hub:
     def _take(self, market: Market, batch: Batch) -> None:
         ticks, bars = Rows(batch.rows), rows_of((), batch.bars)
         before, market.mark = market.mark, batch.marks.get(market.name, market.mark)
-        if market.broken or batch.kind == "stored":
+        was_healing, market.is_healing = market.is_healing, batch.kind == "stored"
+        if market.broken or market.is_healing or was_healing:
             # Who stands before this must be told so: memory does not lead over it.
             market.forget_recent()
             market.broken = False

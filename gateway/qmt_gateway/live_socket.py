@@ -7,8 +7,8 @@ from typing import Any, Final
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from qmt_client.position import EVENTS, Place
 from qmt_protocol.codes import parse_codes, parse_markets
+from qmt_protocol.cursor.position import EVENTS, Mark, Place
 from qmt_protocol.errors import InvalidRequest, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.keys import want
 from qmt_protocol.live import (
@@ -36,7 +36,6 @@ from .bridge import Bridge, source_name
 from .catch_up import CatchUp
 from .hub import Hub
 from .live_state import HEARTBEAT_S
-from .market import Mark
 from .parameters import refuse_unknown_of_socket
 from .replays import Replays
 from .subscriber import Sink, Subscriber, Wants

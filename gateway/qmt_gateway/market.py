@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from typing import Final
 
 from qmt_client.follow import Follower
-from qmt_client.position import id_key
-from qmt_client.stored import Row as TickRow
+from qmt_protocol.cursor.batch import Row as TickRow
+from qmt_protocol.cursor.position import Mark
 from qmt_protocol.errors import QMTError
+from qmt_protocol.ids import id_key
 
 from .group import Group
 from .wires import Row, Rows
 
-__all__ = ["Mark", "Market", "Recent"]
+__all__ = ["Market", "Recent"]
 
 _RECENT_BATCHES: Final = 32
 _RECENT_ROWS: Final = 100_000
-Mark = tuple[str, str]
 Recent = tuple[Mark, Mark, Sequence[TickRow], Sequence[Row]]
 """A batch: the positions before and behind it, its ticks and its bars."""
 
@@ -33,6 +33,8 @@ class Market:
         self._latest: dict[str, Row | TickRow] = {}
         self._recent: deque[Recent] = deque()
         self._recent_rows = 0
+        self.is_healing = False
+        """Whether a part of what lies behind its mark was given already."""
         self.broken = False
         """Whether a gap lies between the last batch and the next."""
         self.whole: set[Group] = set()
@@ -92,6 +94,8 @@ class Market:
 
         ``None``: memory does not reach back to it, or not yet forward to it.
         """
+        if self.is_healing:
+            return None
         if mark == self.mark:
             return []
         found: list[Recent] | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from qmt_protocol.live import CloseCode, FromGateway
 
-from .conflation import Conflation
+from .conflation import Kept
 from .counts import CLOSED
 from .outbox import Outbox
 from .wires import Row, Wire
@@ -150,8 +150,8 @@ class Subscriber:
         self.closed = False
         self._max_bytes = max_bytes
         self._outbox = Outbox(sink, budget)
-        self._behind: dict[Group, Conflation] = {}
-        self._kept: Conflation | None = None
+        self._behind: dict[Group, Kept] = {}
+        self._kept: Kept | None = None
         """What was kept for it in groups that it has left since."""
         self._taken_bytes = 0
         self.taken_at = time.monotonic()
@@ -174,7 +174,7 @@ class Subscriber:
         kept_bytes = 0 if self._kept is None else self._kept.size_bytes
         return self._outbox.own_bytes + kept_bytes + self.sink.incoming_bytes
 
-    def _conflations(self) -> list[Conflation]:
+    def _conflations(self) -> list[Kept]:
         kept = [] if self._kept is None else [self._kept]
         return [*kept, *self._behind.values()]
 
@@ -192,7 +192,7 @@ class Subscriber:
     def _has_no_room(self, size_bytes: int) -> bool:
         return self._outbox.waiting_bytes + size_bytes > self._max_bytes
 
-    def fall_behind(self, group: Group, kept: Conflation) -> None:
+    def fall_behind(self, group: Group, kept: Kept) -> None:
         """Get from now on what is kept for a group, until it has taken what waits."""
         self._behind[group] = kept
         kept.users += 1
@@ -204,7 +204,7 @@ class Subscriber:
     def leave_groups(self) -> None:
         """Take what was kept for it out of its groups, which it leaves."""
         for group, kept in self._behind.items():
-            self._kept = self._kept or Conflation()
+            self._kept = self._kept or Kept()
             self._kept.take_over(kept)
             group.let_go(kept)
         self._behind.clear()

@@ -8,9 +8,9 @@ from typing import Any, Final, Protocol, overload
 
 import msgspec
 
-from qmt_client.follow import BarRow
-from qmt_client.stored import Row as TickRow
 from qmt_protocol.bars import decode_bar
+from qmt_protocol.cursor.batch import BarRow
+from qmt_protocol.cursor.batch import Row as TickRow
 from qmt_protocol.errors import CodecError
 from qmt_protocol.keys import want
 from qmt_protocol.live import CloseCode, FromGateway, GapNotice, Live, Skipped, Subscribed

@@ -16,11 +16,12 @@ import redis
 from fake_worker import beat, make_tick, publish
 from waiting import wait_for
 
-import qmt_client.follow
+import qmt_client.healing
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
 from qmt_client.connections import connect_async
-from qmt_client.follow import Follower, Scope
+from qmt_client.follow import Follower
 from qmt_client.live import tick_of
+from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import (
     Gap,
     InstrumentNotFound,
@@ -520,13 +521,13 @@ async def test_what_is_filed_while_the_streams_are_read_is_told_once(
 ) -> None:
     """It is in the streams, and in the feed behind the place from which it is read then."""
     publish(streams, "SH", seeds(3))
-    read_stored = qmt_client.follow.read_stored
+    read_stored = qmt_client.healing.read_stored
 
     def read_later(*what: Any, **how: Any) -> Any:
         publish(streams, "SH", seeds(3, 3))
         return read_stored(*what, **how)
 
-    monkeypatch.setattr(qmt_client.follow, "read_stored", read_later)
+    monkeypatch.setattr(qmt_client.healing, "read_stored", read_later)
     gaps: list[Gap] = []
     reader = follow_sh(streams_server, gaps, start_ms=T0)
     threading.Timer(1.0, lambda: publish(streams, "SH", seeds(2, 6))).start()

@@ -15,8 +15,6 @@ from fuzz_changes import changed, changed_document, encoded
 from fuzz_children import Report, in_children
 from fuzz_run import ROOT, Target
 
-from qmt_client.follow import gap_of_event
-from qmt_client.position import Place
 from qmt_client.processes import Status
 from qmt_gateway.hub import notice_of
 from qmt_gateway.wires import Row
@@ -25,6 +23,8 @@ from qmt_protocol.archive import Manifest as ArchiveManifest
 from qmt_protocol.archive import decode_manifest as decode_archive
 from qmt_protocol.bars import BAR_FIELDS, decode_bar
 from qmt_protocol.columns import bars_from, bars_table, rows_from, ticks_table
+from qmt_protocol.cursor.gaps import gap_of_event
+from qmt_protocol.cursor.position import Place
 from qmt_protocol.decoding import decode_document
 from qmt_protocol.errors import QMTError, error_from_dict
 from qmt_protocol.events import decode_event

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from qmt_protocol.codes import parse_code, parse_market
 from qmt_protocol.errors import InvalidRequest
-from qmt_protocol.ids import BEGINNING, id_key, parse_entry_id
+from qmt_protocol.ids import BEGINNING, parse_entry_id
 from qmt_protocol.texts import parse_text, shown
 
-__all__ = ["BEGINNING", "EVENTS", "Mark", "Place", "id_key", "is_bound", "just_before"]
+__all__ = ["EVENTS", "Mark", "Place", "is_bound", "just_before"]
 
 EVENTS: Final = "events"
 """Stands beside the markets: up to where the producer's own gaps were told."""

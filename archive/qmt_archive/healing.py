@@ -100,7 +100,7 @@ class Healer:
 
         place = Position(found.marks, codes=known)
         scope = Scope((self.market,))
-        cursor = Cursor(scope, place, on_gap=on_gap, unknown=BEGINNING)
+        cursor = Cursor(scope, place, on_gap=on_gap)
         cursor.healing |= found.marks
         streams = heal(self.connection, self.keys, self.address, reader, cursor)
         async with aclosing(streams) as batches:

@@ -168,9 +168,8 @@ class Follower:
         yield cursor.opening()
         if self._snapshot:
             yield cursor.snapshot(await self._last_bars())
-        if self._start_ms is not None:
-            async for batch in self._heal():
-                yield batch
+        async for batch in self._heal():
+            yield batch
 
     async def _last_bars(self) -> list[BarRow]:
         """Return the last stored bar of what is wanted; the feed's older ones are then dropped."""

@@ -196,7 +196,7 @@ async def test_a_gateway_that_goes_is_told_within_seconds_and_when_it_is_back(
 def test_a_full_position_that_is_none_says_so(
     client: QMTClient, streams: redis.Redis, producer: Callable[[], None]
 ) -> None:
-    publish_wires(streams, make_wires(50, [CODE]))
+    publish(streams, "SH", [(CODE, make_tick(T0, 1.0, 1))])
     with client.ticks(CODE, snapshot=True) as live:
         next(live)
         short, full = live.position, live.full_position

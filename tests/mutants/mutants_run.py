@@ -22,10 +22,14 @@ _JUDGE: Final = "producer/qmt_producer/judge.py"
 _LUA: Final = "producer/qmt_producer/functions.lua"
 _LINE: Final = "producer/qmt_producer/market_line.py"
 _FEED: Final = "client/qmt_client/feed.py"
-_FOLLOW: Final = "client/qmt_client/follow.py"
+_CURSOR: Final = "protocol/qmt_protocol/cursor/cursor.py"
+_POSITION: Final = "protocol/qmt_protocol/cursor/feed_position.py"
+_PROGRESS: Final = "protocol/qmt_protocol/cursor/progress.py"
+_SCOPE: Final = "protocol/qmt_protocol/cursor/scope.py"
 _OF_JUDGE: Final = ("tests/producer/test_judge.py",)
 _OF_LOG: Final = ("tests/producer/test_filing.py", "tests/producer/test_publisher.py")
 _OF_HOLDER: Final = (*_OF_LOG, "tests/producer/test_takeover.py")
+_OF_CURSOR: Final = ("tests/protocol/test_cursor.py",)
 _OF_READER: Final = ("tests/gateway/test_live_cut_off.py", "tests/gateway/test_gateway_hub.py")
 
 
@@ -217,37 +221,214 @@ MUTANTS: Final = (
     Mutant(
         "a snapshot goes on from the feed's end",
         _FEED,
-        "self.positions[market] = self._filed(market, filed)",
-        "self.positions[market] = await self._last_generated(market)",
+        "found.marks[market] = self._epoch(market, epoch), self._filed(market, filed)",
+        "found.marks[market] = self._epoch(market, epoch), await self._end_of("
+        'FeedPosition(market, ("", "")))',
         _OF_READER,
     ),
     Mutant(
-        "another epoch is not noticed",
-        _FEED,
-        "if known and epoch != known:",
+        "the cursor does not notice another epoch",
+        _POSITION,
+        "return bool(self.epoch) and epoch != self.epoch",
+        "return False",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor takes an entry of another epoch for its own",
+        _POSITION,
+        "is_there = not is_other and bool(entries)",
+        "is_there = bool(entries)",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not notice that it was trimmed",
+        _POSITION,
+        "follows = is_there or is_whole or not self.has_entry",
+        "follows = True",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor trusts a position without an entry for ever",
+        _POSITION,
+        "self.at, self.has_entry = entries[-1].id, True",
+        "self.at = entries[-1].id",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not move to a feed's end",
+        _POSITION,
+        "            self.at = max(self.at, end, key=id_key)\n",
+        "",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor gives again",
+        _CURSOR,
+        "if last is None or is_behind(entry_id, last):",
+        "if True:",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not note what it gives",
+        _CURSOR,
+        "                last_ids[code] = entry_id\n                news.append(row)",
+        "                news.append(row)",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor gives bars again",
+        _CURSOR,
+        'wants(row[0], row[1]) and is_behind(row[2], self.last_ids.get(key, ""))',
+        "wants(row[0], row[1])",
+        ("tests/client/test_client_ticks.py", "tests/gateway/test_live_cut_off.py"),
+    ),
+    Mutant(
+        "the cursor forgets what was seen",
+        _CURSOR,
+        "(place.codes or {}) | place.seen",
+        "dict(place.codes or {})",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor believes that a short position knows all",
+        _CURSOR,
+        "() if place.codes is not None else place.marks",
+        "()",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not heal",
+        _CURSOR,
+        "        if heals:\n",
+        "        if False:\n",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor passes over a code that is new",
+        _CURSOR,
+        'codes = sorted(code for code in self._newest if code.endswith(f".{market}"))',
+        "codes = sorted(code for code in self._newest if code in self.last_ids)",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not name a code that it does not know",
+        _CURSOR,
+        "                self._name_unknown(market, codes)\n",
+        "",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor reads a feed from the beginning behind what streams gave",
+        _CURSOR,
+        "self.healing |= {m: mark for m, mark in marks.items() if mark[1] == BEGINNING}",
+        "pass",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not tell what was trimmed",
+        _CURSOR,
+        'if one.reason == "epoch" or not heals:',
+        'if one.reason == "epoch":',
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not tell another history",
+        _CURSOR,
+        'if one.reason == "epoch" or not heals:',
+        "if not heals:",
+        _OF_READER,
+    ),
+    Mutant(
+        "the cursor heals from before its position",
+        _CURSOR,
+        "code: self.last_ids.get(code, begin) for code in codes",
+        "code: begin for code in codes",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor does not note what streams gave",
+        _CURSOR,
+        '        """Take what streams held behind the ids of `heal`."""\n'
+        "        self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)\n",
+        "",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor misses a stream that is gone",
+        _CURSOR,
+        "        if absent:\n",
+        "        if False:\n",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor names a stream that is whole",
+        _CURSOR,
+        "if id_key(self._newest[code]) > id_key(last :=",
+        "if id_key(self._newest[code]) >= id_key(last :=",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor moves before the feed is settled",
+        _CURSOR,
+        "            if is_behind(end, self._feed_from[market][1]):",
+        "            if False:",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor settles at the first entry",
+        _CURSOR,
+        "if is_behind(self.settling.get(market, BEGINNING), entry.id):",
         "if False:",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the cursor never settles",
+        _CURSOR,
+        "        self.settling.pop(market, None)\n        self.marks[market] = mark",
+        "        self.marks[market] = mark",
         _OF_READER,
     ),
     Mutant(
-        "a trimmed position is not noticed",
-        _FEED,
-        '            reason = "trimmed"\n        else:',
-        "            pass\n        else:",
-        _OF_READER,
+        "the cursor gives what was asked by nobody",
+        _SCOPE,
+        "return [row for row in rows if row[0] in codes]",
+        "return list(rows)",
+        _OF_CURSOR,
     ),
     Mutant(
-        "what was told is told again",
-        _FOLLOW,
-        "if id_key(entry_id) <= told:",
-        "if False:",
-        _OF_READER,
-    ),
-    Mutant(
-        "what the streams gave is told again",
-        _FOLLOW,
-        "            self._told |= told\n",
+        "a saved position forgets what was taken of a batch",
+        _PROGRESS,
+        "            self._taken[key] = row[-2]\n",
         "            pass\n",
-        ("tests/client/test_client_ticks.py",),
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "a saved position forgets that it is ahead of its mark",
+        _PROGRESS,
+        "if with_codes or self._in_stored or begins else None",
+        "if with_codes or self._in_stored else None",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "a saved position forgets what was taken of a part",
+        _PROGRESS,
+        "place.seen |= self._taken",
+        "pass",
+        _OF_CURSOR,
+    ),
+    Mutant(
+        "the hub's memory leads over a healing",
+        "gateway/qmt_gateway/hub.py",
+        "if market.broken or market.is_healing or was_healing:",
+        "if market.broken or market.is_healing:",
+        _OF_READER,
+    ),
+    Mutant(
+        "a stream that is shorter than its reader's position lost something",
+        "client/qmt_client/stored.py",
+        'id_key(told["last-generated-id"].decode()) <= id_key(after)',
+        'told["last-generated-id"].decode() == after',
+        _OF_READER,
     ),
 )
 """Lines that decide, each broken."""

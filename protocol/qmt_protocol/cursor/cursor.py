@@ -38,9 +38,6 @@ class Cursor:
         Told what can no longer be had, before anything that lies behind it is given.
     start_ms
         Begin with the ticks stored since this exchange time.
-    unknown
-        Entry id behind which the stream of a code is read of which nothing is known;
-        ``None``: such a code is a gap.
 
     Attributes
     ----------
@@ -52,8 +49,8 @@ class Cursor:
     healing : dict
         Market whose streams have to be read, to where the feed broke off.
     settling : dict
-        Market whose streams were read, to where the feed broke off: up to some entry its feed
-        holds what they gave already. Until then the position stays where it was.
+        Market whose streams were read, to the feed entry up to which its feed may hold what they
+        gave already. Until then its position is at `BEGINNING`: only all codes' ids say more.
     """
 
     def __init__(
@@ -63,28 +60,28 @@ class Cursor:
         *,
         on_gap: Callable[[Gap], None],
         start_ms: int | None = None,
-        unknown: str | None = None,
     ) -> None:
         place = place or Place()
         self.scope = scope
         self.marks: dict[str, Mark] = dict(place.marks)
         self.last_ids: dict[str, str] = (place.codes or {}) | place.seen
         self.healing: dict[str, Mark] = {}
-        self.settling: dict[str, Mark] = {}
+        self.settling: dict[str, str] = {}
         self.has_begun = False
         self._on_gap = on_gap
         self._start_ms = start_ms
-        self._unknown = unknown if start_ms is None else just_before(start_ms)
         self._knows_all = set(scope.markets).difference(
             () if place.codes is not None else place.marks
         )
         """Markets of which `last_ids` knows every code."""
+        if place.codes is not None and scope.codes != frozenset():
+            marks = {m: self.marks[m] for m in scope.markets if m in self.marks}
+            self.healing |= {m: mark for m, mark in marks.items() if mark[1] == BEGINNING}
         self._missed_up_to: dict[str, tuple[int, int]] = {}
         self._first: list[Row] = []
         # While streams are read:
         self._feed_from: dict[str, Mark] = {}
         """Where the feeds are read on behind them."""
-        self._settles_at: dict[str, str] = {}
         self._stored_after: dict[str, str] = {}
         self._newest: dict[str, str] = {}
         self._named: set[str] = set()
@@ -179,8 +176,8 @@ class Cursor:
         if limit is not None and id_key(entry.id) > limit:
             del self._missed_up_to[market]
             limit = None
-        if market in self.settling and id_key(entry.id) < id_key(self._settles_at[market]):
-            return Batch("stored", rows, bars, {market: self.settling[market]}, data)
+        if is_behind(self.settling.get(market, BEGINNING), entry.id):
+            return Batch("stored", rows, bars, {market: self.marks[market]}, data)
         self.settling.pop(market, None)
         self.marks[market] = mark
         marks = {name: self.marks[name] for name in (market, EVENTS) if name in self.marks}
@@ -218,11 +215,11 @@ class Cursor:
         The market is in `healing` behind it where its streams can give what the feed cannot.
         """
         market = one.market
-        after = self.settling.pop(market, one.after)
         heals = market in self._knows_all and self.scope.codes != frozenset()
-        self.marks[market] = after if heals else one.at
+        self.marks[market] = one.at
         if heals:
-            self.healing[market] = after
+            self.healing[market] = one.after
+            self.marks[market] = one.after[0], BEGINNING
         # What another history lost the producers name; that it is another one is told at once.
         if one.reason == "epoch" or not heals:
             self._on_gap(gaps.lost(one))
@@ -245,23 +242,23 @@ class Cursor:
                 self._newest[code] = split_latest(data, code)[0]
             except CodecError:  # its stream has it
                 self._newest[code] = BEGINNING
+        begin = BEGINNING if self._start_ms is None else just_before(self._start_ms)
         after: dict[str, str] = {}
         for market in snapshot.marks:
             codes = self.scope.codes_of(market)
-            if codes is None:
+            if codes is None:  # one of which nothing is known is new to the market
                 codes = sorted(code for code in self._newest if code.endswith(f".{market}"))
-            unknown = [code for code in codes if code not in self.last_ids]
-            if self._unknown is None:
-                self._name_unknown(market, unknown)
+            elif self._start_ms is None:
+                self._name_unknown(market, codes)
                 codes = [code for code in codes if code in self.last_ids]
-            after |= {code: self.last_ids.get(code, self._unknown or BEGINNING) for code in codes}
+            after |= {code: self.last_ids.get(code, begin) for code in codes}
         self._stored_after = after
         return after
 
     def take_stored(self, rows: Sequence[Row]) -> Batch:
         """Take what streams held behind the ids of `heal`."""
         self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)
-        return Batch("stored", rows, marks=dict(self.healing))
+        return Batch("stored", rows, marks={market: self.marks[market] for market in self.healing})
 
     def leave_out(self, error: CodecError) -> None:
         """Tell a stored tick that cannot be read."""
@@ -291,8 +288,7 @@ class Cursor:
             self._on_gap(gaps.trimmed(absent))
         for market, (_, end) in filed.items():
             if is_behind(end, self._feed_from[market][1]):
-                self._settles_at[market] = end
-                self.settling[market] = self.healing[market]
+                self.settling[market] = end
             else:
                 self.marks[market] = self._feed_from[market]
         marks = {market: self.marks[market] for market in self.healing}
@@ -302,7 +298,7 @@ class Cursor:
         return Batch("stored" if self.settling else "missed", marks=marks)
 
     def _name_unknown(self, market: str, codes: Sequence[str]) -> None:
-        codes = [code for code in codes if code not in self._named]
+        codes = [code for code in codes if code not in self.last_ids.keys() | self._named]
         if codes:
             self._named.update(codes)
             self._on_gap(gaps.not_in_position(market, self.healing[market], codes))

@@ -27,8 +27,7 @@ class Progress:
         self._ids: dict[str, str] | None = self._place.codes
         self._batch: Batch | None = None
         self._taken: dict[str, str] = {}
-        self._ahead = set(self._place.marks if self._ids is not None else ())
-        """Markets of which more was taken than their mark says: only all codes' ids tell it."""
+        self._in_stored = False
 
     @property
     def knows_all(self) -> bool:
@@ -40,8 +39,7 @@ class Progress:
         self.leave()
         if batch.kind == "begin":
             self._ids = None if batch.ids is None else dict(batch.ids)
-        elif batch.kind == "stored":
-            self._ahead.update(batch.marks or self._place.marks)
+        self._in_stored = batch.kind == "stored"
         self._batch = batch
 
     def take(self, row: Any) -> None:
@@ -61,8 +59,6 @@ class Progress:
         if not batch.marks:  # the position comes with a later part
             place.seen |= self._taken
         self._taken.clear()
-        if batch.kind in ("missed", "live", "now"):
-            self._ahead.difference_update(batch.marks)
         for market, mark in batch.marks.items():
             has_moved = place.marks.get(market) != mark
             place.marks[market] = mark
@@ -75,7 +71,10 @@ class Progress:
 
     def placed(self, *, with_codes: bool) -> Place:
         """Return the position of who goes on behind the last row taken."""
-        codes = self._ids if with_codes or self._ahead else None
+        # Of what streams gave no mark tells, but the ids of all codes.
+        marks = self._place.marks
+        begins = any(at == BEGINNING for name, (_, at) in marks.items() if name != EVENTS)
+        codes = self._ids if with_codes or self._in_stored or begins else None
         until = dict(self._place.until)
         for market, mark in () if self._batch is None else self._batch.marks.items():
             if self._taken and market != EVENTS:

@@ -386,7 +386,7 @@ MUTANTS: Final = (
         _CURSOR,
         "        self.settling.pop(market, None)\n        self.marks[market] = mark",
         "        self.marks[market] = mark",
-        _OF_READER,
+        _OF_CURSOR,
     ),
     Mutant(
         "the cursor gives what was asked by nobody",

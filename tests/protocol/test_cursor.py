@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import msgpack
+import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from qmt_protocol.cursor.batch import Batch, Snapshot
 from qmt_protocol.cursor.conflation import Conflation
 from qmt_protocol.cursor.cursor import Cursor
-from qmt_protocol.cursor.feed_position import FeedEntry, FeedPosition
+from qmt_protocol.cursor.feed_position import Break, FeedEntry, FeedPosition
 from qmt_protocol.cursor.position import Mark, Place, just_before
 from qmt_protocol.cursor.progress import Progress
 from qmt_protocol.cursor.scope import Scope
@@ -310,9 +312,45 @@ def do(redis: Redis, step: tuple[Any, ...]) -> None:
 def test_each_once_or_a_gap_with_a_name(
     story: list[tuple[Any, ...]], scope: Scope, start_s: int | None, first: list[str]
 ) -> None:
-    """``first``: the codes that are there at the beginning."""
-
     note(f"{story} {scope} {start_s} {first}")
+    run(story, scope, start_s, first)
+
+
+SOME: tuple[tuple[Any, ...], ...] = (("publish", list(CODES)),) * 3
+HEALS = {
+    "stored since a time": (0, (("read", 2),)),
+    "what was trimmed": (None, (("read", 1), *SOME, ("file", 9), ("trim_feed", 1), ("read", 1))),
+    "another history": (None, (("read", 2), *SOME, ("lose", 2, False), ("read", 1))),
+}
+
+
+@pytest.mark.parametrize("what", HEALS)
+@pytest.mark.parametrize("meanwhile", [(), (*SOME, ("file", 2)), (*SOME, ("file", 9))])
+def test_wherever_a_reader_of_streams_is_cut(
+    what: str, meanwhile: tuple[tuple[Any, ...], ...]
+) -> None:
+    """In the midst of streams, in what the feed has of them still, and behind; and once more."""
+    start_s, before = HEALS[what]
+    for reads, take, again, how in product(range(12), range(3), range(7), ("short", "full")):
+        read = (("read", reads),) if reads else ()
+        cut = ("restart", take, how)
+        more = (("read", again),) if again else ()
+        run(
+            [*before, *meanwhile, *read, cut, *more, ("restart", 0, "short")],
+            SCOPES[0],
+            start_s,
+            list(CODES),
+        )
+
+
+def test_a_short_position_beyond_the_feed() -> None:
+    gone = (*SOME, ("file", 9), ("trim_feed", 1))
+    for take, how in product(range(4), ("short", "full")):
+        run([("read", 3), ("restart", take, how), *gone], SCOPES[0], None, list(CODES))
+
+
+def run(story: list[tuple[Any, ...]], scope: Scope, start_s: int | None, first: list[str]) -> None:
+    """Follow a story; ``first``: the codes that are there at the beginning."""
     redis = Redis()
     for _ in range(3):
         redis.publish(first)
@@ -333,6 +371,9 @@ def test_each_once_or_a_gap_with_a_name(
     for _ in range(100):
         reader.read(1)
     user.check()
+    assert not reader.cursor.healing
+    assert not reader.cursor.settling
+    assert reader.cursor.marks["SH"] == reader.position.mark
 
 
 def restarted(reader: Reader, take: int, how: str) -> Reader:
@@ -459,6 +500,28 @@ def test_a_position_follows_on_or_is_broken(
         assert broken.reason == "trimmed"
     if behind:
         assert position.at == behind[-1].id
+    elif broken is not None:
+        assert position.at == "6-0", "nothing is looked for where nothing can come"
     if broken is not None:
         assert broken.after == ("e1", f"{at}-0")
         assert id_key(broken.at[1]) >= id_key(f"{at}-0")
+
+
+def test_a_position_without_an_entry_is_good_until_it_has_one() -> None:
+    position = FeedPosition("SH", ("e1", "3-0"))
+    position.has_entry = False
+    assert position.look("e1", [], is_whole=False) == (None, [])
+    assert position.look("e1", [entry_of("5-0", [])], is_whole=False)[0] is None
+    broken, _ = position.look("e1", [entry_of("9-0", [])], is_whole=False)
+    assert broken is not None
+
+
+def test_a_code_that_the_position_does_not_name_is_a_gap() -> None:
+    gaps: list[Gap] = []
+    place = Place({"SH": ("e1", "1-0")}, {CODES[0]: f"{T0}-0"})
+    cursor = Cursor(Scope.of(CODES, ()), place, on_gap=gaps.append)
+    cursor.break_off(Break("SH", "trimmed", ("e1", "1-0"), ("e1", "8-0"), 8))
+    for _ in range(2):  # the second time after a cut
+        assert cursor.heal(Snapshot({"SH": ("e1", "8-0")})) == {CODES[0]: f"{T0}-0"}
+    (gap,) = gaps
+    assert gap.data["codes"] == {code: ["", ""] for code in CODES[1:]}

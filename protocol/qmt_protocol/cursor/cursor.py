@@ -217,6 +217,7 @@ class Cursor:
         market = one.market
         heals = market in self._knows_all and self.scope.codes != frozenset()
         self.marks[market] = one.at
+        self.settling.pop(market, None)
         if heals:
             self.healing[market] = one.after
             self.marks[market] = one.after[0], BEGINNING

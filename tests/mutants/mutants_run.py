@@ -185,7 +185,8 @@ MUTANTS: Final = (
     Mutant(
         "a taker does not file what is left",
         _LINE,
-        "            if self._filing:\n                self.file()\n                return True\n",
+        "            if self._filing.look():  # at what was left to be filed\n"
+        "                self.file()\n                return True\n",
         "",
         _OF_LOG,
     ),
@@ -207,8 +208,8 @@ MUTANTS: Final = (
     Mutant(
         "a feed that is gone is no news",
         _LINE,
-        "if lost or took_over or id_key(filed) > id_key(tail.decode()):",
-        "if lost or took_over:",
+        "broken = self._filing.broken or id_key(filed) > id_key(tail.decode())",
+        "broken = self._filing.broken",
         _OF_LOG,
     ),
     Mutant(

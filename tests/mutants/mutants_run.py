@@ -429,7 +429,7 @@ MUTANTS: Final = (
         "client/qmt_client/stored.py",
         'id_key(told["last-generated-id"].decode()) <= id_key(after)',
         'told["last-generated-id"].decode() == after',
-        _OF_READER,
+        ("tests/client/test_client_trimmed.py",),
     ),
 )
 """Lines that decide, each broken."""

@@ -147,6 +147,8 @@ class User:
         self.known: dict[str, str] = {}
         """What the reader knows of that, by its position."""
         self.has_lost_history = False
+        self.held: dict[str, list[str]] = {}
+        """The streams as they were read last: a gap of codes is told of these."""
         self.excused: set[Put] = set()
         self.begins: dict[str, str] = {}
         self.progress = Progress(None)
@@ -165,7 +167,7 @@ class User:
             return
         for code, (after, first) in codes.items():
             least, most = key(after or BEGINNING), key(first or f"{10**14}-0")
-            still_there = {(code, at) for at in self.redis.streams.get(code, ())}
+            still_there = {(code, at) for at in self.held.get(code, ())}
             named = {
                 put for put in published if put[0] == code and least < key(put[1]) <= most
             } - still_there
@@ -260,6 +262,7 @@ class Reader:
         self.position = FeedPosition("SH", found.marks["SH"])
         yield self.cursor.take_stored([])  # time passes
         after = self.cursor.heal(found)
+        self.user.held = {code: list(held) for code, held in self.redis.streams.items()}
         lost: dict[str, tuple[str, str]] = {}
         due: list[Put] = []
         for code, last in after.items():
@@ -300,11 +303,6 @@ stories = st.lists(
     min_size=4,
     max_size=40,
 )
-
-
-def do(redis: Redis, step: tuple[Any, ...]) -> None:
-    what, *arguments = step
-    getattr(redis, what)(*arguments)
 
 
 @settings(max_examples=800, deadline=None, report_multiple_bugs=False)
@@ -366,7 +364,7 @@ def run(story: list[tuple[Any, ...]], scope: Scope, start_s: int | None, first: 
         elif what == "restart":
             reader = restarted(reader, *arguments)
         else:
-            do(redis, (what, *arguments))
+            getattr(redis, what)(*arguments)
     redis.file(100)
     for _ in range(100):
         reader.read(1)

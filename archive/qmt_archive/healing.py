@@ -87,7 +87,7 @@ class Healer:
             When the newest files of the archive cannot be reached.
         """
         reader = FeedReader(self.connection, self.keys, [self.market], address=self.address)
-        found = await reader.begin({self.market: None})
+        found = await reader.snapshot({self.market: None})
         oldest_ms = await self._oldest_ms(list(found.latest))
         known = await asyncio.to_thread(self._archived_ids, oldest_ms)
         trimmed: dict[str, tuple[str, str]] = {}
@@ -98,10 +98,9 @@ class Healer:
             else:
                 self.gaps.append(gap)
 
-        place = Position(found.marks, codes=known)
-        scope = Scope((self.market,))
-        cursor = Cursor(scope, place, on_gap=on_gap)
-        cursor.healing |= found.marks
+        # From the feed's beginning, with the ids of all codes: the streams are read.
+        place = Position({self.market: ("", BEGINNING)}, codes=known)
+        cursor = Cursor(Scope((self.market,)), place, on_gap=on_gap)
         streams = heal(self.connection, self.keys, self.address, reader, cursor)
         async with aclosing(streams) as batches:
             async for batch in batches:

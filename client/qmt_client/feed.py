@@ -109,11 +109,12 @@ class FeedReader:
 
         Raises
         ------
-        RedisUnavailable
-            When the server does not answer.
         WrongVersion
             When another version of the wire lies there.
+        RedisUnavailable, CodecError
+            See `snapshot`.
         """
+        await self._check_version()
         found = await self.snapshot(wanted)
         self.positions |= {name: FeedPosition(name, mark) for name, mark in found.marks.items()}
         self._sure, self._begun_at = False, time.monotonic()
@@ -141,12 +142,9 @@ class FeedReader:
         ------
         RedisUnavailable
             When the server does not answer.
-        WrongVersion
-            When another version of the wire lies there.
         CodecError
             When a market's keys are not what they must be.
         """
-        await self._check_version()
         found = Snapshot()
         for market, codes in wanted.items():
             async with redis_call(self._address), self._connection.pipeline() as pipe:

@@ -111,9 +111,8 @@ class Follower:
         reader, cursor = self.reader, self.cursor
         resumed = list(reader.positions)
         fresh = [market for market in reader.markets if market not in resumed]
-        filed = await reader.filed(resumed) if resumed else {}
         found = await reader.begin({market: self.scope.codes_of(market) for market in fresh})
-        cursor.begin(found, filed, with_snapshot=self._snapshot)
+        cursor.begin(found, await reader.filed(resumed), with_snapshot=self._snapshot)
         if reader.events_id:
             cursor.marks[EVENTS] = ("", reader.events_id)
         self.connected = True

@@ -107,7 +107,6 @@ class AsyncLive(Generic[Item]):
     async def _fill(self) -> bool:
         """Take up the next batch; false when there is none."""
         self._maker.check()
-        self._progress.leave()
         batch = await anext(self._batches, None)
         if batch is None:
             return False

@@ -74,7 +74,7 @@ class Cursor:
             () if place.codes is not None else place.marks
         )
         """Markets of which `last_ids` knows every code."""
-        if place.codes is not None and scope.codes != frozenset():
+        if place.codes is not None and scope.has_ticks:
             marks = {m: self.marks[m] for m in scope.markets if m in self.marks}
             self.healing |= {m: mark for m, mark in marks.items() if mark[1] == BEGINNING}
         self._missed_up_to: dict[str, tuple[int, int]] = {}
@@ -110,8 +110,7 @@ class Cursor:
         """
         self._missed_up_to = {market: id_key(mark[1]) for market, mark in filed.items()}
         self.marks |= fresh.marks
-        for error in fresh.unreadable:
-            self.leave_out(error)
+        unreadable = list(fresh.unreadable)
         for market in fresh.marks:
             for code in self.scope.codes_of(market) or ():
                 self.last_ids.setdefault(code, BEGINNING)
@@ -121,11 +120,13 @@ class Cursor:
                 entry_id, t1 = split_latest(data, code)
                 decode_row(t1, code, entry_id)
             except CodecError as error:  # the code's next tick puts it right
-                self.leave_out(error)
+                unreadable.append(error)
                 continue
             found[code] = entry_id
             if with_snapshot:
                 self._first.append((code, entry_id, t1))
+        for one in unreadable:
+            self._on_gap(gaps.stored_unreadable(one, self.scope))
         self.last_ids |= found
         if self._start_ms is not None:
             bound = just_before(self._start_ms)
@@ -215,7 +216,7 @@ class Cursor:
         The market is in `healing` behind it where its streams can give what the feed cannot.
         """
         market = one.market
-        heals = market in self._knows_all and self.scope.codes != frozenset()
+        heals = market in self._knows_all and self.scope.has_ticks
         self.marks[market] = one.at
         self.settling.pop(market, None)
         if heals:
@@ -224,7 +225,7 @@ class Cursor:
         # What another history lost the producers name; that it is another one is told at once.
         if one.reason == "epoch" or not heals:
             self._on_gap(gaps.lost(one))
-        elif self.scope.bars != frozenset():
+        elif self.scope.has_bars:
             self._on_gap(gaps.lost(one, only_bars=True))
 
     def heal(self, snapshot: Snapshot) -> dict[str, str]:

@@ -14,13 +14,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Where a user stands who takes batches row by row.
-
-    Attributes
-    ----------
-    knows_all : bool
-        Whether the last entry id of every code is known.
-    """
+    """Where a user stands who takes batches row by row."""
 
     def __init__(self, place: Place | None) -> None:
         self._place = place or Place()

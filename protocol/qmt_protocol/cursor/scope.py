@@ -44,6 +44,16 @@ class Scope:
             return cls(of_codes, frozenset(), bars)
         return cls(of_codes, frozenset(codes))
 
+    @property
+    def has_ticks(self) -> bool:
+        """Whether ticks of anything are wanted."""
+        return self.codes is None or bool(self.codes)
+
+    @property
+    def has_bars(self) -> bool:
+        """Whether bars of anything are wanted."""
+        return self.bars is None or bool(self.bars)
+
     def holds(self, code: str) -> bool:
         """Whether ticks or bars of a code are wanted."""
         if self.codes is None:

@@ -18,6 +18,7 @@ from qmt_protocol.jobs import (
     Manifest,
     decode_manifest,
 )
+from qmt_protocol.schema import WIRE_VERSION
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,8 +51,8 @@ def enqueue(
     from rq import Queue
     from rq.serializers import JSONSerializer
 
-    document = params.model_dump(mode="json")
-    size = len(json.dumps((spec.function, None, (), {"params": document})))
+    arguments = {"params": params.model_dump(mode="json"), "version": WIRE_VERSION}
+    size = len(json.dumps((spec.function, None, (), arguments)))
     if size > MAX_JOB_DATA_BYTES:
         raise InvalidRequest(
             f"{spec.name}: {size:,} bytes of parameters; a job has {MAX_JOB_DATA_BYTES:,} at most.",
@@ -64,7 +65,7 @@ def enqueue(
         )
     Queue(spec.queue, connection=connection, serializer=JSONSerializer).enqueue_call(
         spec.function,
-        kwargs={"params": document},
+        kwargs=arguments,
         job_id=job_id,
         timeout=math.ceil(spec.timeout_s) + _GRACE_S,
         ttl=max(_MIN_QUEUE_TTL_S, math.ceil(timeout_s)),

@@ -28,6 +28,7 @@ from .decoding import DECODE_ERRORS, check_plain, reason_of
 from .errors import CodecError, InvalidRequest
 from .limits import MAX_CONTAINERS, MAX_DOCUMENT_BYTES, MAX_PROGRESS_BYTES
 from .periods import parse_adjust, parse_period
+from .schema import WIRE_VERSION, check_job_version
 from .tables import table_of
 from .texts import parse_text, shown
 from .times import parse_ms
@@ -316,6 +317,8 @@ class Manifest(BaseModel):
     A table's chunks are complete Arrow IPC streams, to be read in order and put together.
     """
 
+    version: int = WIRE_VERSION
+    """Of the wire, as the worker speaks it."""
     job: str
     kind: Literal["table", "document"]
     chunks: int = Field(0, ge=0, le=_MOST_CHUNKS)
@@ -355,6 +358,8 @@ def decode_manifest(data: bytes, what: str, name: str | None = None) -> Manifest
     ------
     CodecError
         When it is none, is longer than `MAX_DOCUMENT_BYTES`, or not what its job promises.
+    WrongVersion
+        When its worker speaks another version of the wire.
     """
     manifest = _decoded(Manifest, data, what, MAX_DOCUMENT_BYTES)
     check_manifest(manifest, what, name)
@@ -372,7 +377,10 @@ def check_manifest(manifest: Manifest, what: str, name: str | None = None) -> No
     Raises
     ------
     CodecError
+    WrongVersion
+        When its worker speaks another version of the wire.
     """
+    check_job_version(manifest.version, what)
     spec = CATALOGUE.get(manifest.job)
     if spec is None or name not in (None, spec.name) or spec.result != manifest.kind:
         wanted = "a job of the catalogue" if name is None else f"{name}"

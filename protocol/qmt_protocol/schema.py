@@ -9,9 +9,10 @@ from .bars import BAR_FIELDS
 from .decoding import decode_document
 from .errors import CodecError, WrongVersion
 from .numbers import PRICE_SCALE, PRICE_TOLERANCE
+from .texts import shown
 from .ticks import PHASES, TICK_FIELDS, TickFlag
 
-__all__ = ["FEED", "WIRE_VERSION", "check_version", "schema_documents"]
+__all__ = ["FEED", "WIRE_VERSION", "check_job_version", "check_version", "schema_documents"]
 
 WIRE_VERSION: Final = 2
 FEED: Final = "b1"
@@ -78,6 +79,21 @@ def schema_documents() -> dict[str, str]:
         name: json.dumps({"version": WIRE_VERSION, **document}, ensure_ascii=False)
         for name, document in documents.items()
     }
+
+
+def check_job_version(version: Any, what: str) -> None:
+    """Look whether a job, or its result, is of this program's version of the wire.
+
+    Raises
+    ------
+    WrongVersion
+    """
+    if version != WIRE_VERSION:
+        raise WrongVersion(
+            f"{what} is of version {shown(version)} of the wire; this program reads and writes "
+            f"version {WIRE_VERSION}.",
+            hint="Give all parts of the bridge one version.",
+        )
 
 
 def check_version(document: bytes | None, prefix: str, address: str) -> None:

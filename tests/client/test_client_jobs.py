@@ -37,6 +37,7 @@ from qmt_protocol.errors import (
     SectorNotFound,
     TerminalNotConnected,
     TimedOut,
+    WrongVersion,
 )
 from qmt_protocol.jobs import Manifest, SectorStocksParams, parse_params
 from qmt_protocol.keys import JobKeys, Keys
@@ -349,6 +350,12 @@ def test_a_result_travels_as_one_stream_with_its_manifest() -> None:
     told, again = passed(sent)
     assert told == manifest
     assert again.equals(rows)
+    other = {MANIFEST_KEY: manifest.model_copy(update={"version": 1}).model_dump_json().encode()}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema.with_metadata(other)) as writer:
+        writer.write_table(rows)
+    with pytest.raises(WrongVersion, match="job x from gateway:8000 is of version 1 of the wire"):
+        passed(sink.getvalue().to_pybytes())
     for broken in (b"not arrow", sent[:-8], sent[:50], sent + b"\0"):
         with pytest.raises(CodecError, match=r"job x from gateway:8000"):
             passed(broken)

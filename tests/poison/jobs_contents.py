@@ -21,6 +21,7 @@ QUEUE: Final = f"rq:queue:{QUERY_QUEUE}"
 INTERMEDIATE: Final = f"{QUEUE}:intermediate"
 WIP: Final = f"rq:wip:{QUERY_QUEUE}"
 PARAMS: Final = {"sector": "上证50"}
+ARGUMENTS: Final = {"params": PARAMS, "version": 2}
 FEW_MB: Final = 3_000_000
 
 Value = str | bytes | int | float
@@ -30,7 +31,7 @@ def call(
     params: Any = PARAMS, function: Any = "qmt.sector_stocks", instance: Any = None, args: Any = ()
 ) -> bytes:
     """Return a job's data, plain."""
-    return json.dumps([function, instance, args, {"params": params}]).encode()
+    return json.dumps([function, instance, args, {"params": params, "version": 2}]).encode()
 
 
 def job(
@@ -137,14 +138,14 @@ DATA: Final = (
     job("data-number", b"7"),
     job("data-string", b'"qmt.sector_stocks"'),
     job("data-three-parts", b'["qmt.sector_stocks", null, []]'),
-    job("data-five-parts", b'["qmt.sector_stocks", null, [], {"params": {}}, 1]'),
-    job("data-pickle", pickle.dumps(("qmt.sector_stocks", None, (), {"params": PARAMS}))),
+    job("data-five-parts", b'["qmt.sector_stocks", null, [], {"params": {}, "version": 2}, 1]'),
+    job("data-pickle", pickle.dumps(("qmt.sector_stocks", None, (), ARGUMENTS))),
     job("data-not-utf8", b'["\xff", null, [], {}]'),
     job("data-byte-order-mark", b"\xef\xbb\xbf" + call()),
     job("data-utf16", call().decode().encode("utf-16")),
     job("data-lone-surrogate", call({"sector": "x"}).replace(b'"x"', b'"\\ud800"')),
     job("data-nan", call({"sector": float("nan")})),
-    job("data-beyond-floats", b'["qmt.sector_stocks", null, [1e999], {"params": {}}]'),
+    job("data-beyond-floats", call(args="number").replace(b'"number"', b"[1e999]")),
     job("data-long-number", b"[" + b"9" * 100_000 + b"]"),
     job("data-deep", b"[" * 200_000 + b"]" * 200_000),
     job("data-many-lists", b"[" + b"[]," * 340_000 + b"[]]"),
@@ -168,7 +169,11 @@ DATA: Final = (
     job("keywords-null", b'["qmt.sector_stocks", null, [], null]'),
     job("keywords-list", b'["qmt.sector_stocks", null, [], ["params"]]'),
     job("keywords-none", b'["qmt.sector_stocks", null, [], {}]'),
-    job("keywords-more", b'["qmt.sector_stocks", null, [], {"params": {}, "x": 1}]'),
+    job("keywords-more", b'["qmt.sector_stocks", null, [], {"params": {}, "version": 2, "x": 1}]'),
+    job("version-none", b'["qmt.sector_stocks", null, [], {"params": {}}]'),
+    job("version-other", b'["qmt.sector_stocks", null, [], {"params": {}, "version": 1}]'),
+    job("version-list", b'["qmt.sector_stocks", null, [], {"params": {}, "version": [2]}]'),
+    job("version-true", b'["qmt.sector_stocks", null, [], {"params": {}, "version": true}]'),
     job("params-null", call(None)),
     job("params-list", call([1])),
     job("params-string", call("x")),

@@ -18,8 +18,8 @@ QUEUE = f"rq:queue:{QUERY_QUEUE}"
 INTERMEDIATE = f"{QUEUE}:intermediate"
 
 
-def put(jobs: redis.Redis, job_id: str, sector: str = "上证50") -> None:
-    data = ["qmt.sector_stocks", None, [], {"params": {"sector": sector}}]
+def put(jobs: redis.Redis, job_id: str, sector: str = "上证50", version: int = 2) -> None:
+    data = ["qmt.sector_stocks", None, [], {"params": {"sector": sector}, "version": version}]
     jobs.hset(f"rq:job:{job_id}", mapping={"data": json.dumps(data), "origin": QUERY_QUEUE})
 
 
@@ -90,3 +90,13 @@ def test_a_job_that_was_taken_and_not_begun_is_run_by_the_next_worker(
     start_worker(simulated.port, "--queue", QUERY_QUEUE)
     assert caller.wait("taken").state == "done"
     assert wait_for(lambda: caller.jobs.llen(INTERMEDIATE) == 0, "nothing is left of it")
+
+
+def test_a_job_of_another_version_of_the_wire_is_refused_by_name(
+    midsession: TerminalProcess, caller: Caller
+) -> None:
+    put(caller.jobs, "of-version-1", version=1)
+    caller.jobs.rpush(QUEUE, "of-version-1")
+    assert caller.wait("of-version-1").state == "failed"
+    assert "version 1 of the wire" in reasons(caller.jobs, "of-version-1")[0]
+    assert caller.ask("sector_stocks", sector="上证50").manifest["version"] == 2

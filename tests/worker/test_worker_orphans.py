@@ -136,7 +136,7 @@ def test_a_taken_job_is_read_to_its_end_and_no_farther(queue: JobQueue) -> None:
     """A run of ids without jobs is skipped, and the first that has one is left where it is."""
     jobs = queue.connection
     jobs.rpush(QUEUE, *(f"missing{number}" for number in range(2500)), "good", "missing", "last")
-    data = b'["qmt.sector_stocks", null, [], {"params": {"sector": "x"}}]'
+    data = b'["qmt.sector_stocks", null, [], {"params": {"sector": "x"}, "version": 2}]'
     for job_id in ("good", "last"):
         jobs.hset(f"rq:job:{job_id}", "data", data)
     assert taken(queue) == "good"

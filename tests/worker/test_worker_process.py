@@ -133,7 +133,7 @@ def test_callbacks_and_webhooks_do_not_run(
     for sector, status in (("上证50", b"finished"), ("没有", b"failed")):
         job = queue.enqueue_call(
             "qmt.sector_stocks",
-            kwargs={"params": {"sector": sector}},
+            kwargs={"params": {"sector": sector}, "version": 2},
             on_success=Callback("pathlib.Path.touch"),
             on_failure=Callback("breakpoint"),
             timeout=120,
@@ -153,7 +153,7 @@ def test_an_instance_method_is_refused(midsession: TerminalProcess, caller: Call
     job = Job.create("qmt.history", connection=caller.jobs, serializer=JSONSerializer)
     job.origin = QUERY_QUEUE
     job.save()
-    data = ["qmt.sector_stocks", "an instance", [], {"params": {"sector": "上证50"}}]
+    data = ["qmt.sector_stocks", "an instance", [], {"params": {"sector": "上证50"}, "version": 2}]
     caller.jobs.hset(job.key, "data", json.dumps(data))
     queue.push_job_id(job.id)
     assert rq_end(caller, job.id)[b"status"] == b"failed"

@@ -110,7 +110,7 @@ class Caller:
         job_id = uuid.uuid4().hex
         Queue(spec.queue, connection=self.jobs, serializer=JSONSerializer).enqueue_call(
             spec.function,
-            kwargs={"params": document},
+            kwargs={"params": document, "version": 2},
             job_id=job_id,
             timeout=int(spec.timeout_s) + 60,
             result_ttl=RESULT_TTL_S,

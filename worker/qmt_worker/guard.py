@@ -20,12 +20,17 @@ from rq.serializers import JSONSerializer
 
 from qmt_protocol.errors import CodecError, InvalidRequest
 from qmt_protocol.jobs import CATALOGUE, MAX_JOB_DATA_BYTES, RESULT_TTL_S, JobSpec
+from qmt_protocol.schema import WIRE_VERSION, check_job_version
 from qmt_protocol.texts import shown
 
 __all__ = ["CatalogueJob", "Handler", "read_call"]
 
 _BY_FUNCTION: Final = {spec.function: spec for spec in CATALOGUE.values()}
-_SHAPE: Final = 'It must be ["qmt.<job>", null, [], {"params": {...}}] as JSON, inflated or not.'
+_SHAPE: Final = (
+    f'It must be ["qmt.<job>", null, [], {{"params": {{...}}, "version": {WIRE_VERSION}}}] '
+    "as JSON, inflated or not."
+)
+_ARGUMENTS: Final = {"params", "version"}
 _GRACE_S: Final = 60  # RQ's own limit lies behind the worker's, which ends the job properly
 _CALLERS_FIELDS: Final = ("data", "created_at")
 
@@ -44,6 +49,8 @@ def read_call(data: bytes, queue: str) -> tuple[JobSpec, dict[str, Any]]:
         When it is no call: too large, no JSON, of another shape.
     InvalidRequest
         When the queue has no such job.
+    WrongVersion
+        When it is of another version of the wire.
     """
     text = _inflated(data)
     try:
@@ -61,11 +68,13 @@ def read_call(data: bytes, queue: str) -> tuple[JobSpec, dict[str, Any]]:
             f"{shown(function)} is no job of queue {queue}; it was not run.",
             hint=f"Jobs are {', '.join(_BY_FUNCTION)}.",
         )
-    params = kwargs.get("params") if isinstance(kwargs, dict) and len(kwargs) == 1 else None
-    if args or not isinstance(params, dict):
+    if args or not isinstance(kwargs, dict) or kwargs.keys() != _ARGUMENTS:
         raise InvalidRequest(
-            f"{spec.name}: a job has the one argument params, an object.", field="params"
+            f"{spec.name}: a job has the arguments params and version.", hint=_SHAPE
         )
+    check_job_version(kwargs["version"], "The job")
+    if not isinstance(params := kwargs["params"], dict):
+        raise InvalidRequest(f"{spec.name}: params is no object.", hint=_SHAPE, field="params")
     return spec, params
 
 

@@ -20,8 +20,8 @@ from qmt_protocol.errors import (
     QMTError,
     RedisUnavailable,
 )
-from qmt_protocol.process import start_logging, when_stdin_ends, when_told_to_stop
 from qmt_protocol.settings import load_settings
+from qmt_runtime.process import start_logging, when_stdin_ends, when_told_to_stop
 
 from .commands import backfill_command, export_command, import_command
 from .listing import day_rows, missing_rows, show

@@ -19,9 +19,9 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from qmt_protocol.codes import parse_codes
 from qmt_protocol.errors import ArchiveDamaged, InvalidRequest
 from qmt_protocol.periods import parse_period
-from qmt_protocol.process import start_logging
 from qmt_protocol.settings import load_settings
 from qmt_protocol.times import parse_end, parse_start, to_datetime
+from qmt_runtime.process import start_logging
 
 from .backfill import Filled
 from .exporting import export_rows

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any
 
 import redis.asyncio
 
@@ -21,6 +18,7 @@ from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.feed import is_entry_id
 from qmt_protocol.ids import id_key
 from qmt_protocol.keys import Keys, want
+from qmt_runtime.retry import Retry
 
 from .connections import redis_call
 from .feed import FeedReader, Reading
@@ -28,9 +26,6 @@ from .healing import heal
 from .transport import OnGap
 
 __all__ = ["Follower"]
-
-_BACKOFF_S: Final = 0.1
-_BACKOFF_CAP_S: Final = 2.0
 
 
 class Follower:
@@ -93,7 +88,7 @@ class Follower:
         self._snapshot = snapshot
         self._conflate = conflate
         self._check = check or (lambda: None)
-        self._retry = _Retry(give_up_after_s)
+        self._retry = Retry(give_up_after_s)
         self.cursor = Cursor(scope, place, on_gap=on_gap or (lambda _: None), start_ms=start_ms)
         self.reader = FeedReader(
             connection, keys, scope.markets, marks=self.cursor.marks, events=events, address=address
@@ -227,11 +222,11 @@ class Follower:
 
     async def _wait_for_redis(self, error: RedisUnavailable) -> None:
         self.connected = False
-        await self._retry.pause(error)
+        await self._retry.wait(error)
 
     def _answered(self) -> None:
         self.connected = True
-        self._retry.done()
+        self._retry.succeeded()
 
 
 class _Waiting:
@@ -254,23 +249,3 @@ class _Waiting:
 def _keyed(batch: Batch) -> Iterable[tuple[str, Any]]:
     yield from ((row[0], row) for row in batch.rows)
     yield from ((want(row[1], row[0]), row) for row in batch.bars)
-
-
-class _Retry:
-    """Waits between attempts, ever longer, and gives up in the end."""
-
-    def __init__(self, give_up_after_s: float | None) -> None:
-        self._give_up_after_s = give_up_after_s
-        self._lost_at: float | None = None
-        self._pause_s = _BACKOFF_S
-
-    async def pause(self, error: Exception) -> None:
-        now = time.monotonic()
-        self._lost_at = now if self._lost_at is None else self._lost_at
-        if self._give_up_after_s is not None and now - self._lost_at >= self._give_up_after_s:
-            raise error
-        await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
-        self._pause_s = min(self._pause_s * 2, _BACKOFF_CAP_S)
-
-    def done(self) -> None:
-        self._lost_at, self._pause_s = None, _BACKOFF_S

@@ -7,8 +7,6 @@ with the position it had before, and gets everything from there at its own pace.
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -23,6 +21,7 @@ from qmt_protocol.errors import CodecError, Gap, QMTError, Unavailable, error_fr
 from qmt_protocol.events import Moment
 from qmt_protocol.ids import BEGINNING
 from qmt_protocol.live import Subscribe
+from qmt_runtime.retry import Retry
 
 from .gateway_answers import Code, EntryId, TickId
 from .transport import OnGap, Wish
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GatewayFollower"]
 
-_BACKOFF_S: Final = 0.1
-_BACKOFF_CAP_S: Final = 3.0
 _SILENT_S: Final = 20.0
 """The gateway sends a heartbeat every few seconds: after so long the connection is dead."""
 _ERROR_BYTES: Final = 2**20
@@ -179,14 +176,13 @@ class GatewayFollower:
         CodecError
             When it sends what is no message.
         """
-        lost_at: float | None = None
-        pause_s = _BACKOFF_S
+        retry = Retry(self._give_up_after_s)
         while True:
             before = dict(self._cursor.marks)
             try:
                 async with self._connect() as socket:
                     async for batch in self._read(socket):
-                        lost_at, pause_s = None, _BACKOFF_S
+                        retry.succeeded()
                         yield batch
             except _Behind:
                 if self._cursor.marks != before:
@@ -196,12 +192,7 @@ class GatewayFollower:
                 if error.slug != "gateway-unavailable":
                     raise
                 lost = error
-            now = time.monotonic()
-            lost_at = now if lost_at is None else lost_at
-            if self._give_up_after_s is not None and now - lost_at >= self._give_up_after_s:
-                raise lost
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
+            await retry.wait(lost)
 
     def _request(self) -> Subscribe:
         wish = self._wish

@@ -7,8 +7,6 @@ the archive by then. What both hold is known by code and entry id.
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -28,6 +26,7 @@ from qmt_protocol.feed import decode_rows, is_code_of
 from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of, to_datetime
+from qmt_runtime.retry import Retry
 
 from .archive import ArchivedBars, ArchivedTicks, ArchiveReader
 from .connections import redis_call, to_its_end
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["RedisStored", "StoredSource", "StoredWish", "finished", "resumed"]
 
 _LAST_NUMBER: Final = 2**64 - 1
-_BACKOFF_S: Final = 0.1
-_BACKOFF_CAP_S: Final = 2.0
 _DECODED_ROWS: Final = 4_096
 _T = TypeVar("_T")
 
@@ -278,24 +275,21 @@ async def resumed(
         Whatever else the source raises.
     """
     last: Key | None = None
-    lost_at: float | None = None
-    pause_s = _BACKOFF_S
+    retry = Retry(give_up_after_s)
     while True:
         try:
             async with aclosing(source.batches(wish, on_gap)) as batches:
                 async for batch in batches:
                     news = batch if last is None else behind(batch, last)
                     if len(news):
-                        last, lost_at, pause_s = last_key(news), None, _BACKOFF_S
+                        last = last_key(news)
+                        retry.succeeded()
                         yield news
             return
-        except Unavailable:
-            now = time.monotonic()
-            lost_at = now if lost_at is None else lost_at
-            if last is None or now - lost_at >= give_up_after_s:
+        except Unavailable as error:
+            if last is None:
                 raise
-        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-        pause_s = min(pause_s * 2, _BACKOFF_CAP_S)
+            await retry.wait(error)
         wish = replace(wish, start_ms=last[0])
 
 

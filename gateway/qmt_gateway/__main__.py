@@ -13,13 +13,13 @@ import structlog
 import uvicorn
 
 from qmt_protocol.errors import ConfigurationError
-from qmt_protocol.process import (
+from qmt_protocol.settings import load_settings
+from qmt_runtime.process import (
     rest_the_collector,
     start_logging,
     when_stdin_ends,
     when_told_to_stop,
 )
-from qmt_protocol.settings import load_settings
 
 from .accepting import accept
 from .app import create_app

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 
 from qmt_protocol.errors import QMTError
-from qmt_protocol.process import (
+from qmt_protocol.settings import load_settings
+from qmt_runtime.process import (
     rest_the_collector,
     start_logging,
     when_stdin_ends,
     when_told_to_stop,
 )
-from qmt_protocol.settings import load_settings
 
 __all__ = ["main"]
 

@@ -11,6 +11,7 @@ import structlog
 
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
+from qmt_runtime.retry import Backoff
 
 from .figures import Figures
 from .functions import Functions
@@ -22,7 +23,7 @@ __all__ = ["Publisher"]
 
 log: Final = structlog.get_logger(__name__)
 
-_BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+_WAITS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 _IDLE_S: Final = 0.5
 _STUCK_S: Final = 1.0
 _REFUSED_S: Final = 2.0
@@ -175,7 +176,7 @@ class Publisher:
                     return
 
     def _run(self) -> None:
-        failures = 0
+        backoff = Backoff(_WAITS_S)
         ready = False
         while not self._stopping.is_set():
             self.more.clear()
@@ -185,15 +186,14 @@ class Publisher:
                     refuse_other_version(self._redis, self._keys)
                     ready = True
                 busy = self._step()
-                failures = 0
+                backoff.reset()
                 self._back()
             except RedisUnavailable as error:
                 if self._stopping.is_set():
                     return  # the ring is closed, if this was not waited for
                 ready = False
                 self._away(error)
-                self._stopping.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
-                failures += 1
+                self._stopping.wait(backoff.failed())
                 continue
             if not busy:
                 self.more.wait(_IDLE_S)

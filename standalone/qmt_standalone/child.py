@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+from qmt_runtime.child_process import ChildProcess, stop_all
 
 from .reaper import Reaper
 
 __all__ = ["Child"]
 
-_POSIX: Final = os.name == "posix"
 _LOG_LIMIT_BYTES: Final = 8_000_000
 _TAIL_BYTES: Final = 4_000
 
@@ -38,10 +36,10 @@ class Child:
     def __init__(self, name: str, *, log: Path, cwd: Path, reaper: Reaper | None) -> None:
         self.name = name
         self.log = log
-        self.started_ms = 0
+        self._started_ms = 0
         self._cwd = cwd
         self._reaper = reaper
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ChildProcess | None = None
         self._log_from = 0
 
     @property
@@ -49,57 +47,49 @@ class Child:
         """Process id, ``None`` while it does not run."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def started_ms(self) -> int:
+        """When it was started last; 0: not yet."""
+        return self._started_ms
+
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start it; its standard input stays open as long as this process lives."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # Appending is what lets the log be cut while the child writes.
         with open(self.log, "ab") as log:
             self._log_from = log.tell()
-            self.started_ms = time.time_ns() // 1_000_000
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            self._process = ChildProcess(
+                command,
+                environment=environment,
                 cwd=self._cwd,
-                env=dict(environment),
-                start_new_session=_POSIX,
+                output=log,
                 # Safe here: the supervisor has one thread.
-                preexec_fn=self._reaper.register_self if self._reaper else None,
+                before_exec=self._reaper.register_self if self._reaper else None,
             )
+        self._started_ms = self._process.started_ms
 
     def exit_code(self) -> int | None:
         """Return how it ended, ``None`` while it runs."""
-        return None if self._process is None else self._process.poll()
+        return None if self._process is None else self._process.exit_code()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was started."""
+        return 0.0 if self._process is None else self._process.age_s
 
     def stop(self, timeout_s: float) -> None:
         """Ask it to end; kill it and what it started when it has not by the deadline."""
-        process = self._process
-        if process is None:
-            return
-        if process.poll() is None:
-            if _POSIX:
-                process.terminate()
-            _close_input(process)
-            try:
-                process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(timeout_s)
-        self._bury(process)
+        if self._process is not None:
+            stop_all([self._process], timeout_s, terminate=True)
+            self._forget(self._process)
 
     def bury(self) -> None:
         """Clear away after it died: its own children, its pipe, its registration."""
         if self._process is not None:
-            self._bury(self._process)
+            self._process.clear_away()
+            self._forget(self._process)
 
-    def _bury(self, process: subprocess.Popen[bytes]) -> None:
-        _close_input(process)
-        if _POSIX:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # nothing is left of the group
+    def _forget(self, process: ChildProcess) -> None:
         if self._reaper is not None:
             self._reaper.forget(process.pid)
         self._process = None
@@ -121,11 +111,3 @@ class Child:
         shutil.copyfile(self.log, self.log.with_suffix(".old.log"))
         os.truncate(self.log, 0)
         self._log_from = 0
-
-
-def _close_input(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        try:
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended first

@@ -6,8 +6,10 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from qmt_runtime.retry import Backoff
 
 from .child import Child
 from .errors import PartFailed
@@ -19,7 +21,7 @@ __all__ = ["Stopped", "Supervisor"]
 _LOOK_S: Final = 0.1
 _FIRST_STARTS: Final = 3
 """How often a part is tried, each time on another port, before the start is given up."""
-_BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
+_WAITS_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 _STEADY_S: Final = 30.0
 """A part that ran so long begins its backoff anew."""
 _LOG_EVERY_S: Final = 5.0
@@ -34,8 +36,7 @@ class Stopped(Exception):
 class _Running:
     part: Part
     child: Child
-    started: float = 0.0
-    deaths: int = 0
+    backoff: Backoff = field(default_factory=lambda: Backoff(_WAITS_S, steady_s=_STEADY_S))
     restart_at: float | None = None
 
 
@@ -131,10 +132,7 @@ class Supervisor:
         for one in self._running.values():
             code = one.child.exit_code()
             if one.restart_at is None and code is not None:
-                if now - one.started > _STEADY_S:
-                    one.deaths = 0
-                wait_s = _BACKOFF_S[min(one.deaths, len(_BACKOFF_S) - 1)]
-                one.deaths += 1
+                wait_s = one.backoff.failed(one.child.age_s)
                 one.restart_at = now + wait_s
                 one.child.bury()
                 self._told(f"{one.part.name} ended (exit code {code}); restart in {wait_s:g} s")
@@ -154,7 +152,6 @@ class Supervisor:
         self._running.clear()
 
     def _launch(self, one: _Running) -> None:
-        one.started = time.monotonic()
         one.restart_at = None
         one.child.start(one.part.command(), one.part.environment())
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from waiting import WITHIN_S, wait_for
 
-from qmt_windows.child import Child, Ending, exit_words, is_native_abort, stop_all
+from qmt_windows.child import Child, Ending, exit_words, is_native_abort, stop_children
 from qmt_windows.logs import LineLog, Masker
 
 UNTIL_STDIN_ENDS = "import sys; print('up', flush=True); sys.stdin.read()"
@@ -34,7 +34,7 @@ def child_of(tmp_path: Path) -> Iterator[Make]:
         return made[-1]
 
     yield make
-    stop_all(made, within_s=0.5)
+    stop_children(made, within_s=0.5)
     for one in made:
         one.log.close()
 
@@ -60,7 +60,7 @@ def test_it_ends_with_its_standard_input(child_of: Make) -> None:
     process = psutil.Process(child.pid)
     wait_for(lambda: "up" in logged(child), "its line")
     began = time.monotonic()
-    stop_all([child], within_s=WITHIN_S)
+    stop_children([child], within_s=WITHIN_S)
     assert time.monotonic() - began < WITHIN_S, "killed, as it did not listen"
     assert not process.is_running()
     assert child.pid is None
@@ -78,7 +78,7 @@ def test_one_that_does_not_listen_is_killed_with_what_it_started(child_of: Make)
     start(child)
     below = psutil.Process(int(wait_for(lambda: logged(child).strip(), "a pid")))
     began = time.monotonic()
-    stop_all([child], within_s=0.3)
+    stop_children([child], within_s=0.3)
     assert time.monotonic() - began < 60
     assert child.pid is None
     wait_for(lambda: not below.is_running() or below.status() == "zombie", "its child's end")
@@ -119,7 +119,7 @@ def test_steady_running_ends_the_trouble(
     monkeypatch.setattr("qmt_windows.child._STEADY_S", 0.0)
     child.look()
     assert child.trouble == ""
-    stop_all([child])
+    stop_children([child])
 
 
 def test_configured_wrong_is_not_started_again(child_of: Make) -> None:

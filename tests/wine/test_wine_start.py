@@ -10,7 +10,7 @@ from wine_environment import WinePython, windows_path
 ROLES = ("qmt_producer", "qmt_worker")
 SAYS = """
 from qmt_producer.__main__ import main
-from qmt_protocol.process import start_logging
+from qmt_runtime.process import start_logging
 import structlog, logging
 start_logging("info")
 structlog.get_logger("一").info("无法连接xtquant服务", reason="请检查QMT")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from qmt_protocol.errors import ConfigurationError, QMTError
-from qmt_protocol.process import when_stdin_ends
 from qmt_protocol.times import to_datetime
+from qmt_runtime.process import when_stdin_ends
 
 from .home import Home, find_home
 from .settings import WindowsSettings, read_settings

@@ -18,7 +18,7 @@ from qmt_protocol.status import Heartbeat, new_heartbeat
 from qmt_protocol.times import day_of, to_datetime
 
 from .alerts import Alerts, parse_webhook
-from .child import Child, Ending, is_native_abort, stop_all
+from .child import Child, Ending, is_native_abort, stop_children
 from .home import Home
 from .logs import LineLog, Masker
 from .settings import WindowsSettings, read_settings
@@ -116,7 +116,7 @@ class Supervisor:
             raise
         finally:
             _log.info("stopping")
-            stop_all(self._children)
+            stop_children(self._children)
             self._watch.stop()
             self._alerts.stop()
             for child in self._children:
@@ -133,7 +133,7 @@ class Supervisor:
             masker=self._masker,
         )
         arguments = (*arguments, "--exit-with-stdin")
-        return Child(name, arguments, cwd=str(self._home.folder), log=log)
+        return Child(name, arguments, cwd=self._home.folder, log=log)
 
     def _environment(self, child: Child) -> dict[str, str]:
         settings = self._settings

@@ -9,13 +9,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run until told to stop; returns the exit code, 2 when it cannot run as configured."""
     # Imported here, as the child process imports this module too and needs none of it.
     from qmt_protocol.errors import ConfigurationError, QMTError
-    from qmt_protocol.process import start_logging
     from qmt_protocol.settings import load_settings
+    from qmt_runtime.child_process import CONFIGURATION_EXIT
+    from qmt_runtime.process import start_logging
     from qmt_terminal.loading import check_timezone
 
     from .service import serve_queue
     from .settings import WorkerSettings
-    from .supervisor import CONFIGURATION_EXIT, supervise
+    from .supervisor import supervise
 
     given = sys.argv[1:] if arguments is None else arguments
     try:

@@ -17,7 +17,7 @@ import structlog
 
 from qmt_protocol.errors import JobFailed, QMTError, TerminalNotConnected
 from qmt_protocol.jobs import parse_params
-from qmt_protocol.process import start_logging
+from qmt_runtime.process import start_logging
 
 from .settings import WorkerSettings
 

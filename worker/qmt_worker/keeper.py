@@ -21,6 +21,7 @@ from qmt_protocol.errors import (
     TimedOut,
     error_from_dict,
 )
+from qmt_runtime.retry import Backoff
 
 from . import child
 from .settings import WorkerSettings
@@ -30,7 +31,7 @@ __all__ = ["ChildKeeper", "Result"]
 _READY_TIMEOUT_S: Final = 20.0
 _LOOK_S: Final = 0.1
 _CANCEL_EVERY_S: Final = 0.25
-_BACKOFF_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
+_WAITS_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 _STEADY_S: Final = 30.0
 _MAX_WAITING: Final = 4
 """Messages of a job held in memory: with chunks of 8 MB the child then waits."""
@@ -128,7 +129,7 @@ class ChildKeeper:
     # -- the keeper's thread --------------------------------------------------------------------
 
     def _keep(self) -> None:
-        failures = 0
+        backoff = Backoff(_WAITS_S, steady_s=_STEADY_S)
         while not self._stop.is_set() and self.failure is None:
             started = _Child(self._settings)
             self._current = started
@@ -147,10 +148,9 @@ class ChildKeeper:
             if self.terminal["state"] in ("ok", "quote_server_down"):
                 # The terminal may be as well as ever: this says nothing against the next job.
                 self._tell(child.state("restarting", f"the terminal process ended ({ending})"))
-            steady = time.monotonic() - started.started_s > _STEADY_S
-            failures = 0 if steady else failures + 1
-            _log.warning("child ended", ending=ending, failures=failures)
-            self._stop.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+            wait_s = backoff.failed(time.monotonic() - started.started_s)
+            _log.warning("child ended", ending=ending, failures=backoff.failures)
+            self._stop.wait(wait_s)
         self._on_state()
 
     def _read(self, started: _Child) -> None:

@@ -21,7 +21,7 @@ from rq.worker import WorkerStatus
 
 from qmt_protocol.errors import CodecError, InvalidRequest, QMTError, RedisUnavailable
 from qmt_protocol.jobs import parse_params
-from qmt_protocol.process import when_stdin_ends, when_told_to_stop
+from qmt_runtime.process import when_stdin_ends, when_told_to_stop
 
 from .dead import DeadList
 from .guard import CatalogueJob

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
-import sys
+import os
 import threading
 import time
 from typing import Final
@@ -12,13 +10,13 @@ from typing import Final
 import structlog
 
 from qmt_protocol.jobs import DOWNLOAD_QUEUE, QUERY_QUEUE
-from qmt_protocol.process import when_stdin_ends, when_told_to_stop
+from qmt_runtime.child_process import CONFIGURATION_EXIT, ChildProcess, python, stop_all
+from qmt_runtime.process import when_stdin_ends, when_told_to_stop
+from qmt_runtime.retry import Backoff
 
-__all__ = ["CONFIGURATION_EXIT", "supervise"]
+__all__ = ["supervise"]
 
-CONFIGURATION_EXIT: Final = 2
-"""Exit code of a process that cannot run as it is configured: starting it again is no use."""
-_BACKOFF_S: Final = (0.2, 1.0, 2.0, 5.0, 15.0)
+_WAITS_S: Final = (0.2, 1.0, 2.0, 5.0, 15.0)
 _STEADY_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 3.0
 _LOOK_S: Final = 0.1
@@ -26,47 +24,34 @@ _LOOK_S: Final = 0.1
 _log: Final = structlog.get_logger(__name__)
 
 
-@dataclasses.dataclass
 class _Served:
     """One queue and its process."""
 
-    queue: str
-    arguments: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    started_s: float = 0.0
-    failures: int = 0
-    due_s: float = 0.0
-
-    def start(self) -> None:
-        self.started_s = time.monotonic()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "qmt_worker", *self.arguments),
-                *("--queue", self.queue, "--exit-with-stdin"),
-            ],
-            # It ends when this pipe closes, however this process ends.
-            stdin=subprocess.PIPE,
+    def __init__(self, queue: str, arguments: list[str]) -> None:
+        self._queue = queue
+        self._command, self._extra = python(
+            *("-m", "qmt_worker", *arguments, "--queue", queue, "--exit-with-stdin")
         )
+        self._backoff = Backoff(_WAITS_S, steady_s=_STEADY_S)
+        self._due_s = 0.0
+        self.process: ChildProcess | None = None
 
-    def ended(self, code: int) -> None:
-        steady = time.monotonic() - self.started_s > _STEADY_S
-        self.failures = 0 if steady else self.failures + 1
-        wait_s = _BACKOFF_S[min(self.failures, len(_BACKOFF_S) - 1)]
-        self.due_s = time.monotonic() + wait_s
-        self.close()
-        _log.warning("queue process ended", queue=self.queue, code=code, again_in_s=wait_s)
-
-    def close(self) -> None:
-        process, self.process = self.process, None
-        if process is None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(_STOP_TIMEOUT_S)
+    def look(self) -> int | None:
+        """Start it when it is time to; return how it ended, if it has."""
+        if self.process is None:
+            if time.monotonic() >= self._due_s:
+                self.process = ChildProcess(
+                    self._command, environment={**os.environ, **self._extra}
+                )
+            return None
+        code = self.process.exit_code()
+        if code is not None:
+            wait_s = self._backoff.failed(self.process.age_s)
+            self._due_s = time.monotonic() + wait_s
+            self.process.clear_away()
+            self.process = None
+            _log.warning("queue process ended", queue=self._queue, code=code, again_in_s=wait_s)
+        return code
 
 
 def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
@@ -86,19 +71,9 @@ def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
     served = [_Served(queue, arguments) for queue in (QUERY_QUEUE, DOWNLOAD_QUEUE)]
     try:
         while not stop.is_set():
-            for one in served:
-                if one.process is None and time.monotonic() >= one.due_s:
-                    one.start()
-                code = None if one.process is None else one.process.poll()
-                if code == CONFIGURATION_EXIT:
-                    return CONFIGURATION_EXIT
-                if code is not None:
-                    one.ended(code)
+            if CONFIGURATION_EXIT in [one.look() for one in served]:
+                return CONFIGURATION_EXIT
             stop.wait(_LOOK_S)
         return 0
     finally:
-        for one in served:
-            if one.process is not None and one.process.stdin is not None:
-                one.process.stdin.close()
-        for one in served:
-            one.close()
+        stop_all([one.process for one in served if one.process is not None], _STOP_TIMEOUT_S)

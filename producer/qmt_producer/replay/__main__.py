@@ -16,9 +16,9 @@ from tqdm import tqdm
 from qmt_client import AsyncQMTClient
 from qmt_producer.redis_link import connect
 from qmt_protocol.errors import Gap, QMTError
-from qmt_protocol.process import start_logging, when_stdin_ends, when_told_to_stop
 from qmt_protocol.settings import load_settings
 from qmt_protocol.times import to_datetime
+from qmt_runtime.process import start_logging, when_stdin_ends, when_told_to_stop
 
 from .day import StoredDay
 from .place import ReplayPlace, replays

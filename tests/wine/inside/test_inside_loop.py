@@ -12,7 +12,7 @@ from qmt_client import AsyncQMTClient, QMTClient
 
 STOPS = """
 import sys, threading
-from qmt_protocol.process import when_stdin_ends
+from qmt_runtime.process import when_stdin_ends
 done = threading.Event()
 when_stdin_ends(done.set)
 print("waits", flush=True)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-termi
 
 _LOCAL = textwrap.dedent(
     """
-    from qmt_protocol.process import start_logging
+    from qmt_runtime.process import start_logging
     import logging, structlog
     start_logging("info")
 

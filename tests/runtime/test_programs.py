@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from qmt_protocol import programs
+from qmt_runtime import programs
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("program", ["qmt_archive", "qmt_client", "qmt_gateway"])
@@ -43,7 +43,7 @@ WITHOUT = """
 import sys
 for name in {names!r}:
     sys.modules[name] = None
-from qmt_protocol import programs
+from qmt_runtime import programs
 sys.exit(programs.{program}())
 """
 
@@ -81,5 +81,5 @@ def test_every_command_has_its_entry_point() -> None:
     commands = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
     for command, target in commands.items():
         module, _, name = target.partition(":")
-        assert module == "qmt_protocol.programs"
+        assert module == "qmt_runtime.programs"
         assert callable(getattr(programs, name)), command

@@ -23,15 +23,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "qmt_runtime": {"qmt_protocol"},
     "qmt_simulator": set(),
     "qmt_terminal": {"qmt_protocol"},
-    "qmt_client": {"qmt_protocol", "qmt_runtime"},
+    "qmt_reading": {"qmt_protocol", "qmt_runtime"},
+    "qmt_client": {"qmt_protocol", "qmt_runtime", "qmt_reading"},
     "qmt_producer": {"qmt_protocol", "qmt_runtime", "qmt_terminal"},
     "qmt_worker": {"qmt_protocol", "qmt_runtime", "qmt_terminal"},
     "qmt_windows": {"qmt_protocol", "qmt_runtime", "qmt_terminal"},
-    "qmt_gateway": {"qmt_protocol", "qmt_runtime", "qmt_client"},
-    "qmt_archive": {"qmt_protocol", "qmt_runtime", "qmt_client"},
+    "qmt_gateway": {"qmt_protocol", "qmt_runtime", "qmt_reading"},
+    "qmt_archive": {"qmt_protocol", "qmt_runtime", "qmt_reading"},
     "qmt_standalone": {
         "qmt_protocol",
         "qmt_runtime",
+        "qmt_reading",
         "qmt_terminal",
         "qmt_client",
         "qmt_producer",
@@ -42,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 """Each package and which others of the project it may import."""
-ARROWS_ACROSS = {("producer/qmt_producer/replay", "qmt_client")}
+ARROWS_ACROSS = {("producer/qmt_producer/replay", "qmt_reading")}
 """A producer whose source is the archive reads it as everybody does."""
 
 XTQUANT_DOOR = "qmt_terminal"
@@ -64,6 +66,7 @@ FORBIDDEN = {
     "a path of one machine": re.compile(r"(?<![\w.])/(work|root|home/\w+|opt/(wheels|pypi))\b"),
 }
 MAX_LINES = 700
+GENERATED = {"sync_client.py"}
 
 
 def package_folder(package: str) -> Path:
@@ -198,7 +201,7 @@ def test_every_module_has_a_docstring_and_is_not_too_long() -> None:
             text = path.read_text("utf-8")
             if not ast.get_docstring(ast.parse(text)):
                 wrong.append(f"{path.relative_to(ROOT)}: no docstring")
-            if text.count("\n") > MAX_LINES:
+            if text.count("\n") > MAX_LINES and path.name not in GENERATED:
                 wrong.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
     assert wrong == []
 

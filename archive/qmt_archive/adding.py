@@ -16,10 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qmt_client.archive import ArchiveReader
-from qmt_client.connections import redis_call
-from qmt_client.ordering import in_order
-from qmt_client.stored_source import RedisStored, StoredWish
 from qmt_protocol.archive import ArchivedFile, Source, bar_folder, bar_span, tick_folder
 from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.errors import Gap, InvalidRequest
@@ -28,6 +24,11 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.numbers import PRICE_SCALE, PRICE_TOLERANCE
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, trading_day
+from qmt_reading.requests import StoredWish
+from qmt_reading.stored.archive import ArchiveReader
+from qmt_reading.stored.ordering import in_order
+from qmt_reading.stored.source import RedisStored
+from qmt_runtime.connections import redis_call
 
 from .buffers import sort_bars
 from .parquet import write_rows

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from qmt_client.transport import Transport
 from qmt_protocol.archive import ArchivedFile, Manifest, Missing, kept_missing
 from qmt_protocol.columns import TICK_COLUMNS
 from qmt_protocol.errors import (
@@ -30,6 +29,7 @@ from qmt_protocol.errors import (
 from qmt_protocol.jobs import Progress, job_spec, parse_params
 from qmt_protocol.tables import TICK_TABLE
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, trading_day
+from qmt_reading.transport import Transport
 
 from .adding import (
     FIRST_NUMBER,

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
-from qmt_client.archive import ArchivedBars, ArchivedTicks, ArchiveReader
 from qmt_protocol.archive import simulated_label
 from qmt_protocol.bars import BAR_FIELDS
 from qmt_protocol.codes import market_of
@@ -23,6 +22,7 @@ from qmt_protocol.columns import TICK_COLUMNS, unpack_map
 from qmt_protocol.errors import ArchiveUnavailable
 from qmt_protocol.tables import BOOKS
 from qmt_protocol.ticks import TICK_FIELDS
+from qmt_reading.stored.archive import ArchivedBars, ArchivedTicks, ArchiveReader
 
 __all__ = ["export_rows"]
 

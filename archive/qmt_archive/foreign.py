@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
-from qmt_client.parquet_groups import whole_groups
 from qmt_protocol.archive import is_simulated
 from qmt_protocol.arrow_stream import ARROW_ERRORS, check_values
 from qmt_protocol.bars import BAR_FIELDS
@@ -34,6 +33,7 @@ from qmt_protocol.errors import BadFile, CodecError, InvalidCode
 from qmt_protocol.tables import BOOKS
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_protocol.times import DAY_MS
+from qmt_reading.stored.parquet_groups import whole_groups
 
 from .adding import FIRST_NUMBER, PRICES, Ints, as_published, columns_in, constant
 from .plausible import Labels, Wrong, without_marks, wrong_bar, wrong_tick

@@ -14,9 +14,6 @@ import pyarrow.compute as pc
 import redis.asyncio
 import structlog
 
-from qmt_client.connections import redis_call
-from qmt_client.feed import FeedReader
-from qmt_client.healing import heal
 from qmt_protocol.archive import ArchivedFile, Missing
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.cursor.cursor import Cursor
@@ -29,6 +26,9 @@ from qmt_protocol.feed import is_code_of, is_entry_id
 from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys, want
 from qmt_protocol.periods import BAR_PERIODS
+from qmt_reading.live.feed import FeedReader
+from qmt_reading.live.healing import heal
+from qmt_runtime.connections import redis_call
 
 from .place import Place
 

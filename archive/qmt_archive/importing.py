@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qmt_client.connections import connect_async, redis_call, to_its_end
 from qmt_protocol.archive import ArchivedFile
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.keys import Keys
 from qmt_protocol.urls import address_of
+from qmt_runtime.connections import connect_async, redis_call, to_its_end
 
 from .adding import Existing, Ints, Known, discard, write_parts
 from .foreign import ForeignFile

@@ -16,10 +16,10 @@ import redis
 import structlog
 from filelock import FileLock, Timeout
 
-from qmt_client.connections import connect, redis_errors
 from qmt_protocol.errors import ArchiveUnavailable, RedisUnavailable
 from qmt_protocol.keys import Keys
 from qmt_protocol.urls import address_of
+from qmt_runtime.connections import connect, redis_errors
 
 from .place import Place
 

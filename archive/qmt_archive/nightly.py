@@ -14,13 +14,13 @@ import redis.asyncio
 import structlog
 from pydantic import Field
 
-from qmt_client import AsyncQMTClient
-from qmt_client.connections import connect_async, redis_call, to_its_end
 from qmt_protocol.errors import ConfigurationError, QMTError, RedisUnavailable
 from qmt_protocol.events import archive_stream
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import CHINA, redis_ms
 from qmt_protocol.urls import address_of
+from qmt_reading.redis_transport import RedisTransport
+from qmt_runtime.connections import connect_async, redis_call, to_its_end
 
 from .adding import Existing
 from .backfill import Backfill, OnProgress
@@ -121,18 +121,13 @@ async def backfilling(
     async def tell(kind: str, **facts: Any) -> None:
         await _tell(connection, settings.keys, address, kind, facts)
 
-    async with AsyncQMTClient(
-        settings.streams_url,
-        jobs_url=settings.jobs_url,
-        prefix=settings.prefix,
-        archive_url="",
-        progress=False,
-    ) as client:
-        existing = Existing(place, settings.keys, connection, address)
-        try:
-            yield Backfill(place, lock.check, client.transport, existing, tell, on_progress)
-        finally:
-            await to_its_end(connection.aclose())
+    transport = RedisTransport(settings.streams_url, settings.jobs_url, prefix=settings.prefix)
+    existing = Existing(place, settings.keys, connection, address)
+    try:
+        yield Backfill(place, lock.check, transport, existing, tell, on_progress)
+    finally:
+        await transport.close()
+        await to_its_end(connection.aclose())
 
 
 async def _tell(

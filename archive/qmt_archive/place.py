@@ -18,9 +18,6 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import structlog
 
-from qmt_client.archive import ArchiveReader
-from qmt_client.ordering import conform
-from qmt_client.parquet_groups import group_ranges, whole_groups
 from qmt_protocol.archive import (
     MANIFEST,
     ArchivedFile,
@@ -37,6 +34,9 @@ from qmt_protocol.errors import (
     CodecError,
     ConfigurationError,
 )
+from qmt_reading.stored.archive import ArchiveReader
+from qmt_reading.stored.ordering import conform
+from qmt_reading.stored.parquet_groups import group_ranges, whole_groups
 
 __all__ = ["Place", "damaged"]
 
@@ -61,7 +61,7 @@ class Place:
     Parameters
     ----------
     url
-        See `qmt_client.archive.open_archive`.
+        See `qmt_reading.stored.archive.open_archive`.
 
     Attributes
     ----------

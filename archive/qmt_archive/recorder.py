@@ -19,11 +19,6 @@ import msgspec
 import redis.asyncio
 import structlog
 
-from qmt_client.connections import connect_async, redis_call, to_its_end
-from qmt_client.feed import FeedReader
-from qmt_client.follow import Follower
-from qmt_client.ordering import in_order
-from qmt_client.processes import read_status
 from qmt_protocol.archive import (
     ArchivedFile,
     ArchivedMarket,
@@ -59,6 +54,11 @@ from qmt_protocol.status import (
 from qmt_protocol.ticks import TickRow
 from qmt_protocol.times import redis_ms
 from qmt_protocol.urls import address_of
+from qmt_reading.live.feed import FeedReader
+from qmt_reading.live.follower import Follower
+from qmt_reading.processes import read_status
+from qmt_reading.stored.ordering import in_order
+from qmt_runtime.connections import connect_async, redis_call, to_its_end
 
 from .buffers import Buffers, Piece, sort_bars
 from .healing import Healer

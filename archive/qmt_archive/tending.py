@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
-from qmt_client.archive import ArchiveReader
 from qmt_protocol.archive import (
     ArchivedFile,
     FeedRange,
@@ -26,6 +25,7 @@ from qmt_protocol.archive import (
 )
 from qmt_protocol.ids import id_key
 from qmt_protocol.times import DAY_MS, day_start_ms, trading_day
+from qmt_reading.stored.archive import ArchiveReader
 
 from .buffers import sort_bars
 from .parquet import write_rows

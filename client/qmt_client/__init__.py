@@ -1,8 +1,8 @@
 """Reading market data from QMT Bridge, anywhere: over Redis or over the gateway.
 
 `QMTClient` for scripts and notebooks, `AsyncQMTClient` for asyncio; both have the same names.
-Errors are those of ``qmt_protocol.errors``, here as `errors`. Only gateway, archive and standalone
-import this package; it imports the protocol alone.
+Errors are those of ``qmt_protocol.errors``, here as `errors`; types of arguments and answers are in
+`types`. No other package imports this one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from qmt_protocol.bars import Bar
 from qmt_protocol.errors import Gap, QMTError
 from qmt_protocol.ticks import Tick
+from qmt_reading.processes import Process, Status
+from qmt_reading.replay.engine import AsyncReplay, Replay
 
-from . import errors
+from . import errors, types
 from .answers import HistoryFrames, QMTWarning, Ticks
 from .async_client import AsyncQMTClient
 from .live import NOW_LIVE, AsyncLive, Live, NowLive
-from .processes import Process, Status
-from .replay import AsyncReplay, Replay
 from .sync_client import QMTClient
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "Ticks",
     "errors",
     "to_frame",
+    "types",
 ]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.ticks import Tick
+from qmt_reading.latest import LatestValues
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,9 +16,6 @@ else:
     _Frames = dict
 
 __all__ = ["HistoryFrames", "Latest", "QMTWarning", "Ticks"]
-
-
-Value = TypeVar("Value")
 
 
 class QMTWarning(UserWarning):
@@ -58,7 +55,7 @@ class _Framed:
         return to_frame(self.values(), tz=tz)  # type: ignore[attr-defined]
 
 
-class Latest(_Framed, dict[str, Value], Generic[Value]):
+class Latest(_Framed, LatestValues[Tick]):
     """Code to its last stored tick.
 
     Attributes
@@ -66,21 +63,6 @@ class Latest(_Framed, dict[str, Value], Generic[Value]):
     unreadable : dict
         Codes (or markets) whose last tick cannot be read, and why; of very many some.
     """
-
-    def __init__(
-        self, ticks: Mapping[str, Value] | None = None, unreadable: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(ticks or {})
-        self.unreadable = dict(unreadable or {})
-
-    def leave_out(self, name: str, reason: str) -> None:
-        """Note what cannot be read."""
-        if len(self.unreadable) < MAX_UNREADABLE:
-            self.unreadable[name] = reason
-
-    def of(self, codes: Sequence[str]) -> Latest[Value]:
-        """Return those of some codes, in their order."""
-        return Latest({code: self[code] for code in codes if code in self}, self.unreadable)
 
 
 class Ticks(_Framed, dict[str, Tick]):

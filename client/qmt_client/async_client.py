@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from qmt_protocol.amounts import parse_seconds
 from qmt_protocol.codes import parse_codes
@@ -16,32 +16,27 @@ from qmt_protocol.errors import (
 from qmt_protocol.jobs import Manifest, job_spec, parse_params
 from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.times import CHINA, parse_end, parse_start
+from qmt_reading.arguments import Codes, is_one, parse_names, parse_one, parse_rows
+from qmt_reading.processes import Status
+from qmt_reading.transport import Transport
 
 from .answers import HistoryFrames
-from .arguments import (
-    Codes,
-    is_one,
-    parse_names,
-    parse_one,
-    parse_rows,
-    warn_absent,
-)
 from .async_stored import AsyncStored
 from .async_ticks import AsyncTicks
-from .processes import Status
 from .progress import ShowProgress, shown
 from .settings import find_target
-from .transport import Transport
+from .telling import warn_absent
+from .types import Downloaded, InstrumentDetail, TimeLike
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from typing_extensions import Self
 
-__all__ = ["AsyncQMTClient"]
+__all__ = ["GET_HISTORY_COUNT", "AsyncQMTClient"]
 
 _LIVE_RETRY_S: Final = 300.0  # a restart of Redis or the gateway is over by then
-_GET_HISTORY_COUNT: Final = 100
+GET_HISTORY_COUNT: Final = 100
 
 
 class AsyncQMTClient(AsyncTicks, AsyncStored):
@@ -112,7 +107,7 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         )
         transport: Transport
         if target.over_redis:
-            from .redis_transport import RedisTransport
+            from qmt_reading.redis_transport import RedisTransport
 
             transport = RedisTransport(
                 target.url,
@@ -159,13 +154,67 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
 
     # History
 
+    @overload
+    async def history(
+        self,
+        codes: Codes,
+        period: str = ...,
+        *,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        count: int | None = ...,
+        fields: Codes | None = ...,
+        adjust: str | None = ...,
+        download: Literal["auto", "never"] = ...,
+        fill: bool = ...,
+        layout: Literal["long", "wide"],
+        progress: ShowProgress = ...,
+        timeout_s: float | None = ...,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    async def history(  # type: ignore[overload-overlap]
+        self,
+        codes: str,
+        period: str = ...,
+        *,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        count: int | None = ...,
+        fields: Codes | None = ...,
+        adjust: str | None = ...,
+        download: Literal["auto", "never"] = ...,
+        fill: bool = ...,
+        layout: None = ...,
+        progress: ShowProgress = ...,
+        timeout_s: float | None = ...,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    async def history(
+        self,
+        codes: Iterable[str],
+        period: str = ...,
+        *,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        count: int | None = ...,
+        fields: Codes | None = ...,
+        adjust: str | None = ...,
+        download: Literal["auto", "never"] = ...,
+        fill: bool = ...,
+        layout: None = ...,
+        progress: ShowProgress = ...,
+        timeout_s: float | None = ...,
+    ) -> HistoryFrames: ...
+
     async def history(
         self,
         codes: Codes,
         period: str = "1d",
         *,
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         count: int | None = None,
         fields: Codes | None = None,
         adjust: str | None = "none",
@@ -174,7 +223,7 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         layout: Literal["long", "wide"] | None = None,
         progress: ShowProgress = None,
         timeout_s: float | None = None,
-    ) -> Any:
+    ) -> pd.DataFrame | HistoryFrames:
         """Return bars, or ticks, of history.
 
         A worker reads them from its terminal (``xtdata.get_market_data_ex``), which fetches what
@@ -280,27 +329,25 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
                 code=wanted[0],
             )
         warn_absent(absent, "history")
-        make: Callable[..., Any] = {"long": long_frame_of, "wide": wide_frame_of}.get(
-            layout or "", frames_of
-        )
-        answer = await asyncio.to_thread(
+        make = {"long": long_frame_of, "wide": wide_frame_of}.get(layout or "", frames_of)
+        answer: pd.DataFrame | HistoryFrames = await asyncio.to_thread(
             make, table, manifest, wanted, period, fields=columns, adjust=adjust, tz=self._tz
         )
-        return answer[wanted[0]] if one else answer
+        return answer[wanted[0]] if one and isinstance(answer, HistoryFrames) else answer
 
     async def get_history(
         self,
         stock: str,
         period: str = "1d",
-        count: int = _GET_HISTORY_COUNT,
+        count: int = GET_HISTORY_COUNT,
         fields: Codes | None = None,
         *,
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         adjust: str | None = "none",
     ) -> pd.DataFrame:
         """Return the last ``count`` rows of one code; -1 means all. See `history`."""
-        frame: pd.DataFrame = await self.history(
+        return await self.history(
             parse_one(stock),
             period,
             start=start,
@@ -309,21 +356,20 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
             fields=fields,
             adjust=adjust,
         )
-        return frame
 
     async def get_batch_history(
         self,
         stocks: Codes,
         period: str = "1d",
-        count: int = _GET_HISTORY_COUNT,
+        count: int = GET_HISTORY_COUNT,
         fields: Codes | None = None,
         *,
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         adjust: str | None = "none",
     ) -> HistoryFrames:
         """Return the last ``count`` rows of each code; -1 means all. See `history`."""
-        frames: HistoryFrames = await self.history(
+        return await self.history(
             parse_codes(stocks),
             period,
             start=start,
@@ -332,20 +378,19 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
             fields=fields,
             adjust=adjust,
         )
-        return frames
 
     async def download(
         self,
         codes: Codes | None = None,
         period: str = "1d",
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         *,
         stock: str | None = None,
         stocks: Codes | None = None,
         progress: ShowProgress = None,
         timeout_s: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Downloaded]:
         """Fetch history into the terminal's cache and read it back.
 
         Parameters
@@ -384,7 +429,8 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
             timeout_s or job_spec("download").timeout_s,
         )
         warn_absent(manifest.meta.get("absent") or {}, "download")
-        return dict(manifest.document)
+        downloaded: dict[str, Downloaded] = manifest.document
+        return downloaded
 
     # Reference data
 
@@ -403,7 +449,15 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         """Return the codes of a sector; the same as `sector_stocks`."""
         return await self.sector_stocks(sector)
 
-    async def instrument_detail(self, codes: Codes) -> dict[str, Any]:
+    @overload
+    async def instrument_detail(self, codes: str) -> InstrumentDetail: ...  # type: ignore[overload-overlap]
+
+    @overload
+    async def instrument_detail(self, codes: Iterable[str]) -> dict[str, InstrumentDetail]: ...
+
+    async def instrument_detail(
+        self, codes: Codes
+    ) -> InstrumentDetail | dict[str, InstrumentDetail]:
         """Return what the terminal knows about instruments (``xtdata.get_instrument_detail``).
 
         Parameters
@@ -425,7 +479,8 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         """
         wanted = parse_codes(codes)
         manifest, _ = await self._job("instrument_detail", {"codes": wanted}, False)
-        found = {code: manifest.document.get(code) for code in wanted}
+        known: dict[str, InstrumentDetail | None] = manifest.document
+        found = {code: known.get(code) for code in wanted}
         absent = [code for code, document in found.items() if not document]
         if len(absent) == len(wanted):
             raise InstrumentNotFound(
@@ -433,12 +488,12 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
                 hint="Check the code and its market.",
                 codes=absent,
             )
-        if is_one(codes):
-            return dict(found[wanted[0]])
+        if is_one(codes) and (only := found[wanted[0]]) is not None:
+            return only
         warn_absent(dict.fromkeys(absent, "no such instrument"), "instrument_detail")
         return {code: document for code, document in found.items() if document}
 
-    async def get_instrument_detail(self, stock: str) -> dict[str, Any]:
+    async def get_instrument_detail(self, stock: str) -> InstrumentDetail:
         """Return what the terminal knows about one instrument; see `instrument_detail`."""
         return await self.instrument_detail(parse_one(stock))
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from qmt_protocol.archive import simulated_label
 from qmt_protocol.bars import Bar
@@ -17,23 +17,26 @@ from qmt_protocol.periods import parse_period
 from qmt_protocol.tables import table_of
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import parse_end, parse_start
+from qmt_reading.arguments import Codes, is_all, parse_names
+from qmt_reading.replay.engine import AsyncReplay
+from qmt_reading.stored.gaps import gap_of
+from qmt_reading.transport import OnGap
 
-from .arguments import Codes, is_all, parse_names, warn_absent, warn_gap
 from .connected import Connected
-from .gaps import gap_of
-from .replay import AsyncReplay
-from .transport import OnGap
+from .telling import warn_absent, warn_gap
+from .types import StoredForm, TimeLike
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
-    from .stored_source import StoredSource, StoredWish
+    from qmt_reading.requests import StoredWish
+    from qmt_reading.transport import StoredSource
 
-__all__ = ["AsyncStored", "Form"]
+__all__ = ["SKIP_IDLE_S", "AsyncStored"]
 
-Form = Literal["frame", "arrow", "batches"]
 _FORMS: Final = ("frame", "arrow", "batches")
-_SKIP_IDLE_S: Final = 1800.0
+SKIP_IDLE_S: Final = 1800.0
 _SECTOR_S: Final = 60.0
 _RETRY_S: Final = 10.0
 _REPLAY_RETRY_S: Final = 300.0
@@ -42,17 +45,56 @@ _REPLAY_RETRY_S: Final = 300.0
 class AsyncStored(Connected):
     """What `AsyncQMTClient` reads from archive and streams."""
 
+    @overload
+    async def stored_ticks(
+        self,
+        codes: Codes | None = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        fields: Codes | None = ...,
+        as_: Literal["frame"] = ...,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    async def stored_ticks(
+        self,
+        codes: Codes | None = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        fields: Codes | None = ...,
+        as_: Literal["arrow"],
+    ) -> pa.Table: ...
+
+    @overload
+    async def stored_ticks(
+        self,
+        codes: Codes | None = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        fields: Codes | None = ...,
+        as_: Literal["batches"],
+    ) -> AsyncGenerator[pa.RecordBatch, None]: ...
+
     async def stored_ticks(
         self,
         codes: Codes | None = None,
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         *,
         markets: Sequence[str] = (),
         sectors: Sequence[str] = (),
         fields: Codes | None = None,
-        as_: Form = "frame",
-    ) -> Any:
+        as_: StoredForm = "frame",
+    ) -> pd.DataFrame | pa.Table | AsyncGenerator[pa.RecordBatch, None]:
         """Return the ticks that were collected, from archive and streams as one.
 
         No terminal is asked: this works while the Windows machine is off.
@@ -100,18 +142,60 @@ class AsyncStored(Connected):
             return self._opened(self._stored_batches(wish))
         return await self._stored(wish, as_, parse_names(fields))
 
+    @overload
+    async def stored_bars(
+        self,
+        codes: Codes | None = ...,
+        period: str = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        fields: Codes | None = ...,
+        as_: Literal["frame"] = ...,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    async def stored_bars(
+        self,
+        codes: Codes | None = ...,
+        period: str = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        fields: Codes | None = ...,
+        as_: Literal["arrow"],
+    ) -> pa.Table: ...
+
+    @overload
+    async def stored_bars(
+        self,
+        codes: Codes | None = ...,
+        period: str = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        fields: Codes | None = ...,
+        as_: Literal["batches"],
+    ) -> AsyncGenerator[pa.RecordBatch, None]: ...
+
     async def stored_bars(
         self,
         codes: Codes | None = None,
         period: str = "1m",
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         *,
         markets: Sequence[str] = (),
         sectors: Sequence[str] = (),
         fields: Codes | None = None,
-        as_: Form = "frame",
-    ) -> Any:
+        as_: StoredForm = "frame",
+    ) -> pd.DataFrame | pa.Table | AsyncGenerator[pa.RecordBatch, None]:
         """Return the closed bars that were collected, from archive and streams as one.
 
         A bar is collected when somebody wants it live (see `bars`); of a bar that was closed
@@ -141,19 +225,49 @@ class AsyncStored(Connected):
             return self._opened(self._stored_batches(wish))
         return await self._stored(wish, as_, parse_names(fields))
 
+    @overload
+    def replay(  # type: ignore[overload-overlap]
+        self,
+        codes: Codes | None = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        speed: float | Literal["max"] = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        period: Literal["tick"] = ...,
+        skip_idle_s: float | None = ...,
+        on_gap: OnGap | None = ...,
+    ) -> AsyncReplay[Tick]: ...
+
+    @overload
+    def replay(
+        self,
+        codes: Codes | None = ...,
+        start: TimeLike | None = ...,
+        end: TimeLike | None = ...,
+        speed: float | Literal["max"] = ...,
+        *,
+        markets: Sequence[str] = ...,
+        sectors: Sequence[str] = ...,
+        period: str,
+        skip_idle_s: float | None = ...,
+        on_gap: OnGap | None = ...,
+    ) -> AsyncReplay[Bar]: ...
+
     def replay(
         self,
         codes: Codes | None = None,
-        start: Any = None,
-        end: Any = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
         speed: float | Literal["max"] = 1.0,
         *,
         markets: Sequence[str] = (),
         sectors: Sequence[str] = (),
         period: str = "tick",
-        skip_idle_s: float | None = _SKIP_IDLE_S,
+        skip_idle_s: float | None = SKIP_IDLE_S,
         on_gap: OnGap | None = None,
-    ) -> AsyncReplay[Any]:
+    ) -> AsyncReplay[Tick] | AsyncReplay[Bar]:
         """Give stored ticks again as if they were live, at any speed.
 
         Parameters
@@ -243,22 +357,12 @@ class AsyncStored(Connected):
     def _source(self) -> StoredSource:
         return self.transport.stored()
 
-    async def _batches_of(
+    def _batches_of(
         self, wish: StoredWish, on_gap: OnGap, give_up_after_s: float
     ) -> AsyncGenerator[pa.RecordBatch, None]:
-        """Yield stored rows; what they lack at their ends is told as a gap."""
-        from .edges import Edges
-        from .stored_source import resumed
+        from qmt_reading.stored.edges import read_whole
 
-        edges = Edges(wish)
-        read = resumed(self._source(), wish, on_gap, give_up_after_s=give_up_after_s)
-        async with aclosing(read) as batches:
-            async for batch in batches:
-                for gap in edges.see(batch):
-                    on_gap(gap)
-                yield batch
-        for gap in edges.end():
-            on_gap(gap)
+        return read_whole(self._source(), wish, on_gap, give_up_after_s=give_up_after_s)
 
     async def _codes_of(self, sector: str) -> list[str]:
         manifest, _ = await self.transport.run_job(
@@ -278,7 +382,7 @@ class AsyncStored(Connected):
         sectors: Sequence[str],
         fields: Codes | None,
     ) -> StoredWish:
-        from .stored_source import StoredWish
+        from qmt_reading.requests import StoredWish
 
         start_ms, end_ms = _parse_range(start, end)
         named, markets, sectors = parse_scope_of(codes, markets, sectors)
@@ -307,7 +411,7 @@ class AsyncStored(Connected):
             async for batch in batches:
                 metadata = {**(batch.schema.metadata or {}), **simulated_label(simulated)}
                 yield batch.replace_schema_metadata(metadata)
-                self._maker.check()
+                self._guard.check()
 
     async def _simulated(self, wish: StoredWish) -> bool:
         return wish.concerns(await self._source().simulated_markets())
@@ -318,10 +422,10 @@ class AsyncStored(Connected):
             warn_gap(gap_of(one))
         return missing
 
-    async def _stored(self, wish: StoredWish, as_: Form, fields: list[str] | None) -> Any:
+    async def _stored(self, wish: StoredWish, as_: StoredForm, fields: list[str] | None) -> Any:
         import pyarrow as pa
 
-        from .edges import NOTHING_STORED
+        from qmt_reading.stored.edges import NOTHING_STORED
 
         at_ends: list[Gap] = []
 
@@ -359,7 +463,7 @@ def _check_form(as_: str) -> None:
         )
 
 
-def _parse_range(start: Any, end: Any) -> tuple[int | None, int | None]:
+def _parse_range(start: TimeLike | None, end: TimeLike | None) -> tuple[int | None, int | None]:
     start_ms, end_ms = parse_start(start), parse_end(end)
     if start_ms is not None and end_ms is not None and end_ms < start_ms:
         raise InvalidRequest(

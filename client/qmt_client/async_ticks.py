@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal, cast, overload
 
 from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
@@ -25,18 +25,19 @@ from qmt_protocol.errors import (
 from qmt_protocol.periods import parse_period
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import day_of
+from qmt_reading.arguments import Clock, Codes, parse_clock, parse_scope
+from qmt_reading.requests import Wish
+from qmt_reading.transport import OnGap
 
 from .answers import Latest, Ticks
-from .arguments import Clock, Codes, parse_clock, parse_scope, warn_absent, warn_gap
 from .connected import Connected
 from .live import AsyncLive, bar_of, tick_of
-from .telling import warn
-from .transport import OnGap, Wish
+from .telling import warn, warn_absent, warn_gap
+from .types import OnBars, OnTicks, Position, TimeLike
 
-__all__ = ["AsyncTicks", "OnData"]
+__all__ = ["AsyncTicks"]
 
-OnData = Callable[[dict[str, list[Any]]], Awaitable[None] | None]
-
+_OnData = Callable[[dict[str, list[Any]]], Awaitable[None] | None]
 _WATCH_EVERY_S: Final = 2.0
 
 
@@ -90,24 +91,23 @@ class AsyncTicks(Connected):
         """Return the latest tick of each code; the same as `full_tick`."""
         return await self.full_tick(stocks)
 
-    async def latest(
-        self, codes: Codes | None = None, *, markets: Sequence[str] = ()
-    ) -> Latest[Tick]:
+    async def latest(self, codes: Codes | None = None, *, markets: Sequence[str] = ()) -> Latest:
         """Return the stored latest ticks of codes, or of whole markets, and nothing else.
 
         Unlike `full_tick` it asks nobody whether they are fresh, and codes without a tick are
         just not there. Codes whose tick cannot be read are named by ``unreadable``.
         """
         wanted, markets = parse_scope(codes, markets)
-        return await self.transport.latest(wanted, markets)
+        found = await self.transport.latest(wanted, markets)
+        return Latest(found, found.unreadable)
 
     def ticks(
         self,
         codes: Codes | None = None,
         *,
         markets: Sequence[str] = (),
-        start: Any = None,
-        position: Mapping[str, Any] | None = None,
+        start: TimeLike | None = None,
+        position: Position | None = None,
         snapshot: bool = False,
         conflate: bool = False,
         on_gap: OnGap | None = None,
@@ -174,7 +174,7 @@ class AsyncTicks(Connected):
         codes: Codes,
         period: str = "1m",
         *,
-        position: Mapping[str, Any] | None = None,
+        position: Position | None = None,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
     ) -> AsyncLive[Bar]:
@@ -268,8 +268,16 @@ class AsyncTicks(Connected):
             except QMTError:
                 continue  # the reader meets it too, and raises it
 
+    @overload
     async def subscribe_realtime(
-        self, stocks: Codes, callback: OnData, period: str = "tick"
+        self, stocks: Codes, callback: OnTicks, period: Literal["tick"] = ...
+    ) -> None: ...
+
+    @overload
+    async def subscribe_realtime(self, stocks: Codes, callback: OnBars, period: str) -> None: ...
+
+    async def subscribe_realtime(
+        self, stocks: Codes, callback: OnTicks | OnBars, period: str = "tick"
     ) -> None:
         """Call back with ticks as they come; a coroutine on both clients.
 
@@ -304,6 +312,6 @@ class AsyncTicks(Connected):
                         warn_gap(unreadable(error))
                 if not data:
                     continue
-                waiting = callback(data)
+                waiting = cast(_OnData, callback)(data)
                 if inspect.isawaitable(waiting):
                     await waiting

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, cast
 
 import typer
 
@@ -26,7 +26,7 @@ from .writing import ReaderLeft, json_line, leave_quietly, say, tick_document, w
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .replay import Replay
+    from qmt_reading.replay.engine import Replay
 
 __all__ = ["app", "main"]
 
@@ -206,7 +206,7 @@ def history(
             count=count,
             fields=fields,
             adjust=adjust,
-            download=download,  # type: ignore[arg-type]  # checked by the client
+            download=cast(Literal["auto", "never"], download),  # checked by the client
             fill=fill,
             layout="long",
         )
@@ -314,7 +314,7 @@ def replay(
             ",".join(codes),
             start,
             end,
-            speed,  # type: ignore[arg-type]  # checked by the client
+            cast(float, speed),  # checked by the client
             skip_idle_s=skip_idle,
         ) as ticks,
     ):

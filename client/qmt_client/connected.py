@@ -1,54 +1,19 @@
-"""What holds connections or an event loop, and the one process in which it may be used."""
+"""What reads through a transport."""
 
 from __future__ import annotations
 
-import os
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qmt_protocol.errors import WrongProcess
+from qmt_runtime.fork_guard import ForkGuard
 
 if TYPE_CHECKING:
-    from .transport import Transport
+    from qmt_reading.transport import Transport
 
-__all__ = ["Connected", "Maker"]
+__all__ = ["Connected"]
 
 _T = TypeVar("_T")
-
-
-class Maker:
-    """The process that made something which no fork carries over: a loop, a connection.
-
-    A child that used them would wait for a thread that it does not have, and read from sockets
-    that are its parent's too.
-    """
-
-    __slots__ = ("_pid",)
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this is that process."""
-        return os.getpid() == self._pid
-
-    def check(self) -> None:
-        """Raise in every other process.
-
-        Raises
-        ------
-        WrongProcess
-        """
-        if not self.is_here:
-            raise WrongProcess(
-                f"This client, or what it gave, was made in process {self._pid} and is used in "
-                f"{os.getpid()}, which was forked from it.",
-                hint="Make the QMTClient in the child, for instance in the pool's initializer, or "
-                "use multiprocessing's 'spawn'.",
-                made_in=self._pid,
-            )
 
 
 class Connected:
@@ -65,7 +30,7 @@ class Connected:
     def __init__(self, transport: Transport, *, tz: str | None = "Asia/Shanghai") -> None:
         self._transport = transport
         self._tz = tz
-        self._maker = Maker()
+        self._guard = ForkGuard()
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         """Iterations that were handed out, each with an ``aclose``."""
 
@@ -75,7 +40,7 @@ class Connected:
         A job that still runs for a waiting caller is not touched. In a forked child it does
         nothing: what is open is the parent's.
         """
-        if not self._maker.is_here:
+        if not self._guard.is_here:
             return
         for one in tuple(self._open):
             with suppress(RuntimeError):  # one that another task is just stepping ends with it
@@ -90,5 +55,5 @@ class Connected:
     @property
     def transport(self) -> Transport:
         """What carries the requests; in a forked child it raises `WrongProcess`."""
-        self._maker.check()
+        self._guard.check()
         return self._transport

@@ -17,10 +17,10 @@ from qmt_protocol.jobs import Manifest
 from qmt_protocol.tables import BOOKS, Column, table_of
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import CHINA
+from qmt_reading.stored.ordering import moments
 
 from .answers import HistoryFrames
 from .live import NOW_LIVE
-from .ordering import moments
 
 __all__ = ["frames_of", "long_frame_of", "stored_frame", "to_frame", "wide_frame_of"]
 

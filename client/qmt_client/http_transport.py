@@ -24,15 +24,16 @@ from qmt_protocol.limits import MAX_DOCUMENT_BYTES, MAX_FRAME_BYTES
 from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
+from qmt_reading.jobs.end import submit_and_wait
+from qmt_reading.jobs.queue import ResultStream
+from qmt_reading.latest import LatestValues
+from qmt_reading.processes import Status
+from qmt_reading.requests import Wish
+from qmt_reading.transport import OnGap, OnProgress
+from qmt_runtime.connections import timeout, to_its_end
 
-from .answers import Latest
-from .connections import timeout, to_its_end
 from .gateway_answers import Accepted, Archive, JobState, LatestTicks, denied, error_of
-from .job_end import submit_and_wait
-from .jobs import ResultStream
 from .live_gateway import GatewayFollower
-from .processes import Status
-from .transport import OnGap, OnProgress, Wish
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -301,7 +302,7 @@ class HttpTransport:
 
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> Latest[Tick]:
+    ) -> LatestValues[Tick]:
         """Return the last stored tick of the codes, or of markets; see `Transport.latest`."""
         asked = [{"markets": ",".join(markets)}] if markets else []
         some = codes or ()
@@ -309,7 +310,7 @@ class HttpTransport:
             {"codes": ",".join(some[start : start + _CODES_PER_URL])}
             for start in range(0, len(some), _CODES_PER_URL)
         ]
-        found: Latest[Tick] = Latest()
+        found: LatestValues[Tick] = LatestValues()
         for params in asked:
             try:
                 told = await self._document("GET", "/api/v1/latest", LatestTicks, params=params)

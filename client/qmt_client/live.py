@@ -13,10 +13,10 @@ from qmt_protocol.cursor.position import Place
 from qmt_protocol.cursor.progress import Progress
 from qmt_protocol.errors import CodecError
 from qmt_protocol.ticks import Tick, decode_tick
+from qmt_reading.transport import OnGap
+from qmt_runtime.fork_guard import ForkGuard
 
-from .connected import Maker
 from .telling import warn
-from .transport import OnGap
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,7 +58,7 @@ class AsyncLive(Generic[Item]):
         self._on_gap = on_gap
         self._progress = Progress(place)
         self._rows: deque[Any] = deque()
-        self._maker = Maker()
+        self._guard = ForkGuard()
 
     def __aiter__(self) -> Self:
         return self
@@ -71,11 +71,11 @@ class AsyncLive(Generic[Item]):
 
     async def aclose(self) -> None:
         """End the iteration and let its connections go."""
-        if self._maker.is_here:
+        if self._guard.is_here:
             await self._batches.aclose()
 
     @property
-    def position(self) -> dict[str, Any]:
+    def position(self) -> dict[str, object]:
         """Where the loop stands: JSON-able, to be passed as ``position=`` after a restart.
 
         Market to ``[epoch, feed entry id]``, some 60 bytes each, and, within a batch, the last
@@ -85,7 +85,7 @@ class AsyncLive(Generic[Item]):
         return self._placed(with_codes=False)
 
     @property
-    def full_position(self) -> dict[str, Any]:
+    def full_position(self) -> dict[str, object]:
         """The same with the last entry id of every code, some 40 bytes each.
 
         With it the loop goes on also where the feed no longer reaches back: from the codes' own
@@ -99,14 +99,14 @@ class AsyncLive(Generic[Item]):
             )
         return self._placed(with_codes=True)
 
-    def _placed(self, *, with_codes: bool) -> dict[str, Any]:
+    def _placed(self, *, with_codes: bool) -> dict[str, object]:
         if not self._rows:
             self._progress.leave()
         return self._progress.placed(with_codes=with_codes).to_dict()
 
     async def _fill(self) -> bool:
         """Take up the next batch; false when there is none."""
-        self._maker.check()
+        self._guard.check()
         batch = await anext(self._batches, None)
         if batch is None:
             return False
@@ -165,12 +165,12 @@ class Live(Generic[Item]):
         self._end(self._live.aclose())
 
     @property
-    def position(self) -> dict[str, Any]:
+    def position(self) -> dict[str, object]:
         """See `AsyncLive.position`."""
         return self._live.position
 
     @property
-    def full_position(self) -> dict[str, Any]:
+    def full_position(self) -> dict[str, object]:
         """See `AsyncLive.full_position`."""
         return self._live.full_position
 

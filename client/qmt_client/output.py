@@ -24,8 +24,8 @@ from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.periods import DAILY_PERIODS
 from qmt_protocol.tables import table_of
 from qmt_protocol.times import CHINA
+from qmt_reading.stored.ordering import moments
 
-from .ordering import moments
 from .writing import timeless
 
 if TYPE_CHECKING:

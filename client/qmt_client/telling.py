@@ -6,14 +6,20 @@ import contextvars
 import sys
 import warnings
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import qmt_reading
+from qmt_protocol.errors import Gap
+
 from .answers import QMTWarning
 
-__all__ = ["Waiting", "warn"]
+__all__ = ["Waiting", "warn", "warn_absent", "warn_gap"]
 
-_PACKAGE: Final = str(Path(__file__).resolve().parent)
+_OURS: Final = tuple(
+    str(Path(one).resolve().parent) for one in (__file__, str(qmt_reading.__file__))
+)
 _MOST: Final = 1_000
 _waiting: contextvars.ContextVar[deque[str] | None] = contextvars.ContextVar(
     "qmt_client_warnings", default=None
@@ -30,6 +36,21 @@ def warn(message: str) -> None:
         _tell(message)
     else:
         waiting.append(message)
+
+
+def warn_gap(gap: Gap) -> None:
+    """Tell a gap as a warning."""
+    warn(str(gap))
+
+
+def warn_absent(absent: Mapping[str, str], where: str, *, left_out: bool = True) -> None:
+    """Name codes that an answer lacks, with the reason of each."""
+    if not absent:
+        return
+    named = "; ".join(f"{code}: {reason}" for code, reason in list(absent.items())[:5])
+    more = f"; and {len(absent) - 5} more" if len(absent) > 5 else ""
+    what = "left out" if left_out else "nothing known of"
+    warn(f"{where}: {what} {len(absent)} code(s). {named}{more}.")
 
 
 class Waiting:
@@ -57,6 +78,6 @@ class Waiting:
 
 def _tell(message: str) -> None:
     level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, QMTWarning, stacklevel=level)

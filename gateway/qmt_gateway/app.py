@@ -14,7 +14,7 @@ from fastapi.responses import RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
-from qmt_client.archive import open_archive
+from qmt_reading.stored.archive import open_archive
 
 from . import job_routes, live_socket, market_routes, metrics, realtime, stored_routes
 from .accepting import most_connections, raise_descriptor_limit

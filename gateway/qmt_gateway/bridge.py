@@ -1,4 +1,4 @@
-"""What the routes ask of the rest of the bridge, all through ``qmt_client``."""
+"""What the routes ask of the rest of the bridge, all through ``qmt_reading``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Final, TypeVar
 import redis
 from starlette.requests import Request
 
-from qmt_client.answers import Latest
-from qmt_client.archive import ArchiveReader
-from qmt_client.connections import redis_call
-from qmt_client.processes import Status
-from qmt_client.redis_transport import RedisTransport
-from qmt_client.stored_source import finished
 from qmt_protocol.archive import Manifest as ArchiveManifest
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import AccessDenied, CodecError, InstrumentNotFound, QMTError
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import Tick
+from qmt_reading.latest import LatestValues
+from qmt_reading.processes import Status
+from qmt_reading.redis_transport import RedisTransport
+from qmt_reading.stored.archive import ArchiveReader
+from qmt_reading.stored.source import finished
+from qmt_runtime.connections import redis_call
 
 from .reading import Readings
 from .settings import GatewaySettings
@@ -101,7 +101,7 @@ class Bridge:
         params = parse_params(name, document)
         return await self.transport.finish_job(name, params, timeout_s=timeout_s)
 
-    async def latest(self, codes: Sequence[str]) -> Latest[Tick]:
+    async def latest(self, codes: Sequence[str]) -> LatestValues[Tick]:
         """Return the last stored tick of each code that has one.
 
         Raises

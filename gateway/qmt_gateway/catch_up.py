@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import Final
 
-from qmt_client.follow import Follower
 from qmt_protocol.cursor.position import Mark, Place
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import Gap
 from qmt_protocol.ids import BEGINNING
+from qmt_reading.live.follower import Follower
 
 from .hub import Hub, notice_of
 from .market import Recent

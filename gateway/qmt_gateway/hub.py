@@ -18,10 +18,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from qmt_client.connections import redis_call
-from qmt_client.feed import FeedReader
-from qmt_client.redis_transport import RedisTransport
-from qmt_client.wants import Wants as Leases
 from qmt_protocol.codes import market_of
 from qmt_protocol.cursor.batch import Batch
 from qmt_protocol.cursor.gaps import gap_of_event, unreadable
@@ -40,6 +36,10 @@ from qmt_protocol.feed import is_entry_id, readable
 from qmt_protocol.ids import id_key
 from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
+from qmt_reading.live.feed import FeedReader
+from qmt_reading.live.wants import Wants as Leases
+from qmt_reading.redis_transport import RedisTransport
+from qmt_runtime.connections import redis_call
 
 from .budget import Budget
 from .group import Group

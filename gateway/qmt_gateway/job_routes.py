@@ -10,13 +10,13 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
-from qmt_client.answers import Latest
-from qmt_client.job_end import failure_of
 from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import decode_latest
 from qmt_protocol.ids import ENTRY_ID, JOB_ID
 from qmt_protocol.jobs import CATALOGUE, parse_params
+from qmt_reading.jobs.end import failure_of
+from qmt_reading.latest import LatestValues
 
 from . import models
 from .access import AdmissionOf
@@ -182,7 +182,7 @@ async def latest(
     return answer(document, simulated=simulated)
 
 
-def _encoded(found: Latest[bytes], code: str, data: bytes) -> msgspec.Raw | None:
+def _encoded(found: LatestValues[bytes], code: str, data: bytes) -> msgspec.Raw | None:
     """Return a tick as JSON, a fifth of what it takes decoded; note one that cannot be read."""
     try:
         tick = decode_latest(data, code)

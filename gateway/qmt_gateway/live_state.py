@@ -8,9 +8,9 @@ from typing import Final
 
 import structlog
 
-from qmt_client.processes import Status
 from qmt_protocol.errors import QMTError
 from qmt_protocol.live import CloseCode, HeartbeatNotice, Shutdown
+from qmt_reading.processes import Status
 
 from .bridge import Bridge
 from .hub import Hub

@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from qmt_client.follow import Follower
 from qmt_protocol.cursor.batch import Row as TickRow
 from qmt_protocol.cursor.position import Mark
 from qmt_protocol.errors import QMTError
 from qmt_protocol.ids import id_key
+from qmt_reading.live.follower import Follower
 
 from .group import Group
 from .wires import Row, Rows

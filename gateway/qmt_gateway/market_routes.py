@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from qmt_client.arguments import parse_names
 from qmt_protocol.codes import parse_code, parse_codes
 from qmt_protocol.errors import HistoryMissing, InstrumentNotFound, InvalidRequest, NotFound
 from qmt_protocol.jobs import JobParams, Manifest, parse_params
@@ -15,6 +14,7 @@ from qmt_protocol.periods import parse_adjust, parse_period
 from qmt_protocol.status import LOST_AFTER_S
 from qmt_protocol.tables import table_of
 from qmt_protocol.times import parse_end, parse_start, to_datetime
+from qmt_reading.arguments import parse_names
 
 from . import models
 from .access import admission_of

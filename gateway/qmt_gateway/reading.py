@@ -14,9 +14,10 @@ from typing import Final
 
 import pyarrow as pa
 
-from qmt_client.stored_source import RedisStored, StoredWish
-from qmt_client.transport import OnGap
 from qmt_protocol.archive import Missing
+from qmt_reading.requests import StoredWish
+from qmt_reading.stored.source import RedisStored
+from qmt_reading.transport import OnGap
 
 __all__ = ["READING_BYTES", "Readings"]
 

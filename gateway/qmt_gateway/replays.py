@@ -10,8 +10,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from qmt_client.replay import AsyncReplay
-from qmt_client.stored_source import StoredWish
 from qmt_protocol.columns import rows_from, ticks_from
 from qmt_protocol.errors import Gap, InvalidRequest, NotFound, Overloaded, QMTError
 from qmt_protocol.live import (
@@ -30,6 +28,8 @@ from qmt_protocol.live import (
 )
 from qmt_protocol.texts import shown
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, to_datetime
+from qmt_reading.replay.engine import AsyncReplay
+from qmt_reading.requests import StoredWish
 
 from .budget import Budget
 from .reading import READING_BYTES, Readings

@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgspec
 import pyarrow as pa
 
-from qmt_client.jobs import MANIFEST_KEY
 from qmt_protocol.errors import CodecError
 from qmt_protocol.jobs import Manifest
+from qmt_reading.jobs.queue import MANIFEST_KEY
 
 from .records import records_by_code
 from .stored_formats import maker_of

@@ -13,15 +13,16 @@ import structlog
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from qmt_client.arguments import parse_names
-from qmt_client.edges import Edges
-from qmt_client.gaps import gap_of
-from qmt_client.stored_source import StoredWish, finished
 from qmt_protocol.archive import Missing
 from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.periods import parse_period
 from qmt_protocol.times import parse_end, parse_start
+from qmt_reading.arguments import parse_names
+from qmt_reading.requests import StoredWish
+from qmt_reading.stored.edges import Edges
+from qmt_reading.stored.gaps import gap_of
+from qmt_reading.stored.source import finished
 
 from . import models
 from .access import Admission, AdmissionOf

@@ -15,9 +15,9 @@ import pytest
 import qmt_client
 from qmt_client import AsyncQMTClient, AsyncReplay, QMTClient, Replay
 from qmt_client.http_transport import HttpTransport
-from qmt_client.redis_transport import RedisTransport
 from qmt_client.settings import find_target
 from qmt_protocol.errors import ConfigurationError, InvalidRequest
+from qmt_reading.redis_transport import RedisTransport
 
 
 def public(kind: type) -> dict[str, Callable[..., object]]:
@@ -49,6 +49,7 @@ def test_exported_names() -> None:
         "Ticks",
         "errors",
         "to_frame",
+        "types",
     }
     assert all(hasattr(qmt_client, name) for name in qmt_client.__all__)
 
@@ -59,7 +60,7 @@ def test_both_clients_have_the_same_names_and_arguments() -> None:
     for name, method in sync.items():
         mine, other = inspect.signature(method), inspect.signature(asynchronous[name])
         assert list(mine.parameters.values()) == list(other.parameters.values()), name
-        if name not in ("ticks", "bars", "replay"):
+        if name not in ("ticks", "bars", "replay", "stored_ticks", "stored_bars"):
             assert mine.return_annotation == other.return_annotation, name
     for name in set(public(Replay)) - {"close"}:
         mine, other = (inspect.signature(getattr(one, name)) for one in (Replay, AsyncReplay))

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pytest
 from client_archive import CODES, DAY, T0, Archive, key_of, make_wires, market_of
 
-from qmt_client.archive import ArchiveReader, open_archive
 from qmt_protocol.columns import TICK_COLUMNS, rows_from
 from qmt_protocol.errors import ArchiveDamaged, ArchiveUnavailable, ConfigurationError
 from qmt_protocol.ticks import decode_tick
+from qmt_reading.stored.archive import ArchiveReader, open_archive
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 Key = tuple[int, str, int]

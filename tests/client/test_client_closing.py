@@ -14,7 +14,7 @@ from client_archive import make_wires, publish_wires
 from waiting import wait_for
 
 from qmt_client import AsyncQMTClient, QMTClient
-from qmt_client.connections import connect_async, to_its_end
+from qmt_runtime.connections import connect_async, to_its_end
 
 CODES = ("600519.SH", "000001.SZ")
 

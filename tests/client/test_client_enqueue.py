@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import redis
 
-from qmt_client.jobs import enqueue, rq_key
-from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.errors import InvalidRequest, NoWorker
 from qmt_protocol.jobs import CATALOGUE, MAX_JOB_DATA_BYTES, FullTickParams, SectorStocksParams
+from qmt_reading.jobs.queue import enqueue, rq_key
+from qmt_reading.redis_transport import RedisTransport
 
 SPEC = CATALOGUE["sector_stocks"]
 

@@ -22,8 +22,6 @@ from fake_worker import FakeWorker, beat, table
 from waiting import wait_for
 
 from qmt_client import AsyncQMTClient, QMTClient
-from qmt_client.jobs import MANIFEST_KEY, ResultStream, enqueue, read_chunk
-from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.errors import (
     AccessDenied,
     CodecError,
@@ -41,6 +39,8 @@ from qmt_protocol.errors import (
 )
 from qmt_protocol.jobs import Manifest, SectorStocksParams, parse_params
 from qmt_protocol.keys import JobKeys, Keys
+from qmt_reading.jobs.queue import MANIFEST_KEY, ResultStream, enqueue, read_chunk
+from qmt_reading.redis_transport import RedisTransport
 from qmt_standalone.redis_server import RedisServer, free_port
 
 MakeWorker = Callable[..., FakeWorker]
@@ -234,7 +234,7 @@ async def test_cancelled_while_it_is_submitted_a_job_is_withdrawn(
             await asyncio.to_thread(answer.wait, 60)
         return response
 
-    monkeypatch.setattr("qmt_client.redis_transport.enqueue", enqueue_slowly)
+    monkeypatch.setattr("qmt_reading.redis_transport.enqueue", enqueue_slowly)
     monkeypatch.setattr(httpx.AsyncClient, "send", ask_slowly)
     with make_worker(sector_stocks=lambda params: []) as worker:
         worker.hold()

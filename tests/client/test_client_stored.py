@@ -137,7 +137,7 @@ async def test_trimming_and_compaction_while_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the streams lose between two batches is in the archive by then."""
-    monkeypatch.setattr("qmt_client.stored._MOST", 250)
+    monkeypatch.setattr("qmt_reading.stored.streams._MOST", 250)
     wires = make_wires(5_000, step=1, strange=False)
     archive.add(wires[:1_000])
     publish_wires(streams, wires)
@@ -333,7 +333,7 @@ def test_more_bars_than_are_read_at_once(
     reader: QMTClient, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A month is read in several turns, each in order."""
-    monkeypatch.setattr("qmt_client.archive._BAR_ROWS", 100)
+    monkeypatch.setattr("qmt_reading.stored.archive._BAR_ROWS", 100)
     bars = make_bars(400)
     archive.add_bars(bars)
     batches = list(reader.stored_bars("*", "1m", as_="batches"))

@@ -16,10 +16,8 @@ import redis
 from fake_worker import beat, make_tick, publish
 from waiting import wait_for
 
-import qmt_client.healing
+import qmt_reading.live.healing
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
-from qmt_client.connections import connect_async
-from qmt_client.follow import Follower
 from qmt_client.live import tick_of
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import (
@@ -31,6 +29,8 @@ from qmt_protocol.errors import (
     WrongVersion,
 )
 from qmt_protocol.keys import Keys
+from qmt_reading.live.follower import Follower
+from qmt_runtime.connections import connect_async
 from qmt_standalone.redis_server import RedisServer
 
 T0 = 1_767_576_600_000  # 2026-01-05 09:30 China time
@@ -521,13 +521,13 @@ async def test_what_is_filed_while_the_streams_are_read_is_told_once(
 ) -> None:
     """It is in the streams, and in the feed behind the place from which it is read then."""
     publish(streams, "SH", seeds(3))
-    read_stored = qmt_client.healing.read_stored
+    read_stored = qmt_reading.live.healing.read_stored
 
     def read_later(*what: Any, **how: Any) -> Any:
         publish(streams, "SH", seeds(3, 3))
         return read_stored(*what, **how)
 
-    monkeypatch.setattr(qmt_client.healing, "read_stored", read_later)
+    monkeypatch.setattr(qmt_reading.live.healing, "read_stored", read_later)
     gaps: list[Gap] = []
     reader = follow_sh(streams_server, gaps, start_ms=T0)
     threading.Timer(1.0, lambda: publish(streams, "SH", seeds(2, 6))).start()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qmt_client.stored import _lost
 from qmt_protocol.cursor.position import just_before
 from qmt_protocol.ids import BEGINNING
+from qmt_reading.stored.streams import _lost
 
 DAY_MS = 86_400_000
 

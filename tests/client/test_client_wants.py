@@ -13,11 +13,11 @@ import redis
 from waiting import WITHIN_S
 from wanting import heard_on
 
-import qmt_client.wants
-from qmt_client.connections import connect_async
-from qmt_client.wants import Wants
+import qmt_reading.live.wants
 from qmt_protocol.errors import AccessDenied, QMTError
 from qmt_protocol.keys import Keys
+from qmt_reading.live.wants import Wants
+from qmt_runtime.connections import connect_async
 from qmt_standalone.redis_server import RedisServer
 
 KEYS = Keys("w")
@@ -49,7 +49,7 @@ async def reader(
     streams_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Reader]:
     for name in ("_LOOK_S", "_SETTLE_S", "_HEARD_S", "SAY_EVERY_S"):
-        monkeypatch.setattr(qmt_client.wants, name, 0.05)
+        monkeypatch.setattr(qmt_reading.live.wants, name, 0.05)
     made = Reader(streams_server.url)
     yield made
     await made.close()

@@ -9,12 +9,12 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qmt_client.parquet_groups import group_ranges
+from qmt_reading.stored.parquet_groups import group_ranges
 
 DAMAGED = """
 import io, sys
 import pyarrow as pa, pyarrow.parquet as pq
-from qmt_client.parquet_groups import group_ranges
+from qmt_reading.stored.parquet_groups import group_ranges
 
 data = sys.stdin.buffer.read()
 size = int.from_bytes(data[-8:-4], "little")

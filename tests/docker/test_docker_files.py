@@ -137,7 +137,7 @@ def test_the_image_holds_no_part_of_the_windows_side() -> None:
         for name in line.split()[1:-1]
     }
     folders = {name for name in copied if (DOCKER.parent / name).is_dir()}
-    assert folders == {"protocol", "client", "gateway", "archive"}
+    assert folders == {"protocol", "runtime", "reading", "gateway", "archive"}
     ignored = (DOCKER.parent / ".dockerignore").read_text("utf-8").splitlines()
     assert {f"!{name}" for name in copied} <= set(ignored)
 

@@ -29,13 +29,10 @@ from qmt_archive.foreign import ForeignFile
 from qmt_archive.parquet import write_rows
 from qmt_archive.place import Place
 from qmt_archive.verify import verify
-from qmt_client.archive import ArchiveReader
 from qmt_client.frames import frames_of, long_frame_of, stored_frame
 from qmt_client.gateway_answers import Archive
-from qmt_client.jobs import MANIFEST_KEY, ResultStream, read_chunk
 from qmt_client.output import write_batches
 from qmt_client.stored_gateway import GatewayStored
-from qmt_client.stored_source import StoredWish
 from qmt_gateway.records import records_by_code
 from qmt_protocol.archive import ArchivedFile, encode_manifest
 from qmt_protocol.archive import Manifest as ArchiveManifest
@@ -44,6 +41,9 @@ from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.columns import bars_from, bars_table, rows_from, ticks_from, ticks_table
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import decode_row
+from qmt_reading.jobs.queue import MANIFEST_KEY, ResultStream, read_chunk
+from qmt_reading.requests import StoredWish
+from qmt_reading.stored.archive import ArchiveReader
 
 CODES: Final = ["600519.SH", "600000.SH", "688981.SH"]
 FIRST_MS: Final = 1_763_688_600_000

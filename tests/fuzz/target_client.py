@@ -29,7 +29,6 @@ from target_arrow import (
 )
 
 from qmt_client import AsyncQMTClient
-from qmt_client.processes import Process, Status
 from qmt_protocol.errors import AccessDenied, QMTError
 from qmt_protocol.jobs import Manifest
 from qmt_protocol.live import (
@@ -43,6 +42,7 @@ from qmt_protocol.live import (
     Welcome,
 )
 from qmt_protocol.status import Heartbeat
+from qmt_reading.processes import Process, Status
 
 CODE: Final = CODES[0]
 ROWS: Final = 12

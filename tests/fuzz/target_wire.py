@@ -15,7 +15,6 @@ from fuzz_changes import changed, changed_document, encoded
 from fuzz_children import Report, in_children
 from fuzz_run import ROOT, Target
 
-from qmt_client.processes import Status
 from qmt_gateway.hub import notice_of
 from qmt_gateway.wires import Row
 from qmt_protocol.archive import ArchivedFile, Missing, encode_manifest
@@ -33,6 +32,7 @@ from qmt_protocol.jobs import Manifest, Progress, decode_manifest, decode_progre
 from qmt_protocol.status import Heartbeat, decode_heartbeat, encode_heartbeat
 from qmt_protocol.ticks import TICK_FIELDS, decode_row, decode_tick
 from qmt_protocol.wants import decode_refusal
+from qmt_reading.processes import Status
 
 CODE: Final = "600519.SH"
 ID: Final = "1763688600000-3"

@@ -11,12 +11,12 @@ import redis
 from test_gateway_subscriber import FakeSink
 from waiting import WITHIN_S, wait_for
 
-from qmt_client.feed import FeedReader
-from qmt_client.redis_transport import RedisTransport
 from qmt_gateway.budget import Budget
 from qmt_gateway.hub import Hub
 from qmt_gateway.subscriber import Subscriber
 from qmt_gateway.wires import JSON
+from qmt_reading.live.feed import FeedReader
+from qmt_reading.redis_transport import RedisTransport
 from qmt_standalone.redis_server import RedisServer
 
 GAP = {"kind": "gap", "reason": "x", "market": "SH", "at_ms": 1}

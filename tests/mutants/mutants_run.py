@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 _JUDGE: Final = "producer/qmt_producer/judge.py"
 _LUA: Final = "producer/qmt_producer/functions.lua"
 _LINE: Final = "producer/qmt_producer/market_line.py"
-_FEED: Final = "client/qmt_client/feed.py"
+_FEED: Final = "reading/qmt_reading/live/feed.py"
 _CURSOR: Final = "protocol/qmt_protocol/cursor/cursor.py"
 _POSITION: Final = "protocol/qmt_protocol/cursor/feed_position.py"
 _PROGRESS: Final = "protocol/qmt_protocol/cursor/progress.py"
@@ -426,7 +426,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a stream that is shorter than its reader's position lost something",
-        "client/qmt_client/stored.py",
+        "reading/qmt_reading/stored/streams.py",
         'id_key(told["last-generated-id"].decode()) <= id_key(after)',
         'told["last-generated-id"].decode() == after',
         ("tests/client/test_client_trimmed.py",),

@@ -21,9 +21,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from qmt_client.redis_transport import RedisTransport
 from qmt_protocol.errors import CodecError, QMTError
 from qmt_protocol.live import JSON_SUBPROTOCOL
+from qmt_reading.redis_transport import RedisTransport
 
 MAY_GROW_KB: Final = 160_000
 """A gateway's peak beyond what it takes when it serves; one content alone has 40 MB."""

@@ -27,9 +27,9 @@ from jobs_contents import (
 from waiting import wait_for
 from worker_rig import WorkerProcess
 
-from qmt_client.jobs import enqueue
 from qmt_protocol.jobs import CATALOGUE, QUERY_QUEUE, SectorStocksParams
 from qmt_protocol.keys import JobKeys, Keys
+from qmt_reading.jobs.queue import enqueue
 from qmt_simulator.process import TerminalProcess
 from qmt_standalone.redis_server import RedisServer
 

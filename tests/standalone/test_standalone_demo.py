@@ -28,7 +28,7 @@ from standalone_runs import Demo
 from waiting import wait_for
 
 from qmt_client import QMTClient
-from qmt_client.archive import ArchiveReader
+from qmt_reading.stored.archive import ArchiveReader
 
 
 @pytest.fixture

@@ -6,18 +6,22 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from tqdm import tqdm
 
-from qmt_client import AsyncQMTClient
 from qmt_producer.redis_link import connect
+from qmt_protocol.columns import ticks_from
 from qmt_protocol.errors import Gap, QMTError
 from qmt_protocol.settings import load_settings
 from qmt_protocol.times import to_datetime
+from qmt_reading.redis_transport import RedisTransport
+from qmt_reading.replay.engine import AsyncReplay
+from qmt_reading.stored.edges import read_whole
 from qmt_runtime.process import start_logging, when_stdin_ends, when_told_to_stop
 
 from .day import StoredDay
@@ -28,43 +32,65 @@ from .settings import ReplaySettings
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from qmt_protocol.ticks import Tick
+    from qmt_reading.transport import StoredSource
+
 __all__ = ["main"]
 
 _STOPPED: Final = 130
 """Exit code of who was ended by Ctrl-C, as shells have it."""
+_GIVE_UP_AFTER_S: Final = 300.0
 log: Final = structlog.get_logger(__name__)
 
 
 async def _replay(settings: ReplaySettings, day: StoredDay, player: Player) -> None:
     """Publish a day, and show how far it is where a person looks on."""
-    async with AsyncQMTClient(
+    transport = RedisTransport(
         settings.streams_url, prefix=settings.prefix, archive_url=settings.archive_url
-    ) as client:
-        simulated = day.simulated or (await client.status()).simulated
-        replay = client.replay(
-            day.codes,
-            to_datetime(day.start_ms),
-            to_datetime(day.end_ms),
-            settings.pace,
-            markets=() if day.codes else day.markets,
-            skip_idle_s=settings.skip_idle_s,
-            on_gap=_note,
-        )
-        with tqdm(total=day.rows, unit=" ticks", disable=None) as bar:
+    )
+    try:
+        simulated = day.simulated or (await transport.status()).simulated
+        await _play(settings, day, player, transport.stored(), simulated=simulated)
+    finally:
+        await transport.close()
 
-            async def shown() -> AsyncIterator[pa.RecordBatch]:
-                async for batch in replay.batches():
-                    yield batch
-                    bar.update(len(batch))
-                    bar.set_postfix_str(f"{to_datetime(player.at_ms):%H:%M:%S}", refresh=False)
 
-            player.start(simulated=simulated)
-            try:
-                await player.play(shown(), day.beside())
-                await player.drain()
-            finally:
-                await replay.aclose()
-                player.stop()
+async def _play(
+    settings: ReplaySettings,
+    day: StoredDay,
+    player: Player,
+    stored: StoredSource,
+    *,
+    simulated: bool,
+) -> None:
+    def read(from_ms: int | None) -> AsyncGenerator[pa.RecordBatch, None]:
+        start_ms = day.start_ms if from_ms is None else from_ms
+        wish = replace(day.wish, start_ms=start_ms)
+        return read_whole(stored, wish, _note, give_up_after_s=_GIVE_UP_AFTER_S)
+
+    replay: AsyncReplay[Tick] = AsyncReplay(
+        read,
+        ticks_from,
+        speed=settings.pace,
+        skip_idle_s=settings.skip_idle_s,
+        missing=lambda: stored.missing(day.wish),
+        on_gap=_note,
+    )
+    with tqdm(total=day.rows, unit=" ticks", disable=None) as bar:
+
+        async def shown() -> AsyncIterator[pa.RecordBatch]:
+            async for batch in replay.batches():
+                yield batch
+                bar.update(len(batch))
+                bar.set_postfix_str(f"{to_datetime(player.at_ms):%H:%M:%S}", refresh=False)
+
+        player.start(simulated=simulated)
+        try:
+            await player.play(shown(), day.beside())
+            await player.drain()
+        finally:
+            await replay.aclose()
+            player.stop()
 
 
 def _note(gap: Gap) -> None:

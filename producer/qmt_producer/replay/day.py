@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
-from qmt_client.archive import ArchiveReader
-from qmt_client.stored_source import StoredWish
 from qmt_producer.candidates import Entry
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.codes import market_of, parse_codes
@@ -17,6 +15,8 @@ from qmt_protocol.errors import ConfigurationError, NotFound
 from qmt_protocol.keys import want
 from qmt_protocol.periods import DAILY_PERIODS
 from qmt_protocol.times import day_start_ms
+from qmt_reading.requests import StoredWish
+from qmt_reading.stored.archive import ArchiveReader
 
 from .player import Due
 from .settings import ReplaySettings
@@ -66,8 +66,15 @@ class StoredDay:
         day_end_ms = day_start_ms(self.day) + _NIGHT_BEGINS_MS - 1
         self.start_ms = min(one.first_ms for one in files)
         self.end_ms = max(day_end_ms, *(one.last_ms for one in files))
-        wish = StoredWish(self.codes, tuple(self.markets), "tick", self.start_ms, self.end_ms)
-        self._missing = wish.concerned(manifest.missing)
+        self.wish = StoredWish(
+            self.codes,
+            () if self.codes else tuple(self.markets),
+            "tick",
+            self.start_ms,
+            self.end_ms,
+        )
+        """What is to be read of the day's ticks."""
+        self._missing = self.wish.concerned(manifest.missing)
         self._periods = sorted({one.period for one in manifest.files if one.kind == "bar"})
 
     def beside(self) -> Iterator[Due]:

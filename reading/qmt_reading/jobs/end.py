@@ -16,8 +16,7 @@ from qmt_protocol.errors import (
     error_from_dict,
 )
 from qmt_protocol.jobs import Progress
-
-from .transport import OnProgress
+from qmt_reading.transport import OnProgress
 
 __all__ = ["JobCarrier", "failure_of", "submit_and_wait"]
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 
 from qmt_protocol.archive import Missing
 from qmt_protocol.bars import Bar, decode_bar
-from qmt_protocol.columns import BAR_COLUMNS, TICK_COLUMNS, bars_table, ticks_table
+from qmt_protocol.columns import bars_table, ticks_table
 from qmt_protocol.cursor.batch import Row
 from qmt_protocol.cursor.gaps import unreadable
 from qmt_protocol.cursor.position import just_before
@@ -26,99 +26,30 @@ from qmt_protocol.feed import decode_rows, is_code_of
 from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of, to_datetime
+from qmt_reading.processes import read_status
+from qmt_reading.requests import StoredWish
+from qmt_reading.transport import OnGap, StoredSource
+from qmt_runtime.connections import redis_call, to_its_end
 from qmt_runtime.retry import Retry
 
 from .archive import ArchivedBars, ArchivedTicks, ArchiveReader
-from .connections import redis_call, to_its_end
-from .ordering import KEYS, Key, behind, in_order, last_key, newest, split
-from .processes import read_status
-from .stored import read_stored
-from .transport import OnGap
+from .ordering import Key, behind, in_order, last_key, newest, split
+from .streams import read_stored
 
 if TYPE_CHECKING:
     import redis.asyncio
 
-__all__ = ["RedisStored", "StoredSource", "StoredWish", "finished", "resumed"]
+__all__ = ["RedisStored", "finished", "resumed"]
 
 _LAST_NUMBER: Final = 2**64 - 1
 _DECODED_ROWS: Final = 4_096
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class StoredWish:
-    """What is to be read.
-
-    Attributes
-    ----------
-    codes : tuple of str or None
-        Codes wanted; ``None``: all of the markets.
-    markets : tuple of str
-        Whole markets wanted; with no codes either: all that are archived or published.
-    period : str
-        ``tick``, or the period of the bars wanted.
-    start_ms, end_ms : int or None
-        First and last ms of entry ids (exchange time; a bar's label), both included.
-    columns : tuple of str or None
-        Columns wanted beside code and id; ``None``: all.
-    """
-
-    codes: tuple[str, ...] | None
-    markets: tuple[str, ...] = ()
-    period: str = "tick"
-    start_ms: int | None = None
-    end_ms: int | None = None
-    columns: tuple[str, ...] | None = None
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Schema of what is given."""
-        whole = TICK_COLUMNS if self.period == "tick" else BAR_COLUMNS
-        if self.columns is None:
-            return whole
-        wanted = {*KEYS, *self.columns}
-        return pa.schema([field for field in whole if field.name in wanted], whole.metadata)
-
-    def concerns(self, markets: frozenset[str]) -> bool:
-        """Whether rows of one of the markets may be in it."""
-        named = {*self.markets, *(code.rpartition(".")[2] for code in self.codes or ())}
-        return not named.isdisjoint(markets)
-
-    def concerned(self, missing: Iterable[Missing]) -> list[Missing]:
-        """Return what of that lies in the range and was not filled, oldest first."""
-        markets = set(self.markets) or {code.rpartition(".")[2] for code in self.codes or ()}
-        found = [
-            one
-            for one in missing
-            if one.state != "filled"
-            and (not one.market or one.market in markets)
-            and (not one.codes or self.codes is None or not set(one.codes).isdisjoint(self.codes))
-            and (self.start_ms is None or one.to_ms >= self.start_ms)
-            and (self.end_ms is None or one.from_ms <= self.end_ms)
-        ]
-        return sorted(found, key=lambda one: (one.from_ms, one.to_ms, one.market))
-
-
 def _codes_among(names: Iterable[bytes], market: str) -> list[str]:
     """Return the fields of a market's ``latest`` that are codes of it, sorted."""
     found = (printable(name) for name in names)
     return sorted(code for code in found if is_code_of(code, market))
-
-
-class StoredSource(Protocol):
-    """Where stored rows are read from: archive and streams, or the gateway."""
-
-    def batches(self, wish: StoredWish, on_gap: OnGap) -> AsyncGenerator[pa.RecordBatch, None]:
-        """Yield rows by (``id_ms``, ``code``, ``id_seq``), each once; closed bars only."""
-
-    async def missing(self, wish: StoredWish) -> list[Missing]:
-        """Return what is known to be absent, oldest first."""
-
-    async def markets(self) -> list[str]:
-        """Return the markets that are archived."""
-
-    async def simulated_markets(self) -> frozenset[str]:
-        """Return the markets of which rows were invented by the simulator."""
 
 
 class RedisStored:
@@ -303,7 +234,7 @@ def _joined(tables: Sequence[pa.Table], period: str) -> list[pa.RecordBatch]:
     return list((whole if period == "tick" else newest(whole)).to_batches())
 
 
-_Make = Callable[[Sequence[Row], "StoredWish"], tuple[pa.Table, list[Gap]]]
+_Make = Callable[[Sequence[Row], StoredWish], tuple[pa.Table, list[Gap]]]
 
 
 def _in_parts(make: _Make, rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:

@@ -12,8 +12,7 @@ from qmt_protocol.codes import market_of
 from qmt_protocol.errors import AccessDenied, CodecError, QMTError, RedisUnavailable, Unavailable
 from qmt_protocol.keys import Keys, parse_want
 from qmt_protocol.wants import SAY_EVERY_S, decode_refusal, encode_wants, others_of
-
-from .connections import redis_call
+from qmt_runtime.connections import redis_call
 
 __all__ = ["Wants"]
 

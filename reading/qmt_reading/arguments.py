@@ -1,18 +1,16 @@
-"""What both clients do with arguments and with what an answer lacks."""
+"""Arguments as people write them: codes, markets, names, times of day."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from qmt_protocol.codes import parse_codes, parse_markets, parts_of
-from qmt_protocol.errors import Gap, InvalidRequest
+from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.texts import parse_text
 from qmt_protocol.times import day_start_ms, parse_start
-
-from .telling import warn
 
 __all__ = [
     "Clock",
@@ -24,8 +22,6 @@ __all__ = [
     "parse_one",
     "parse_rows",
     "parse_scope",
-    "warn_absent",
-    "warn_gap",
 ]
 
 Codes = str | Iterable[str]
@@ -102,18 +98,3 @@ def parse_names(names: Codes | None, field: str = "fields") -> list[str] | None:
         return None
     checked = (parse_text(name, field, most=_NAME).strip() for name in parts_of(names, field))
     return list(dict.fromkeys(filter(None, checked)))
-
-
-def warn_gap(gap: Gap) -> None:
-    """Tell a gap as a warning."""
-    warn(str(gap))
-
-
-def warn_absent(absent: Mapping[str, str], where: str, *, left_out: bool = True) -> None:
-    """Name codes that an answer lacks, with the reason of each."""
-    if not absent:
-        return
-    named = "; ".join(f"{code}: {reason}" for code, reason in list(absent.items())[:5])
-    more = f"; and {len(absent) - 5} more" if len(absent) > 5 else ""
-    what = "left out" if left_out else "nothing known of"
-    warn(f"{where}: {what} {len(absent)} code(s). {named}{more}.")

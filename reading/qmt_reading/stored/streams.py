@@ -16,8 +16,7 @@ from qmt_protocol.feed import is_entry_id
 from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of
-
-from .connections import redis_call, redis_errors
+from qmt_runtime.connections import redis_call, redis_errors
 
 __all__ = ["read_stored"]
 

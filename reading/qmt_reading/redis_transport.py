@@ -42,20 +42,28 @@ from qmt_protocol.limits import (
 )
 from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
+from qmt_reading.jobs.end import submit_and_wait
+from qmt_reading.jobs.queue import enqueue, read_chunk, rq_key, withdraw
+from qmt_reading.latest import LatestValues
+from qmt_reading.live.follower import Follower
+from qmt_reading.live.wants import Wants
+from qmt_runtime.connections import (
+    BLOCK_S,
+    connect,
+    connect_async,
+    redis_call,
+    redis_errors,
+    to_its_end,
+)
 
-from .answers import Latest
-from .connections import BLOCK_S, connect, connect_async, redis_call, redis_errors, to_its_end
-from .follow import Follower
-from .job_end import submit_and_wait
-from .jobs import enqueue, read_chunk, rq_key, withdraw
 from .processes import Status, read_status
-from .transport import OnGap, OnProgress, Wish
-from .wants import Wants
+from .requests import Wish
+from .transport import OnGap, OnProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .stored_source import RedisStored
+    from qmt_reading.stored.source import RedisStored
 
 __all__ = ["RedisTransport"]
 
@@ -364,14 +372,14 @@ class RedisTransport:
 
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> Latest[Tick]:
+    ) -> LatestValues[Tick]:
         """Return the last stored tick of the codes, or of whole markets.
 
         Codes without a tick are left out; the order is the codes'. What cannot be read is named
         by ``unreadable``.
         """
         values = await self.latest_values(codes, markets)
-        found: Latest[Tick] = Latest(unreadable=values.unreadable)
+        found: LatestValues[Tick] = LatestValues(unreadable=values.unreadable)
         for code, data in values.items():
             try:
                 found[code] = decode_latest(data, code)
@@ -381,12 +389,12 @@ class RedisTransport:
 
     async def latest_values(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> Latest[bytes]:
+    ) -> LatestValues[bytes]:
         """Do as `latest`, and leave the ticks encoded; see `decode_latest`."""
         by_market: dict[str, list[str]] = {market: [] for market in markets}
         for code in codes or ():
             by_market.setdefault(market_of(code), []).append(code)
-        found: Latest[bytes] = Latest()
+        found: LatestValues[bytes] = LatestValues()
         async with (
             redis_call(self._address),
             self.streams.pipeline(transaction=False) as pipe,
@@ -472,7 +480,7 @@ class RedisTransport:
             When the archive's address cannot be used.
         """
         if self._stored is None:
-            from .stored_source import RedisStored
+            from qmt_reading.stored.source import RedisStored
 
             self._stored = RedisStored(
                 self.streams, self.keys, archive_url=self._archive_url, address=self._address

@@ -7,6 +7,8 @@ reason, and wherever they come from.
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,13 +18,15 @@ from qmt_protocol.errors import Gap
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, is_weekday, to_datetime
 
 from .ordering import ids_of
+from .source import resumed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .stored_source import StoredWish
+    from qmt_reading.requests import StoredWish
+    from qmt_reading.transport import OnGap, StoredSource
 
-__all__ = ["NOTHING_STORED", "Edges"]
+__all__ = ["NOTHING_STORED", "Edges", "read_whole"]
 
 _CLOSE_MS: Final = 15 * 3_600_000
 NOTHING_STORED: Final = "nothing is stored"
@@ -115,3 +119,18 @@ def _gap(market: str, where: str, from_ms: int, to_ms: int) -> Gap:
         to_ms=to_ms,
         codes=[],
     )
+
+
+async def read_whole(
+    source: StoredSource, wish: StoredWish, on_gap: OnGap, *, give_up_after_s: float
+) -> AsyncGenerator[pa.RecordBatch, None]:
+    """Yield stored rows, as `resumed` does; what they lack at their ends is told as a gap."""
+    edges = Edges(wish)
+    read = resumed(source, wish, on_gap, give_up_after_s=give_up_after_s)
+    async with aclosing(read) as batches:
+        async for batch in batches:
+            for gap in edges.see(batch):
+                on_gap(gap)
+            yield batch
+    for gap in edges.end():
+        on_gap(gap)

@@ -22,8 +22,7 @@ from qmt_protocol.status import (
     is_of_the_future,
 )
 from qmt_protocol.times import redis_ms, to_datetime
-
-from .connections import redis_call
+from qmt_runtime.connections import redis_call
 
 __all__ = ["Process", "Status", "Unreadable", "read_status"]
 

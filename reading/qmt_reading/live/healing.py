@@ -9,9 +9,9 @@ import redis.asyncio
 from qmt_protocol.cursor.batch import Batch
 from qmt_protocol.cursor.cursor import Cursor
 from qmt_protocol.keys import Keys
+from qmt_reading.stored.streams import read_stored
 
 from .feed import FeedReader
-from .stored import read_stored
 
 __all__ = ["heal"]
 

@@ -1,61 +1,29 @@
-"""The seam between the client and what carries its requests: Redis itself, or the gateway."""
+"""The seam between a reader and what carries its requests: Redis itself, or the gateway."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qmt_protocol.cursor.position import Place
 from qmt_protocol.errors import Gap
 from qmt_protocol.jobs import JobParams, Manifest, Progress
 from qmt_protocol.ticks import Tick
 
-from .answers import Latest
+from .latest import LatestValues
 from .processes import Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from qmt_protocol.archive import Missing
     from qmt_protocol.cursor.batch import Batch
 
-    from .stored_source import StoredSource
+    from .requests import StoredWish, Wish
 
-__all__ = ["OnGap", "OnProgress", "Transport", "Wish"]
+__all__ = ["OnGap", "OnProgress", "StoredSource", "Transport"]
 
 OnProgress = Callable[[Progress], None]
 OnGap = Callable[[Gap], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a live iteration is to give.
-
-    Attributes
-    ----------
-    codes : tuple of str or None
-        Codes wanted; ``None``: all of the markets.
-    markets : tuple of str
-        Whole markets wanted.
-    period : str
-        ``tick``, or the period of the bars wanted.
-    place : Place or None
-        Where to go on.
-    start_ms : int or None
-        Begin with the ticks stored since this exchange time.
-    snapshot : bool
-        Begin with the latest tick of each code.
-    conflate : bool
-        Of what waits, only the latest of each code.
-    """
-
-    codes: tuple[str, ...] | None
-    markets: tuple[str, ...] = ()
-    period: str = "tick"
-    place: Place | None = None
-    start_ms: int | None = None
-    snapshot: bool = False
-    conflate: bool = False
 
 
 class Transport(Protocol):
@@ -80,7 +48,7 @@ class Transport(Protocol):
 
     async def latest(
         self, codes: Sequence[str] | None, markets: Sequence[str] = ()
-    ) -> Latest[Tick]:
+    ) -> LatestValues[Tick]:
         """Return the last stored tick of the codes, or of whole markets; some may be missing."""
 
     def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
@@ -94,3 +62,19 @@ class Transport(Protocol):
 
     async def close(self) -> Any:
         """Close all connections."""
+
+
+class StoredSource(Protocol):
+    """Where stored rows are read from: archive and streams, or the gateway."""
+
+    def batches(self, wish: StoredWish, on_gap: OnGap) -> AsyncGenerator[pa.RecordBatch, None]:
+        """Yield rows by (``id_ms``, ``code``, ``id_seq``), each once; closed bars only."""
+
+    async def missing(self, wish: StoredWish) -> list[Missing]:
+        """Return what is known to be absent, oldest first."""
+
+    async def markets(self) -> list[str]:
+        """Return the markets that are archived."""
+
+    async def simulated_markets(self) -> frozenset[str]:
+        """Return the markets of which rows were invented by the simulator."""

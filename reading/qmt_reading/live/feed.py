@@ -21,8 +21,7 @@ from qmt_protocol.ids import BEGINNING, id_key, is_stream_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.schema import FEED, check_version
-
-from .connections import BLOCK_S, redis_call
+from qmt_runtime.connections import BLOCK_S, redis_call
 
 __all__ = ["FeedReader", "Reading"]
 

@@ -19,20 +19,19 @@ from qmt_protocol.amounts import parse_count, parse_seconds, parse_speed
 from qmt_protocol.codes import parse_codes
 from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.times import day_of
+from qmt_reading.arguments import Clock, Codes, is_all, parse_clock
+from qmt_reading.stored.gaps import gap_of
+from qmt_runtime.fork_guard import ForkGuard
 
-from .arguments import Clock, Codes, is_all, parse_clock
-from .connected import Maker
-from .gaps import gap_of
-from .replay_clock import MarketClock
-from .replay_rows import Piece, Read, RowsAhead
+from .clock import MarketClock
+from .rows import Piece, Read, RowsAhead
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from typing_extensions import Self
 
     from qmt_protocol.archive import Missing
-
-    from .transport import OnGap
+    from qmt_reading.transport import OnGap
 
 __all__ = ["AsyncReplay", "Replay", "Speed"]
 
@@ -91,7 +90,7 @@ class AsyncReplay(Generic[Item]):
         self._changed = asyncio.Event()
         self._last_ms: int | None = None
         self._late_s = 0.0
-        self._maker = Maker()
+        self._guard = ForkGuard()
 
     # Iterating
 
@@ -172,7 +171,7 @@ class AsyncReplay(Generic[Item]):
 
     async def aclose(self) -> None:
         """End the replay and let its files and connections go."""
-        if not self._maker.is_here:
+        if not self._guard.is_here:
             return
         self._closed = True
         self._due.clear()
@@ -284,7 +283,7 @@ class AsyncReplay(Generic[Item]):
 
     async def _fill(self, *, raw: bool) -> bool:
         """Wait until something is due; false at the end."""
-        self._maker.check()
+        self._guard.check()
         if raw is not self._raw is not None:
             raise InvalidRequest("Iterate over ticks or over batches, not both.")
         self._raw = raw

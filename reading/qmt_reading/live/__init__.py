@@ -1,0 +1,1 @@
+"""Following a feed: its entries, asking for more, what streams have that it has no more."""

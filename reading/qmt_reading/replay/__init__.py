@@ -1,0 +1,1 @@
+"""Stored rows given again at the pace at which they were made, or at any other."""

@@ -1,0 +1,1 @@
+"""Stored rows: archive and streams as one sequence, each row once."""

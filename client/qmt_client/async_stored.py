@@ -18,9 +18,9 @@ from qmt_protocol.tables import table_of
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import parse_end, parse_start
 from qmt_reading.arguments import Codes, is_all, parse_names
+from qmt_reading.callbacks import OnGap
 from qmt_reading.replay.engine import AsyncReplay
 from qmt_reading.stored.gaps import gap_of
-from qmt_reading.transport import OnGap
 
 from .connected import Connected
 from .telling import warn_absent, warn_gap

@@ -26,8 +26,8 @@ from qmt_protocol.periods import parse_period
 from qmt_protocol.ticks import Tick
 from qmt_protocol.times import day_of
 from qmt_reading.arguments import Clock, Codes, parse_clock, parse_scope
+from qmt_reading.callbacks import OnGap
 from qmt_reading.requests import Wish
-from qmt_reading.transport import OnGap
 
 from .answers import Latest, Ticks
 from .connected import Connected

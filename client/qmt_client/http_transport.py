@@ -24,12 +24,12 @@ from qmt_protocol.limits import MAX_DOCUMENT_BYTES, MAX_FRAME_BYTES
 from qmt_protocol.live import MSGPACK_SUBPROTOCOL, CloseCode
 from qmt_protocol.ticks import Tick
 from qmt_protocol.urls import address_of
+from qmt_reading.callbacks import OnGap, OnProgress
 from qmt_reading.jobs.end import submit_and_wait
 from qmt_reading.jobs.queue import ResultStream
 from qmt_reading.latest import LatestValues
 from qmt_reading.processes import Status
 from qmt_reading.requests import Wish
-from qmt_reading.transport import OnGap, OnProgress
 from qmt_runtime.connections import timeout, to_its_end
 
 from .gateway_answers import Accepted, Archive, JobState, LatestTicks, denied, error_of

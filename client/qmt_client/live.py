@@ -13,7 +13,7 @@ from qmt_protocol.cursor.position import Place
 from qmt_protocol.cursor.progress import Progress
 from qmt_protocol.errors import CodecError
 from qmt_protocol.ticks import Tick, decode_tick
-from qmt_reading.transport import OnGap
+from qmt_reading.callbacks import OnGap
 from qmt_runtime.fork_guard import ForkGuard
 
 from .telling import warn

@@ -21,8 +21,8 @@ from qmt_protocol.errors import CodecError, Gap, QMTError, Unavailable, error_fr
 from qmt_protocol.events import Moment
 from qmt_protocol.ids import BEGINNING
 from qmt_protocol.live import Subscribe
+from qmt_reading.callbacks import OnGap
 from qmt_reading.requests import Wish
-from qmt_reading.transport import OnGap
 from qmt_runtime.retry import Retry
 
 from .gateway_answers import Code, EntryId, TickId

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qmt_protocol.jobs import Progress
-from qmt_reading.transport import OnProgress
+from qmt_reading.callbacks import OnProgress
 
 if TYPE_CHECKING:
     from tqdm import tqdm

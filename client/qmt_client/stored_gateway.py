@@ -14,10 +14,10 @@ from qmt_protocol.arrow_stream import ArrowStream
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import CodecError
 from qmt_protocol.times import to_datetime
+from qmt_reading.callbacks import OnGap
 from qmt_reading.requests import StoredWish
 from qmt_reading.stored.ordering import ids_of, where_code
 from qmt_reading.stored.source import finished
-from qmt_reading.transport import OnGap
 
 from .gateway_answers import Archive
 

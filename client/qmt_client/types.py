@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 import numpy as np
 
-from qmt_protocol.bars import Bar
-from qmt_protocol.ticks import Tick
 from qmt_reading.arguments import Codes
-from qmt_reading.transport import OnGap
+from qmt_reading.callbacks import OnBars, OnGap, OnTicks
 
 from .progress import ShowProgress
 
@@ -37,9 +35,6 @@ StoredForm = Literal["frame", "arrow", "batches"]
 
 Position = Mapping[str, object]
 """Where an iteration stands, as its ``position`` and ``full_position`` give it; JSON-able."""
-
-OnTicks = Callable[[dict[str, list[Tick]]], Awaitable[None] | None]
-OnBars = Callable[[dict[str, list[Bar]]], Awaitable[None] | None]
 
 
 class Downloaded(TypedDict):

@@ -15,9 +15,9 @@ from typing import Final
 import pyarrow as pa
 
 from qmt_protocol.archive import Missing
+from qmt_reading.callbacks import OnGap
 from qmt_reading.requests import StoredWish
 from qmt_reading.stored.source import RedisStored
-from qmt_reading.transport import OnGap
 
 __all__ = ["READING_BYTES", "Readings"]
 

@@ -56,9 +56,9 @@ from qmt_runtime.connections import (
     to_its_end,
 )
 
+from .callbacks import OnGap, OnProgress
 from .processes import Status, read_status
 from .requests import Wish
-from .transport import OnGap, OnProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa

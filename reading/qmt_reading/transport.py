@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qmt_protocol.errors import Gap
-from qmt_protocol.jobs import JobParams, Manifest, Progress
+from qmt_protocol.jobs import JobParams, Manifest
 from qmt_protocol.ticks import Tick
 
+from .callbacks import OnGap, OnProgress
 from .latest import LatestValues
 from .processes import Status
 
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
     from .requests import StoredWish, Wish
 
-__all__ = ["OnGap", "OnProgress", "StoredSource", "Transport"]
-
-OnProgress = Callable[[Progress], None]
-OnGap = Callable[[Gap], None]
+__all__ = ["StoredSource", "Transport"]
 
 
 class Transport(Protocol):

@@ -37,7 +37,17 @@ EMBEDDED: Final = {
 """SHA-256 of the embeddable distribution inside the sdist."""
 WINE: Final = ("/usr/lib/wine/wine64", "/opt/wine-stable/bin/wine64", "/usr/bin/wine64")
 FOLDERS: Final = (
-    *("protocol", "runtime", "reading", "terminal", "producer", "worker", "windows", "client", "simulator"),
+    *(
+        "protocol",
+        "runtime",
+        "reading",
+        "terminal",
+        "producer",
+        "worker",
+        "windows",
+        "client",
+        "simulator",
+    ),
     *("tests/wine/inside",),
 )
 """What of the project a Windows machine has, and the tests that run there."""

@@ -16,7 +16,7 @@ from qmt_protocol.errors import (
     error_from_dict,
 )
 from qmt_protocol.jobs import Progress
-from qmt_reading.transport import OnProgress
+from qmt_reading.callbacks import OnProgress
 
 __all__ = ["JobCarrier", "failure_of", "submit_and_wait"]
 

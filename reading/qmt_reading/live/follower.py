@@ -18,7 +18,7 @@ from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.feed import is_entry_id
 from qmt_protocol.ids import id_key
 from qmt_protocol.keys import Keys, want
-from qmt_reading.transport import OnGap
+from qmt_reading.callbacks import OnGap
 from qmt_runtime.connections import redis_call
 from qmt_runtime.retry import Retry
 

@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from qmt_protocol.archive import Missing
-    from qmt_reading.transport import OnGap
+    from qmt_reading.callbacks import OnBars, OnGap, OnTicks
 
 __all__ = ["AsyncReplay", "Replay", "Speed"]
 
 Item = TypeVar("Item")
 Speed = float | Literal["max"]
-OnData = Callable[[dict[str, list[Any]]], Any]
 
 _PIECE_AT_MAX: Final = 512
 _PIECE: Final = 128
@@ -116,7 +115,7 @@ class AsyncReplay(Generic[Item]):
             yield self._due.popleft()
 
     async def subscribe_realtime(
-        self, stocks: Codes, callback: OnData, period: str = "tick"
+        self, stocks: Codes, callback: OnTicks | OnBars, period: str = "tick"
     ) -> None:
         """Call back as `AsyncQMTClient.subscribe_realtime` does, until the replay has ended.
 
@@ -420,7 +419,7 @@ class Replay(Generic[Item]):
             yield replay._due.popleft()
 
     async def subscribe_realtime(
-        self, stocks: Codes, callback: OnData, period: str = "tick"
+        self, stocks: Codes, callback: OnTicks | OnBars, period: str = "tick"
     ) -> None:
         """See `AsyncReplay.subscribe_realtime`; a coroutine here too, on the caller's own loop."""
         replay = self._replay

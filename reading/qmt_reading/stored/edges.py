@@ -23,8 +23,9 @@ from .source import resumed
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from qmt_reading.callbacks import OnGap
     from qmt_reading.requests import StoredWish
-    from qmt_reading.transport import OnGap, StoredSource
+    from qmt_reading.transport import StoredSource
 
 __all__ = ["NOTHING_STORED", "Edges", "read_whole"]
 

@@ -26,9 +26,10 @@ from qmt_protocol.feed import decode_rows, is_code_of
 from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of, to_datetime
+from qmt_reading.callbacks import OnGap
 from qmt_reading.processes import read_status
 from qmt_reading.requests import StoredWish
-from qmt_reading.transport import OnGap, StoredSource
+from qmt_reading.transport import StoredSource
 from qmt_runtime.connections import redis_call, to_its_end
 from qmt_runtime.retry import Retry
 

@@ -23,6 +23,8 @@ from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.schema import FEED, check_version
 from qmt_runtime.connections import BLOCK_S, redis_call
 
+from .transactions import Transactions
+
 __all__ = ["FeedReader", "Reading"]
 
 _ENTRIES_PER_READ: Final = 16  # times at most 500 ticks: what one read may hold in memory
@@ -49,7 +51,8 @@ class FeedReader:
     """One reader over the feeds of some markets, and over the producers' events.
 
     Whether a position still follows on is looked at in one transaction with the read, unless the
-    read before says so.
+    read before says so. Each market has a transaction of its own: feed, epoch and position of one
+    say nothing of another, and in a Redis Cluster they lie on different servers.
 
     Parameters
     ----------
@@ -210,25 +213,25 @@ class FeedReader:
         if time.monotonic() - self._begun_at > _KEPT_S:
             for one in positions:
                 one.has_entry = True
-        async with redis_call(self._address), self._connection.pipeline() as pipe:
-            for one in positions:
-                feed = self._keys.feed(one.market)
-                pipe.get(self._keys.epoch(one.market))
-                pipe.xrange(feed, one.at, one.limit or "+", count=_ENTRIES_PER_READ + 1)
-                if one.at == BEGINNING:
-                    pipe.xinfo_stream(feed)
-            if self.events_id:
-                pipe.xrange(self._keys.events, f"({self.events_id}", count=_EVENTS_PER_READ)
-            replies = iter(_checked(await pipe.execute(raise_on_error=False)))
-        found = Reading()
+        asked = Transactions(self._connection)
         for one in positions:
-            epoch, raw = next(replies), next(replies)
-            stream = next(replies) if one.at == BEGINNING else None
-            self._check_types(one.market, (epoch, raw, stream))
-            await self._look_at(one, self._epoch(one.market, epoch), raw, stream, found)
+            feed, pipe = self._keys.feed(one.market), asked.begin()
+            pipe.get(self._keys.epoch(one.market))
+            pipe.xrange(feed, one.at, one.limit or "+", count=_ENTRIES_PER_READ + 1)
+            if one.at == BEGINNING:
+                pipe.xinfo_stream(feed)
+        if self.events_id:
+            asked.begin().xrange(self._keys.events, f"({self.events_id}", count=_EVENTS_PER_READ)
+        async with redis_call(self._address):
+            replies = [_checked(some) for some in await asked.execute()]
+        found = Reading()
+        for one, (epoch, raw, *stream) in zip(positions, replies, strict=False):
+            self._check_types(one.market, (epoch, raw, *stream))
+            of_stream = stream[0] if stream else None
+            await self._look_at(one, self._epoch(one.market, epoch), raw, of_stream, found)
         strange, self._strange_event = self._strange_event, ""
         if self.events_id:
-            self._take_events(next(replies), found, known=strange)
+            self._take_events(replies[-1][0], found, known=strange)
         self._sure = len(positions) == len(self.markets) and not self._strange_event
         return found
 

@@ -663,9 +663,9 @@ class Recorder:
         try:
             async with redis_call(self._address):
                 self._now_ms = redis_ms(await self._redis.time())
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+                async with self._redis.pipeline(transaction=False) as pipe:
                     pipe.zadd(self._keys.seen, {beat.member: self._now_ms})
+                    pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
                     await pipe.execute()
                 while self._told:
                     body = msgspec.json.encode(self._told[0])

@@ -122,9 +122,9 @@ class Reporter:
             self._measure(self._redis)
         beat = self._heartbeat()
         now_ms = redis_ms(self._redis.time())
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+        with self._redis.pipeline(transaction=False) as pipe:
             pipe.zadd(self._keys.seen, {beat.member: now_ms})
+            pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
             pipe.execute()
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + _TIDY_EVERY_S
@@ -132,10 +132,11 @@ class Reporter:
 
     def _forget(self, now_ms: int) -> None:
         """Remove heartbeats that nobody needs to hear of any more, and those without a time."""
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zrange(self._keys.seen, 0, _LOOKED_AT - 1, withscores=True)
+        with self._redis.pipeline(transaction=False) as pipe:
+            # In this order: what is in `status` was in `seen` before, see `encode_heartbeat`.
             pipe.hkeys(self._keys.status)
-            scored, fields = pipe.execute()
+            pipe.zrange(self._keys.seen, 0, _LOOKED_AT - 1, withscores=True)
+            fields, scored = pipe.execute()
         seen: dict[bytes, float] = dict(scored)
         named = {member.decode("utf-8", "backslashreplace"): member for member in seen}
         of_name = {name: seen[member] for name, member in named.items()}
@@ -144,7 +145,7 @@ class Reporter:
             gone += [field for field in fields if field not in seen]
         for begin in range(0, len(gone), _REMOVED_AT_ONCE):
             some = gone[begin : begin + _REMOVED_AT_ONCE]
-            with self._redis.pipeline(transaction=True) as pipe:
+            with self._redis.pipeline(transaction=False) as pipe:  # what is left goes the next time
                 pipe.hdel(self._keys.status, *some)
                 pipe.zrem(self._keys.seen, *some)
                 pipe.execute()

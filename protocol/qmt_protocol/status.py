@@ -125,7 +125,9 @@ def new_heartbeat(role: str, started_ms: int, **facts: Any) -> Heartbeat:
 def encode_heartbeat(beat: Heartbeat) -> bytes:
     """Return a heartbeat as it lies in ``status`` under its member: plain JSON.
 
-    Its writer sets ``seen`` to Redis time in ms in the same step: by that ages are told. One that
+    Before it its writer sets ``seen`` to Redis time in ms, by which ages are told: what is in
+    ``status`` alone is taken for left over and removed. The two are no transaction, since in a
+    Redis Cluster they lie apart; where the second is lost, the next beat brings it. One that
     would be larger than `HEARTBEAT_MAX_BYTES` has shorter lists, which end in how much is left out.
     """
     data = msgspec.json.encode(beat)

@@ -179,7 +179,7 @@ class Probe:
     def _beats(self, role: str, since_ms: int) -> list[Heartbeat]:
         """Return the live heartbeats of a role's processes started since then."""
         try:
-            with self._redis.pipeline() as both:
+            with self._redis.pipeline(transaction=False) as both:
                 both.time()
                 both.zrange(self._keys.seen, 0, -1, withscores=True)
                 both.hgetall(self._keys.status)

@@ -137,9 +137,9 @@ class Watch:
         try:
             beat = self._beat()
             now_ms = redis_ms(self._redis.time())
-            with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
+            with self._redis.pipeline(transaction=False) as pipe:
                 pipe.zadd(self._keys.seen, {beat.member: now_ms})
+                pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
                 pipe.execute()
             self._heard = Heard(read_beats(self._redis, self._keys))
         except redis.RedisError as error:

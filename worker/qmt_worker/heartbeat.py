@@ -67,9 +67,9 @@ class Beat:
             beat = status.new_heartbeat("worker", self._started_ms, **self._facts())
             try:
                 now_ms = redis_ms(self._redis.time())
-                with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.hset(self._keys.status, beat.member, status.encode_heartbeat(beat))
+                with self._redis.pipeline(transaction=False) as pipe:
                     pipe.zadd(self._keys.seen, {beat.member: now_ms})
+                    pipe.hset(self._keys.status, beat.member, status.encode_heartbeat(beat))
                     pipe.execute()
                 failing = False
             except redis.RedisError as error:

@@ -34,12 +34,12 @@ CALLERS = "what is put in there, by those who are listed"
 JOBS = "the jobs server, which is no Cluster: RQ's queues do not work there"
 STEPS = {
     "archive/qmt_archive/locks.py _if_ours": ONE_KEY,
-    "client/qmt_client/feed.py _look": ONE_MARKET,
-    "client/qmt_client/feed.py _wait": WAIT,
-    "client/qmt_client/feed.py snapshot": ONE_MARKET,
-    "client/qmt_client/redis_transport.py _newest_progress": ONE_KEY,
-    "client/qmt_client/transactions.py begin": CALLERS,
-    "client/qmt_client/transactions.py execute": CALLERS,
+    "reading/qmt_reading/live/feed.py _look": ONE_MARKET,
+    "reading/qmt_reading/live/feed.py _wait": WAIT,
+    "reading/qmt_reading/live/feed.py snapshot": ONE_MARKET,
+    "reading/qmt_reading/redis_transport.py _newest_progress": ONE_KEY,
+    "reading/qmt_reading/live/transactions.py begin": CALLERS,
+    "reading/qmt_reading/live/transactions.py execute": CALLERS,
     "producer/qmt_producer/functions.py put": ONE_MARKET,
     "worker/qmt_worker/books.py _rename": JOBS,
     "worker/qmt_worker/intake.py _skip": JOBS,

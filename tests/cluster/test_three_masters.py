@@ -17,8 +17,6 @@ from redis.cluster import RedisCluster
 from three_masters import three_masters, url_of
 from waiting import wait_for
 
-from qmt_client.connections import connect_async
-from qmt_client.feed import FeedReader
 from qmt_producer.figures import Figures
 from qmt_producer.functions import Functions
 from qmt_producer.market_line import MarketLine
@@ -27,6 +25,8 @@ from qmt_producer.ring import Ring
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import new_heartbeat
 from qmt_protocol.ticks import encode_tick
+from qmt_reading.live.feed import FeedReader
+from qmt_runtime.connections import connect_async
 
 KEYS = Keys()
 CODES = {"SH": "600519.SH", "SZ": "000001.SZ", "BJ": "920001.BJ"}

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class AsyncReplay(Generic[Item]):
         """
         wanted = self._wanted(stocks, period)
         while (data := await self._next_data(wanted)) is not None:
-            waiting = callback(data)
+            waiting = cast("Any", callback)(data)
             if inspect.isawaitable(waiting):
                 await waiting
 

@@ -78,7 +78,7 @@ def _run(names: list[str], options: argparse.Namespace, words: list[str]) -> int
         run["load"].append(machine.load_now())
         _say(f"{name}: {time.monotonic() - started:.0f} s")
     sections.sort(key=lambda section: NAMES.index(section.name))
-    page = report.as_markdown(run, sections, _told())
+    page = report.as_markdown(run, sections, _machine())
     whole = [section.name for section in sections] == list(NAMES)
     _write(options, began, report.as_json(run, sections), page, whole=whole)
     print(page)
@@ -98,7 +98,7 @@ def _kept(path: Path, names: list[str], run: dict[str, Any]) -> list[Section]:
     return kept
 
 
-def _told() -> str:
+def _machine() -> str:
     """Return what is written by hand about the figures; it stays over runs."""
     path = HERE / "REMARKS.md"
     return path.read_text("utf-8") if path.is_file() else ""

@@ -89,11 +89,11 @@ def deliver(
 
     The next push is published when every client has decoded and checked the one before.
     """
-    wanted = _watchlists(sorted({code for code, _, _ in pushes[0]}), clients, watched)
-    task = Task("v1", fed.url, clients, wanted, at_once=True)
+    requested = _watchlists(sorted({code for code, _, _ in pushes[0]}), clients, watched)
+    task = Task("v1", fed.url, clients, requested, at_once=True)
     if not has_v1(fed.url):
         task.kind = "realtime"
-        task.codes = wanted or [sorted({code for code, _, _ in pushes[0]})]
+        task.codes = requested or [sorted({code for code, _, _ in pushes[0]})]
     facts = [_facts(entries) for entries in pushes]
     with readers(ctx.directory, task, min(2, clients)) as group:
         before = _settled(group)
@@ -102,8 +102,8 @@ def deliver(
         expected = before
         for entries, (codes, _) in zip(pushes, facts, strict=True):
             fed.publish(entries)
-            each = [int(np.isin(codes, own).sum()) for own in wanted] or [len(codes)]
-            expected += sum(each) if wanted else clients * each[0]
+            each = [int(np.isin(codes, own).sum()) for own in requested] or [len(codes)]
+            expected += sum(each) if requested else clients * each[0]
             _wait(group, expected)
         seconds = time.perf_counter() - began
         cpu_s, rss = meter.cpu_s("gateway"), meter.rss_bytes("gateway")
@@ -114,7 +114,7 @@ def deliver(
         seconds=seconds,
         gateway_cpu_s=cpu_s,
         gateway_rss_bytes=rss,
-        wrong_clients=_wrong(frames, facts, wanted, clients),
+        wrong_clients=_wrong(frames, facts, requested, clients),
         frames=len(frames),
     )
 
@@ -213,7 +213,7 @@ def _wait(group: Group, expected: int) -> None:
 
 
 def _wrong(
-    frames: npt.NDArray[Any], facts: list[Facts], wanted: list[list[str]], clients: int
+    frames: npt.NDArray[Any], facts: list[Facts], requested: list[list[str]], clients: int
 ) -> int:
     names = ("ticks", "times", "volumes", "prices")
     got = np.zeros((clients, 4), np.int64)
@@ -223,7 +223,7 @@ def _wrong(
     for client in range(clients):
         expected = np.zeros(4, np.int64)
         for codes, values in facts:
-            own = np.isin(codes, wanted[client]) if wanted else np.ones(len(codes), bool)
+            own = np.isin(codes, requested[client]) if requested else np.ones(len(codes), bool)
             expected += (own.sum(), *values[:, own].sum(axis=1))
         wrong += not np.array_equal(got[client], expected)
     return wrong

@@ -182,18 +182,18 @@ def has_v1(url: str) -> bool:
 
 
 def _bursts(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found:
-    marks = []
+    offsets = []
     for _ in range(side.bursts + 1):
         source.control.clear_fault("deaf")
-        marks.append(source.control.burst())
+        offsets.append(source.control.burst())
         source.control.set_fault("deaf")
         _calm(group, stack)
-    del marks[0]  # the first warms up
+    del offsets[0]  # the first warms up
     frames, _ = group.stop()
     pushed, stamps = source.pushed(), stamps_of(stack.stamps)
     found = _Found()
-    for mark in marks:
-        log = pushed[mark["first_seq"] - 1 : mark["last_seq"]]
+    for offset in offsets:
+        log = pushed[offset["first_seq"] - 1 : offset["last_seq"]]
         if not len(log):  # the side's subscriptions are gone: it died of what came before
             found.wrong += 1
             continue
@@ -201,7 +201,7 @@ def _bursts(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found
         log = log[log["subscription"] == log["subscription"][0]]
         first_ms, last_ms = log["time"].min(), log["time"].max()
         of_burst = frames[(frames["first_ms"] >= first_ms) & (frames["last_ms"] <= last_ms)]
-        entered = stamps[(stamps[:, 0] == 0) & (stamps[:, 1] >= mark["wall_ms"] * 1_000_000)]
+        entered = stamps[(stamps[:, 0] == 0) & (stamps[:, 1] >= offset["wall_ms"] * 1_000_000)]
         entry_ns = int(entered[0, 1])
         late_ms = (of_burst["ns"] - entry_ns) / 1e6
         per_tick = np.repeat(late_ms, of_burst["ticks"])
@@ -212,7 +212,7 @@ def _bursts(side: _Side, group: Group, stack: Stack, source: Terminal) -> _Found
         found.wrong += not _all_there(of_burst, log, side.clients)
         if stack.streams:
             found.stored.append(_stored_ms(stack.streams, entry_ns))
-        decoded = _decoding_ms(stamps, entry_ns, mark["last_seq"] - mark["first_seq"] + 1)
+        decoded = _decoding_ms(stamps, entry_ns, offset["last_seq"] - offset["first_seq"] + 1)
         if decoded is not None:
             found.decoded.append(decoded)
     return found

@@ -138,7 +138,7 @@ def quantile(samples: Sequence[float], at: float) -> float:
     if not samples:
         return float("nan")
     ordered = sorted(samples)
-    place = at * (len(ordered) - 1)
-    low = int(place)
+    store = at * (len(ordered) - 1)
+    low = int(store)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (store - low)

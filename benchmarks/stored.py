@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from qmt_archive.place import Place
+from qmt_archive.store import Position
 from qmt_archive.tending import compact, groups
 from qmt_protocol.archive import MANIFEST, decode_manifest
 from qmt_protocol.ticks import TICK_FIELDS
@@ -50,9 +50,9 @@ def run(ctx: Context) -> Section:
         references=(_CSV,),
         facts={"pyarrow": pa.__version__},
     )
-    place = _recorded(ctx, section, Pushes(codes), steps)
-    base = read_base(place)
-    _sizes(section, place, base)
+    store = _recorded(ctx, section, Pushes(codes), steps)
+    base = read_base(store)
+    _sizes(section, store, base)
     with _server(ctx, "redis-empty") as server:
         _one_day(ctx, section, server.url, base, steps)
         _many_days(ctx, section, server.url, base["SH"], steps)
@@ -97,7 +97,7 @@ def _server(ctx: Context, name: str) -> Iterator[RedisServer]:
 # Recording
 
 
-def _recorded(ctx: Context, section: Section, source: Pushes, steps: int) -> Place:
+def _recorded(ctx: Context, section: Section, source: Pushes, steps: int) -> Position:
     """Record the same feeds several times; return the last archive, compacted."""
     turns = ctx.pick(full=3, quick=1, smoke=1)
     seed = ctx.directory / "archive-seed"
@@ -115,13 +115,13 @@ def _recorded(ctx: Context, section: Section, source: Pushes, steps: int) -> Pla
                 folder = ctx.directory / f"archive-{turn}"
                 shutil.copytree(seed, folder)
                 recording_s = _record(ctx, server.url, folder, published)
-                place = Place(str(folder))
-                place.load()
-                files = len(place.manifest.files)
+                store = Position(str(folder))
+                store.load()
+                files = len(store.manifest.files)
                 began = time.process_time()
-                for group in groups(place.manifest):
+                for group in groups(store.manifest):
                     if group.kind == "tick":
-                        compact(place, group, lambda: None)
+                        compact(store, group, lambda: None)
                 costs.append((recording_s, time.process_time() - began))
         finally:
             line.close()
@@ -144,7 +144,7 @@ def _recorded(ctx: Context, section: Section, source: Pushes, steps: int) -> Pla
             False,
         ),
     ]
-    return place
+    return store
 
 
 def _publish(line: Line, source: Pushes, steps: range, done: int) -> int:
@@ -184,9 +184,9 @@ def _held(folder: Path) -> int:
     return sum(one.rows for one in manifest.files if one.kind == "tick")
 
 
-def _sizes(section: Section, place: Place, base: dict[str, pa.Table]) -> None:
+def _sizes(section: Section, store: Position, base: dict[str, pa.Table]) -> None:
     rows = sum(map(len, base.values()))
-    parquet = sum(one.size_bytes for one in place.manifest.files if one.kind == "tick") / rows
+    parquet = sum(one.size_bytes for one in store.manifest.files if one.kind == "tick") / rows
     table = pa.concat_tables(base.values()).unify_dictionaries().slice(0, _CSV_ROWS)
     plain, packed = _csv_bytes(table)
     section.facts["CSV bytes of a tick"] = plain / len(table)
@@ -216,10 +216,10 @@ def _csv_bytes(table: pa.Table) -> tuple[int, int]:
 def _one_day(
     ctx: Context, section: Section, url: str, base: dict[str, pa.Table], steps: int
 ) -> None:
-    place = _new_place(ctx, "archive-day")
+    store = _new_place(ctx, "archive-day")
     repeats = ctx.pick(full=_DAY_STEPS // steps, quick=4, smoke=2)
     began = time.monotonic()
-    day = write_day(place, base, steps, repeats, _DAY)
+    day = write_day(store, base, steps, repeats, _DAY)
     section.facts |= {
         "codes": len(day.per_code),
         "ticks of the day": day.rows,
@@ -227,7 +227,7 @@ def _one_day(
     }
     ctx.say(f"stored: a day of {day.rows:,} ticks written in {time.monotonic() - began:.0f} s")
     log = ctx.directory / "reader.log"
-    stored = _stored_task(url, place, _DAY, _DAY)
+    stored = _stored_task(url, store, _DAY, _DAY)
     names = sorted(code for code in day.per_code if code.endswith((".SH", ".SZ")))
     often = ctx.pick(full=3, quick=1, smoke=1)
     for count in (1, 300):
@@ -285,12 +285,12 @@ def _many_days(ctx: Context, section: Section, url: str, base: pa.Table, steps: 
     repeats = ctx.pick(full=4800 // steps, quick=4, smoke=2)
     days = [day for n in range(2 * count) if (day := _DAY - dt.timedelta(n)).weekday() < 5]
     days = days[:count][::-1]
-    place = _new_place(ctx, "archive-days")
-    made = write_days(place, few.unify_dictionaries(), steps, repeats, days)
+    store = _new_place(ctx, "archive-days")
+    made = write_days(store, few.unify_dictionaries(), steps, repeats, days)
     ctx.say(f"stored: {count} days of {made.rows:,} ticks written")
     of_code = pc.sum(pc.equal(few.column("code").cast(pa.string()), names[0])).as_py()
     rows = int(of_code) * repeats * count
-    stored = _stored_task(url, place, days[0], days[-1])
+    stored = _stored_task(url, store, days[0], days[-1])
     often = ctx.pick(full=3, quick=1, smoke=1)
     task = Task(**{**stored, "codes": names[:1], "rows": rows, "parts": often})
     seconds = ask(task, ctx.directory / "reader.log")["seconds"]
@@ -299,18 +299,18 @@ def _many_days(ctx: Context, section: Section, url: str, base: pa.Table, steps: 
     section.rows.append(Row(what, "frame", "s", seconds, False, note=note))
 
 
-def _new_place(ctx: Context, name: str) -> Place:
-    place = Place(str(ctx.directory / name))
-    place.prepare()
-    place.load("qmt")
-    return place
+def _new_place(ctx: Context, name: str) -> Position:
+    store = Position(str(ctx.directory / name))
+    store.prepare()
+    store.load("qmt")
+    return store
 
 
-def _stored_task(url: str, place: Place, first: dt.date, last: dt.date) -> dict[str, Any]:
+def _stored_task(url: str, store: Position, first: dt.date, last: dt.date) -> dict[str, Any]:
     return {
         "kind": "stored",
         "streams_url": url,
-        "archive_url": place.url,
+        "archive_url": store.url,
         "codes": [],
         "start": first.isoformat(),
         "end": last.isoformat(),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qmt_archive.parquet import write_rows
-from qmt_archive.place import Place
+from qmt_archive.store import Position
 from qmt_archive.tending import groups, sorted_ticks
 from qmt_protocol.archive import ArchivedFile, tick_folder
 from qmt_protocol.times import DAY_MS
@@ -31,33 +31,33 @@ class Day:
     per_code: dict[str, int]
 
 
-def read_base(place: Place) -> dict[str, pa.Table]:
+def read_base(store: Position) -> dict[str, pa.Table]:
     """Return the ticks of a recorded archive of one day, by market, sorted."""
     return {
-        group.market: pa.concat_tables(sorted_ticks(place, group)).unify_dictionaries()
-        for group in groups(place.manifest)
+        group.market: pa.concat_tables(sorted_ticks(store, group)).unify_dictionaries()
+        for group in groups(store.manifest)
         if group.kind == "tick"
     }
 
 
 def write_day(
-    place: Place, base: dict[str, pa.Table], steps: int, repeats: int, day: dt.date
+    store: Position, base: dict[str, pa.Table], steps: int, repeats: int, day: dt.date
 ) -> Day:
     """Write a day that is the recorded steps again and again, as compacted files."""
     files, per_code = [], {}
     for market, table in base.items():
         tables = _again(table, steps * INTERVAL_MS, repeats)
-        files.append(_write(place, market, day, tables, len(table) * repeats))
+        files.append(_write(store, market, day, tables, len(table) * repeats))
         for pair in pc.value_counts(table.column("code").cast(pa.string())).to_pylist():
             per_code[pair["values"]] = pair["counts"] * repeats
-    place.commit(
+    store.commit(
         lambda manifest: msgspec.structs.replace(manifest, files=[*manifest.files, *files])
     )
     return Day(sum(one.rows for one in files), sum(one.size_bytes for one in files), per_code)
 
 
 def write_days(
-    place: Place, table: pa.Table, steps: int, repeats: int, days: Sequence[dt.date]
+    store: Position, table: pa.Table, steps: int, repeats: int, days: Sequence[dt.date]
 ) -> Day:
     """Write days of one market of few codes, each day as `write_day` does."""
     market = str(table.column("code")[0].as_py()).rpartition(".")[2]
@@ -65,8 +65,8 @@ def write_days(
     files = []
     for day in days:
         moved = _moved(whole, (day - days[-1]).days * DAY_MS)
-        files.append(_write(place, market, day, [moved], len(whole)))
-    place.commit(
+        files.append(_write(store, market, day, [moved], len(whole)))
+    store.commit(
         lambda manifest: msgspec.structs.replace(manifest, files=[*manifest.files, *files])
     )
     return Day(sum(one.rows for one in files), sum(one.size_bytes for one in files), {})
@@ -86,14 +86,14 @@ def _moved(table: pa.Table, by_ms: int) -> pa.Table:
 
 
 def _write(
-    place: Place,
+    store: Position,
     market: str,
     day: dt.date,
     tables: Sequence[pa.Table] | Iterator[pa.Table],
     rows: int,
 ) -> ArchivedFile:
     number = int(day.strftime("%Y%m%d"))
-    path = place.new_path(tick_folder(market, number), "day")
+    path = store.new_path(tick_folder(market, number), "day")
     span = [2**62, -(2**62)]
 
     def seen() -> Iterator[pa.Table]:
@@ -102,7 +102,7 @@ def _write(
             span[:] = min(span[0], int(ids[0])), max(span[1], int(ids[-1]))
             yield table
 
-    size_bytes = place.write(
+    size_bytes = store.write(
         path, lambda file: write_rows(file, "tick", seen(), [], dense=True, simulated=False)
     )
     return ArchivedFile(

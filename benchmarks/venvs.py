@@ -13,7 +13,7 @@ __all__ = ["INCUMBENT", "cache_directory", "incumbent_python"]
 INCUMBENT: Final = "qmt-bridge-pro[full]==2.11.5"
 # msgpack: what the simulator's line is made of. pymongo: a C decoder of BSON, as xtquant has one
 # on Windows and none here.
-_WANTED: Final = (INCUMBENT, "xtquant==250807.1.2", "msgpack>=1.1,<2", "pymongo>=4.9,<5")
+_REQUESTED: Final = (INCUMBENT, "xtquant==250807.1.2", "msgpack>=1.1,<2", "pymongo>=4.9,<5")
 _INSTALL_S: Final = 900
 
 
@@ -31,7 +31,7 @@ def incumbent_python() -> Path:
     if not done.is_file():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=_INSTALL_S)
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", *_WANTED], check=True, timeout=_INSTALL_S
+            [python, "-m", "pip", "install", "--quiet", *_REQUESTED], check=True, timeout=_INSTALL_S
         )
         done.touch()
     return python

@@ -53,9 +53,9 @@ def sources(own: str, suite: str, into: Path, etc: Path = Path("/etc/apt")) -> N
     stanzas: list[str] = []
     for path in sorted((etc / "sources.list.d").glob("*.sources")):
         for stanza in re.split(r"\n\s*\n", path.read_text("utf-8")):
-            told = re.search(r"^Suites:.*$", stanza, re.M)
-            if told and named.search(told[0]):
-                stanzas.append(stanza.replace(told[0], named.sub(suite, told[0])))
+            found = re.search(r"^Suites:.*$", stanza, re.M)
+            if found and named.search(found[0]):
+                stanzas.append(stanza.replace(found[0], named.sub(suite, found[0])))
     if not lines and not stanzas:
         raise CannotFetchError(f"no apt source of {own} to derive those of {suite} from")
     into.mkdir(parents=True)
@@ -160,8 +160,10 @@ def main() -> int:
     if own in _RELEASES and shutil.which("apt-get"):
         folder().mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            told = pool.map(lambda suite: get(own, suite, update=options.update), sorted(_RELEASES))
-            missing = [line for lines in told for line in lines]
+            found = pool.map(
+                lambda suite: get(own, suite, update=options.update), sorted(_RELEASES)
+            )
+            missing = [line for lines in found for line in lines]
     else:
         system = release.get("PRETTY_NAME", sys.platform).strip('"')
         missing = [f"all of them: this is {system}, not Debian 12 or 13"]

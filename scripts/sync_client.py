@@ -49,7 +49,8 @@ from qmt_protocol.ticks import Tick
 from qmt_reading.processes import Status
 from qmt_reading.replay.engine import Replay
 
-from .answers import HistoryFrames, Latest, Ticks
+from .answers import Latest, Ticks
+from .history_frames import HistoryFrames
 from .async_client import GET_HISTORY_COUNT
 from .async_stored import SKIP_IDLE_S
 from .live import Live
@@ -61,7 +62,7 @@ from .types import (
     OnBars,
     OnGap,
     OnTicks,
-    Position,
+    SavedPosition,
     ShowProgress,
     StoredForm,
     TimeLike,
@@ -150,22 +151,22 @@ def written(method: Method, source: str, overloaded: bool) -> str:
             head = head.replace("(", f"(  {overlap[0]}\n", 1)
         return f"@overload\n{without_await(head)} ..."
     lines = [without_await(head)]
-    told = ast.get_docstring(method)
-    if told:
-        lines.append(textwrap.indent(f'"""{without_await(told)}' + ending(told), "    "))
+    doc = ast.get_docstring(method)
+    if doc:
+        lines.append(textwrap.indent(f'"""{without_await(doc)}' + ending(doc), "    "))
     lines.append(textwrap.indent(body(method, overloaded=overloaded), "    "))
     return "\n".join(lines)
 
 
-def ending(told: str) -> str:
-    return '\n"""' if "\n" in told else '"""'
+def ending(doc: str) -> str:
+    return '\n"""' if "\n" in doc else '"""'
 
 
 def described() -> str:
-    told = ast.get_docstring(class_of("async_client.py", "AsyncQMTClient")) or ""
+    doc = ast.get_docstring(class_of("async_client.py", "AsyncQMTClient")) or ""
     before, after = DESCRIPTION
-    assert before in told, "the class is described in other words"
-    return textwrap.indent(f'"""{told.replace(before, after)}\n"""\n\n', "    ")
+    assert before in doc, "the class is described in other words"
+    return textwrap.indent(f'"""{doc.replace(before, after)}\n"""\n\n', "    ")
 
 
 def made() -> str:

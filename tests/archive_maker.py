@@ -83,9 +83,9 @@ class ArchiveMaker:
         day: int,
         period: str,
     ) -> None:
-        place = self.root / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, place, row_group_size=100)
+        store = self.root / path
+        store.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, store, row_group_size=100)
         ids = table.column("id_ms").to_pylist()
         self._files.append(
             ArchivedFile(
@@ -95,7 +95,7 @@ class ArchiveMaker:
                 day=day,
                 period=period,
                 rows=table.num_rows,
-                size_bytes=place.stat().st_size,
+                size_bytes=store.stat().st_size,
                 first_ms=min(ids),
                 last_ms=max(ids),
             )

@@ -65,6 +65,11 @@ FORBIDDEN = {
     "an index option": re.compile(r"^\s*--(extra-)?index-url|--find-links|--trusted-host", re.M),
     "a path of one machine": re.compile(r"(?<![\w.])/(work|root|home/\w+|opt/(wheels|pypi))\b"),
 }
+PRIVATE_WORDS = {
+    *("heal", "healed", "healer", "healing", "heals", "judge", "judged", "strange", "tending"),
+    *("telling", "told", "want", "wanted", "wants", "wish", "wished", "wishes"),
+}
+"""Words that named several things each; docs/glossary.md has the ones that took their place."""
 MAX_LINES = 700
 GENERATED = {"sync_client.py"}
 
@@ -125,6 +130,58 @@ def test_imports_run_one_way(package: str) -> None:
         and (path.parent.as_posix(), top) not in ARROWS_ACROSS
     ]
     assert wrong == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not even for types alone, or inside a function."""
+    files = {name_of(path): path for package in MAY_IMPORT for path in modules(package)}
+    graph = {name: imported_by(name, path, set(files)) for name, path in files.items()}
+    circles = [circle for circle in components(graph) if len(circle) > 1]
+    assert circles == []
+
+
+def name_of(path: Path) -> str:
+    """Return a module's dotted name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_by(module: str, path: Path, known: set[str]) -> set[str]:
+    found: set[str] = set()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module or ""
+            named = (f"{base}.{alias.name}" for alias in node.names)
+            found.update(name if name in known else base for name in named)
+    return (found & known) - {module}
+
+
+def components(graph: dict[str, set[str]]) -> Iterator[set[str]]:
+    """Yield what can be reached from each other, as Tarjan finds it."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    waiting: list[str] = []
+
+    def visit(node: str) -> Iterator[set[str]]:
+        number[node] = lowest[node] = len(number)
+        waiting.append(node)
+        for other in graph[node]:
+            if other not in number:
+                yield from visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in waiting:
+                lowest[node] = min(lowest[node], number[other])
+        if lowest[node] == number[node]:
+            begin = waiting.index(node)
+            yield set(waiting[begin:])
+            del waiting[begin:]
+
+    for node in graph:
+        if node not in number:
+            yield from visit(node)
 
 
 @pytest.mark.parametrize("package", sorted(set(MAY_IMPORT) - {XTQUANT_DOOR, "qmt_simulator"}))
@@ -204,6 +261,23 @@ def test_every_module_has_a_docstring_and_is_not_too_long() -> None:
             if text.count("\n") > MAX_LINES and path.name not in GENERATED:
                 wrong.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
     assert wrong == []
+
+
+@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
+def test_names_are_the_fields_own_words(package: str) -> None:
+    wrong = []
+    for path in modules(package):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            name = getattr(node, "id", None) or getattr(node, "attr", None)
+            name = name or getattr(node, "arg", None) or getattr(node, "name", None)
+            if isinstance(name, str) and not PRIVATE_WORDS.isdisjoint(words_of(name)):
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert wrong == []
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words of an identifier, in either way of writing."""
+    return set(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_"))
 
 
 def test_no_committed_line_names_a_registry_or_a_machine() -> None:

@@ -19,7 +19,7 @@ class Readers:
 
     def __init__(self, streams: redis.Redis, prefix: str = "qmt") -> None:
         self._streams = streams
-        self._channel = f"{prefix}:want"
+        self._channel = f"{prefix}:demand"
         self.wants: tuple[str, ...] = ()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

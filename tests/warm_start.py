@@ -9,8 +9,8 @@ A worker and `qmt-windows` start others in turn: those are forked too, by a serv
 so are a worker's children of `multiprocessing`.
 
 QMT_TEST_COLD=1 turns it off; so does a system other than Linux. Starts from nothing are proven by
-test_programs.py, by the standalone demo, whose supervisor starts its children itself and with them
-a worker and a worker's children, and by everything under Wine.
+tests/runtime/test_programs.py, by the standalone demo, whose supervisor starts its children itself
+and with them a worker and a worker's children, and by everything under Wine.
 """
 
 from __future__ import annotations

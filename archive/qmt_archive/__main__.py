@@ -21,16 +21,16 @@ from qmt_protocol.errors import (
     RedisUnavailable,
 )
 from qmt_protocol.settings import load_settings
-from qmt_runtime.process import start_logging, when_stdin_ends, when_told_to_stop
+from qmt_runtime.process import on_stop_signal, start_logging, when_stdin_ends
 
 from .commands import backfill_command, export_command, import_command
 from .listing import day_rows, missing_rows, show
 from .locks import WriterLock, lock_for
+from .maintenance import compact, groups, prune
 from .nightly import NightlySettings, nightly
-from .place import Place
 from .recorder import Recorder
 from .settings import ArchiveSettings
-from .tending import compact, groups, prune
+from .store import ArchiveStore
 from .verify import verify
 
 __all__ = ["main"]
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command not in _COMMANDS:
-        wanted = command in ("-h", "--help")
-        print(_USAGE, end="", file=sys.stdout if wanted else sys.stderr)
-        return 0 if wanted else 2
+        requested = command in ("-h", "--help")
+        print(_USAGE, end="", file=sys.stdout if requested else sys.stderr)
+        return 0 if requested else 2
     try:
         return _COMMANDS[command](rest)
     except ArchiveDamaged as error:
@@ -107,32 +107,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    when_told_to_stop(sys.exit)  # as a container's first process it would hear nothing else
+    on_stop_signal(sys.exit)  # as a container's first process it would hear nothing else
     settings = load_settings(NightlySettings, arguments)
     start_logging(settings.log_level)
     settings.backfill_time  # noqa: B018  # say at once if it is none
-    place = Place(settings.archive_url)
-    with lock_for(place, settings.keys, settings.streams_url) as lock:
-        place.load(settings.prefix)
-        place.delete(place.orphans())
-        place.commit(lambda manifest: manifest)  # say at once if it cannot be written
-        asyncio.run(_record(Recorder(settings, place, lock), settings, place, lock))
+    store = ArchiveStore(settings.archive_url)
+    with lock_for(store, settings.keys, settings.streams_url) as lock:
+        store.load(settings.prefix)
+        store.delete(store.orphans())
+        store.commit(lambda manifest: manifest)  # say at once if it cannot be written
+        asyncio.run(_record(Recorder(settings, store, lock), settings, store, lock))
     return 0
 
 
 async def _record(
-    recorder: Recorder, settings: NightlySettings, place: Place, lock: WriterLock
+    recorder: Recorder, settings: NightlySettings, store: ArchiveStore, lock: WriterLock
 ) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         loop.call_soon_threadsafe(recorder.stop)
 
-    when_told_to_stop(stop)
+    on_stop_signal(stop)
     if settings.exit_with_stdin:
         when_stdin_ends(stop)
     print(json.dumps({"ready": True}), flush=True)
-    backfilling = asyncio.create_task(nightly(settings, place, lock))
+    backfilling = asyncio.create_task(nightly(settings, store, lock))
     try:
         await recorder.run()
     finally:
@@ -142,8 +142,8 @@ async def _record(
 
 def _list(arguments: list[str]) -> int:
     settings = load_settings(ListSettings, arguments)
-    place = Place(settings.archive_url)
-    manifest = place.load()
+    store = ArchiveStore(settings.archive_url)
+    manifest = store.load()
     if settings.paths:
         print(*sorted(manifest.paths), sep="\n")
         return 0
@@ -151,7 +151,7 @@ def _list(arguments: list[str]) -> int:
     if settings.json_:
         print(json.dumps({"files": days, "missing": missing}, ensure_ascii=False))
         return 0
-    print(f"{place.address}  prefix {manifest.prefix}")
+    print(f"{store.address}  prefix {manifest.prefix}")
     print(show(days) if days else "nothing yet")
     if missing:
         print("\nmissing")
@@ -161,9 +161,9 @@ def _list(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     settings = load_settings(DaySettings, arguments)
-    place = Place(settings.archive_url)
-    place.load()
-    checked = verify(place, _day(settings.day))
+    store = ArchiveStore(settings.archive_url)
+    store.load()
+    checked = verify(store, _day(settings.day))
     if settings.day and not checked:
         raise InvalidRequest(
             f"The archive has nothing of {settings.day}.",
@@ -184,22 +184,22 @@ def _verify(arguments: list[str]) -> int:
 def _compact(arguments: list[str]) -> int:
     settings = load_settings(DaySettings, arguments)
     day = _day(settings.day)
-    place = Place(settings.archive_url)
+    store = ArchiveStore(settings.archive_url)
     done: list[dict[str, Any]] = []
     failed = 0
-    with lock_for(place, settings.keys, settings.streams_url) as lock:
-        place.load()
-        place.delete(place.orphans())
-        for group in groups(place.manifest):
+    with lock_for(store, settings.keys, settings.streams_url) as lock:
+        store.load()
+        store.delete(store.orphans())
+        for group in groups(store.manifest):
             if group.is_one or (day is not None and group.kind == "tick" and group.day != day):
                 continue
             try:
-                made = compact(place, group, lock.check)
+                made = compact(store, group, lock.check)
             except ArchiveDamaged as error:
                 print(f"qmt-archive: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            place.delete(made.replaced)
+            store.delete(made.replaced)
             done.append(
                 {
                     "kind": group.kind,
@@ -227,20 +227,21 @@ def _prune(arguments: list[str]) -> int:
         raise ConfigurationError(
             f"--keep {settings.keep!r} is no number of trading days.", hint="For example 250d."
         )
-    place = Place(settings.archive_url)
-    with lock_for(place, settings.keys, settings.streams_url) as lock:
-        place.load()
-        gone, manifest = prune(place, int(match[1]), lock.check)
-    told = {
-        "days": sorted({one.day for one in gone}),
+    store = ArchiveStore(settings.archive_url)
+    with lock_for(store, settings.keys, settings.streams_url) as lock:
+        store.load()
+        gone, manifest = prune(store, int(match[1]), lock.check)
+    days = sorted({one.day for one in gone})
+    summary = {
+        "days": days,
         "files": len(gone),
         "bytes": sum(one.size_bytes for one in gone),
         "kept": len(manifest.days),
     }
     if settings.json_:
-        print(json.dumps(told))
+        print(json.dumps(summary))
     else:
-        print(f"{len(told['days'])} days deleted, {told['bytes']:,} bytes; {told['kept']} kept")  # type: ignore[arg-type]
+        print(f"{len(days)} days deleted, {summary['bytes']:,} bytes; {summary['kept']} kept")
     return 0
 
 

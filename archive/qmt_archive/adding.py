@@ -24,7 +24,7 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.numbers import PRICE_SCALE, PRICE_TOLERANCE
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, trading_day
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.stored.archive import ArchiveReader
 from qmt_reading.stored.ordering import in_order
 from qmt_reading.stored.source import RedisStored
@@ -32,7 +32,7 @@ from qmt_runtime.connections import redis_call
 
 from .buffers import sort_bars
 from .parquet import write_rows
-from .place import Place
+from .store import ArchiveStore
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -219,7 +219,7 @@ def _numbers(column: pa.Array) -> Ints:
 
 
 def write_parts(
-    place: Place, kind: str, table: pa.Table, source: Source, *, simulated: bool
+    store: ArchiveStore, kind: str, table: pa.Table, source: Source, *, simulated: bool
 ) -> list[ArchivedFile]:
     """Write rows as files of their markets and days; nothing names them before they are committed.
 
@@ -236,16 +236,16 @@ def write_parts(
     files: list[ArchivedFile] = []
     try:
         for market, day, part in _parts(kind, table):
-            files.append(_write(place, kind, market, day, part, source, simulated=simulated))
+            files.append(_write(store, kind, market, day, part, source, simulated=simulated))
     except BaseException:
-        discard(place, files)
+        discard(store, files)
         raise
     return files
 
 
-def discard(place: Place, files: Iterable[ArchivedFile]) -> None:
+def discard(store: ArchiveStore, files: Iterable[ArchivedFile]) -> None:
     """Delete files that were written and not committed."""
-    place.delete([one.path for one in files])
+    store.delete([one.path for one in files])
 
 
 def _parts(kind: str, table: pa.Table) -> Iterable[tuple[str, int, pa.Table]]:
@@ -269,7 +269,7 @@ def _parts(kind: str, table: pa.Table) -> Iterable[tuple[str, int, pa.Table]]:
 
 
 def _write(
-    place: Place,
+    store: ArchiveStore,
     kind: str,
     market: str,
     day: int,
@@ -283,8 +283,8 @@ def _write(
     period = "tick" if ticks else table.column("period")[0].as_py()
     folder = tick_folder(market, day) if ticks else bar_folder(period, market, day)
     ids = table.column("id_ms").to_numpy()
-    path = place.new_path(folder, f"{source}-{int(ids.min())}")
-    size_bytes = place.write(
+    path = store.new_path(folder, f"{source}-{int(ids.min())}")
+    size_bytes = store.write(
         path, lambda file: write_rows(file, kind, [table], [], dense=False, simulated=simulated)
     )
     return ArchivedFile(
@@ -321,16 +321,16 @@ class Existing:
 
     Parameters
     ----------
-    place
+    store
         The archive, loaded.
     connection
         The streams; ``None``: the archive alone is asked.
     """
 
     def __init__(
-        self, place: Place, keys: Keys, connection: redis.asyncio.Redis | None, address: str
+        self, store: ArchiveStore, keys: Keys, connection: redis.asyncio.Redis | None, address: str
     ) -> None:
-        self._place = place
+        self._store = store
         self._keys = keys
         self._redis = connection
         self._address = address
@@ -347,8 +347,8 @@ class Existing:
         span = start_ms, end_ms
         # A late tick lies behind its own time.
         end_ms = day_start_ms(day_of(end_ms)) + DAY_MS - 1 if period == "tick" else end_ms
-        has_archive = self._place.manifest.generation > 0
-        wish = StoredWish(
+        has_archive = self._store.manifest.generation > 0
+        request = StoredRequest(
             codes=tuple(codes),
             period=period,
             start_ms=start_ms if has_archive else None,
@@ -359,14 +359,14 @@ class Existing:
             source = RedisStored(
                 self._redis,
                 self._keys,
-                archive_url=self._place.url if has_archive else "",
+                archive_url=self._store.url if has_archive else "",
                 address=self._address,
             )
-            async with aclosing(source.batches(wish, _no_gap)) as batches:
+            async with aclosing(source.batches(request, _no_gap)) as batches:
                 async for batch in batches:
                     known.add(_of_span(batch, span))
         elif has_archive:
-            reader = ArchiveReader(self._place.url)
+            reader = ArchiveReader(self._store.url)
             rows = (
                 reader.ticks(codes, start_ms, end_ms, columns=CONTENT)
                 if period == "tick"
@@ -392,7 +392,7 @@ class Existing:
             When there are such rows.
         """
         for market, newest_ms in last_ms.items():
-            at = self._place.manifest.markets.get(market)
+            at = self._store.manifest.markets.get(market)
             if at is not None and newest_ms <= id_key(at.position)[0]:
                 continue
             if self._redis is None:

@@ -42,7 +42,7 @@ from .adding import (
     discard,
     write_parts,
 )
-from .place import Place
+from .store import ArchiveStore
 
 __all__ = ["NOTHING_OF_THE_DAY", "Backfill", "Filled"]
 
@@ -85,7 +85,7 @@ class Backfill:
 
     Parameters
     ----------
-    place
+    store
         The archive, loaded and locked.
     check
         Called before each commit; what it raises ends the backfill.
@@ -99,11 +99,11 @@ class Backfill:
         Given how many portions are done, of how many, and what is done now.
     """
 
-    place: Place
+    store: ArchiveStore
     check: Callable[[], None]
     transport: Transport
     existing: Existing
-    tell: Tell
+    report: Tell
     on_progress: OnProgress = lambda *_: None
     simulated: bool = field(default=False, init=False)
     """Whether the terminal that was asked is the simulator."""
@@ -128,7 +128,7 @@ class Backfill:
                 day=day,
             )
         await asyncio.to_thread(self._note_empty_days, days, day)
-        due = [one for one in self.place.manifest.missing if self._is_due(one, days, day)]
+        due = [one for one in self.store.manifest.missing if self._is_due(one, days, day)]
         newest: dict[str, int] = {}
         for one in due:
             for market in [one.market] if one.market else self._markets():
@@ -136,18 +136,18 @@ class Backfill:
         await self.existing.refuse_ahead(newest)
         portions = {id(one): await asyncio.to_thread(self._portions, one, days) for one in due}
         total = sum(map(len, portions.values()))
-        done, told = 0, []
+        done, reported = 0, []
         for one in due:
             work = _Entry(self, one, portions[id(one)])
-            told.append(await work.run(done, total))
+            reported.append(await work.run(done, total))
             done += len(portions[id(one)])
-        return told
+        return reported
 
     # What is missing
 
     async def _trading_days(self, day: int | None) -> list[int]:
         """Return the trading days that are over, from the first that matters."""
-        manifest = self.place.manifest
+        manifest = self.store.manifest
         if not manifest.days and day is None:
             return []
         begins = [*manifest.days[:1], *([day] if day is not None else [])]
@@ -164,17 +164,17 @@ class Backfill:
         return sorted(days)
 
     def _markets(self) -> list[str]:
-        manifest = self.place.manifest
+        manifest = self.store.manifest
         return sorted({*manifest.markets, *(one.market for one in manifest.files)})
 
     def _note_empty_days(self, days: Sequence[int], only: int | None) -> None:
         """Enter trading days of which a market has no file."""
-        manifest = self.place.manifest
+        manifest = self.store.manifest
         new = []
         for market in self._markets():
             held = {one.day for one in manifest.ticks(market)}
-            wanted = [day for day in days if held and day > min(held)]
-            for day in [one for one in days if one == only] if only is not None else wanted:
+            requested = [day for day in days if held and day > min(held)]
+            for day in [one for one in days if one == only] if only is not None else requested:
                 from_ms, to_ms = _span(market, day, days)
                 noted = any(
                     one.market in (market, "")
@@ -191,7 +191,7 @@ class Backfill:
                     )
         if new:
             self.check()
-            self.place.commit(
+            self.store.commit(
                 lambda manifest: msgspec.structs.replace(
                     manifest, missing=kept_missing([*manifest.missing, *new])
                 )
@@ -207,7 +207,7 @@ class Backfill:
     def _portions(self, one: Missing, days: Sequence[int]) -> list[Portion]:
         """Return what is to be asked for, bit by bit: codes, and the spans of their days."""
         portions = []
-        done = _named(self.place.manifest.missing, one, "filled")
+        done = _named(self.store.manifest.missing, one, "filled")
         for market in [one.market] if one.market else self._markets():
             spans = [
                 (max(begin, one.from_ms), min(end, one.to_ms))
@@ -224,13 +224,13 @@ class Backfill:
 
     def _universe(self, market: str, day: int) -> list[str]:
         """Return the codes that the archive has of a market around a day."""
-        files = self.place.manifest.ticks(market)
+        files = self.store.manifest.ticks(market)
         held = sorted({one.day for one in files}, key=lambda one: (abs(one - day), one))
         near = set(held[:_NEAR_DAYS])
         codes: set[str] = set()
         for file in files:
             if file.day in near:
-                for batch in self.place.read(file, ["code"]):
+                for batch in self.store.read(file, ["code"]):
                     codes.update(pc.unique(batch.column("code").cast(pa.string())).to_pylist())
         return sorted(codes)
 
@@ -258,7 +258,7 @@ class Backfill:
                 "download",
                 parse_params("download", {**of, "period": "tick"}),
                 timeout_s=spec.timeout_s,
-                on_progress=self._tell_download,
+                on_progress=self._report_download,
             )
         except (DownloadIncomplete, InstrumentNotFound) as error:
             log.info("the terminal has no ticks", codes=len(codes), error=error.message)
@@ -266,8 +266,8 @@ class Backfill:
         read_back = {code: manifest.document.get(code) or {} for code in codes}
         covered = {
             code
-            for code, told in read_back.items()
-            if told.get("rows") and _overlaps(told, start_ms, end_ms)
+            for code, reported in read_back.items()
+            if reported.get("rows") and _overlaps(reported, start_ms, end_ms)
         }
         if not covered:
             return TICK_COLUMNS.empty_table(), covered
@@ -286,7 +286,7 @@ class Backfill:
         self.simulated |= bool(manifest.meta.get("simulated"))
         return table
 
-    def _tell_download(self, progress: Progress) -> None:
+    def _report_download(self, progress: Progress) -> None:
         log.debug("download", finished=progress.finished, total=progress.total)
 
 
@@ -343,7 +343,7 @@ class _Entry:
         self._now = opened = msgspec.structs.replace(before, state="open")
         self._of.check()
         await asyncio.to_thread(
-            self._of.place.commit,
+            self._of.store.commit,
             lambda manifest: msgspec.structs.replace(
                 manifest, missing=[opened if one == before else one for one in manifest.missing]
             ),
@@ -379,7 +379,7 @@ class _Entry:
         self, portion: Portion, parts: Sequence[pa.Table], absent: Sequence[str]
     ) -> None:
         """Store a portion's new ticks, and that its codes have been through."""
-        place, files, found = self._of.place, list[ArchivedFile](), 0
+        store, files, found = self._of.store, list[ArchivedFile](), 0
         try:
             if parts:
                 table = pa.concat_tables(parts)
@@ -391,7 +391,7 @@ class _Entry:
                     known.add(new)
                     files = await asyncio.to_thread(
                         write_parts,
-                        place,
+                        store,
                         "tick",
                         new,
                         "backfill",
@@ -400,7 +400,7 @@ class _Entry:
                     found = len(new)
             self._of.check()
         except BaseException:
-            discard(place, files)
+            discard(store, files)
             raise
         before = self._now
         after = msgspec.structs.replace(before, found=before.found + found)
@@ -413,7 +413,7 @@ class _Entry:
                 manifest, files=[*manifest.files, *files], missing=kept_missing(missing)
             )
 
-        await asyncio.to_thread(place.commit, change)
+        await asyncio.to_thread(store.commit, change)
         self._now = after
         self._found += found
         self._had += len(portion.codes)
@@ -421,7 +421,7 @@ class _Entry:
     async def _end(self) -> Filled:
         """Close what was gone through."""
         before = self._now
-        held = self._of.place.manifest.missing
+        held = self._of.store.manifest.missing
         absent = sorted(_named(held, before, "not to be had"))
         nothing = bool(absent) and len(absent) >= len(_named(held, before, "filled"))
         ended = msgspec.structs.replace(before, state="not to be had" if nothing else "filled")
@@ -434,15 +434,15 @@ class _Entry:
             return msgspec.structs.replace(manifest, missing=missing)
 
         self._of.check()
-        await asyncio.to_thread(self._of.place.commit, change)
+        await asyncio.to_thread(self._of.store.commit, change)
         facts: dict[str, Any] = {
             "market": before.market,
             "from_ms": before.from_ms,
             "to_ms": before.to_ms,
         }
-        await self._of.tell("archive backfilled", **facts, ticks=self._found, codes=self._had)
+        await self._of.report("archive backfilled", **facts, ticks=self._found, codes=self._had)
         if absent:
-            await self._of.tell("archive not to be had", **facts, codes=len(absent))
+            await self._of.report("archive not to be had", **facts, codes=len(absent))
         return Filled(**facts, state=ended.state, codes=self._had, found=self._found, absent=absent)
 
 
@@ -510,9 +510,9 @@ _BARS: Final = pa.schema(
 )
 
 
-def _overlaps(told: Mapping[str, Any], start_ms: int, end_ms: int) -> bool:
+def _overlaps(reported: Mapping[str, Any], start_ms: int, end_ms: int) -> bool:
     """Whether what can be read back of a code reaches into a span."""
-    first_ms, last_ms = told.get("first_ms"), told.get("last_ms")
+    first_ms, last_ms = reported.get("first_ms"), reported.get("last_ms")
     if first_ms is None or last_ms is None:
         return False
     return bool(first_ms <= end_ms and last_ms >= start_ms)
@@ -522,11 +522,11 @@ def _check_span(table: pa.Table, start_ms: int, end_ms: int) -> None:
     """Make sure that a worker gave ticks of the span it was asked for, and no others."""
     if not len(table):
         return
-    told = pc.min_max(table.column("time").cast(pa.int64())).as_py()
-    if told["min"] < start_ms or told["max"] > end_ms:
+    reported = pc.min_max(table.column("time").cast(pa.int64())).as_py()
+    if reported["min"] < start_ms or reported["max"] > end_ms:
         raise CodecError(
-            f"A worker gave ticks from {told['min']} to {told['max']} ms, and was asked for those "
-            f"from {start_ms} to {end_ms}.",
+            f"A worker gave ticks from {reported['min']} to {reported['max']} ms, and was asked "
+            f"for those from {start_ms} to {end_ms}.",
             hint="It may be of another version; nothing of them was stored.",
         )
 

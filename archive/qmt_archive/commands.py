@@ -28,10 +28,10 @@ from .exporting import export_rows
 from .importing import import_files
 from .listing import show
 from .locks import WriterLock, lock_for
+from .maintenance import compact, groups
 from .nightly import backfilling
-from .place import Place
 from .settings import ArchiveSettings
-from .tending import compact, groups
+from .store import ArchiveStore
 
 __all__ = ["backfill_command", "export_command", "import_command"]
 
@@ -82,16 +82,16 @@ def import_command(arguments: list[str]) -> int:
         raise InvalidRequest(
             f"{settings.market!r} is no market.", hint="For example SH.", field="market"
         )
-    place = Place(settings.archive_url)
+    store = ArchiveStore(settings.archive_url)
     with (
-        lock_for(place, settings.keys, settings.streams_url) as lock,
+        lock_for(store, settings.keys, settings.streams_url) as lock,
         _bar("import", len(settings.files)) as on_progress,
     ):
-        place.load(settings.prefix)
-        place.delete(place.orphans())
+        store.load(settings.prefix)
+        store.delete(store.orphans())
         done = asyncio.run(
             import_files(
-                place,
+                store,
                 lock.check,
                 settings.files,
                 period=period,
@@ -101,7 +101,7 @@ def import_command(arguments: list[str]) -> int:
                 on_file=lambda number: on_progress(number, len(settings.files), ""),
             )
         )
-    told = {
+    reported = {
         "files": len(settings.files),
         "rows": done.rows,
         "repeats": done.repeats,
@@ -112,7 +112,7 @@ def import_command(arguments: list[str]) -> int:
     if done.streams:
         _say(f"qmt-archive: the streams were not compared: {done.streams}", sys.stderr)
     if settings.json_:
-        _say(json.dumps(told))
+        _say(json.dumps(reported))
     else:
         _say(
             f"{done.rows:,} rows imported, {done.repeats:,} were there already, "
@@ -155,17 +155,17 @@ def backfill_command(arguments: list[str]) -> int:
     start_logging(settings.log_level)
     if settings.day and not re.fullmatch(r"\d{8}", settings.day, re.ASCII):
         raise InvalidRequest(f"{settings.day!r} is not a day.", hint="For example 20261120.")
-    place = Place(settings.archive_url)
-    with lock_for(place, settings.keys, settings.streams_url) as lock:
-        place.load()
-        place.delete(place.orphans())
-        before = set(place.manifest.paths)
+    store = ArchiveStore(settings.archive_url)
+    with lock_for(store, settings.keys, settings.streams_url) as lock:
+        store.load()
+        store.delete(store.orphans())
+        before = set(store.manifest.paths)
         try:
-            told = asyncio.run(
-                _backfill(settings, place, lock, int(settings.day) if settings.day else None)
+            reported = asyncio.run(
+                _backfill(settings, store, lock, int(settings.day) if settings.day else None)
             )
         finally:
-            failed = _compact_added(place, before, lock.check)
+            failed = _compact_added(store, before, lock.check)
     rows = [
         {
             "market": one.market or "all",
@@ -176,32 +176,32 @@ def backfill_command(arguments: list[str]) -> int:
             "not to be had": len(one.absent),
             "state": one.state,
         }
-        for one in told
+        for one in reported
     ]
     if settings.json_:
-        _say(json.dumps(msgspec.to_builtins(told)))
+        _say(json.dumps(msgspec.to_builtins(reported)))
     else:
         _say(show(rows) if rows else "nothing is missing")
     return 1 if failed else 0
 
 
 async def _backfill(
-    settings: BackfillSettings, place: Place, lock: WriterLock, day: int | None
+    settings: BackfillSettings, store: ArchiveStore, lock: WriterLock, day: int | None
 ) -> list[Filled]:
     with _bar("backfill") as on_progress:
-        async with backfilling(settings, place, lock, on_progress) as work:
+        async with backfilling(settings, store, lock, on_progress) as work:
             return await work.run(day)
 
 
-def _compact_added(place: Place, before: set[str], check: Callable[[], None]) -> int:
+def _compact_added(store: ArchiveStore, before: set[str], check: Callable[[], None]) -> int:
     """Make one file again of the days that ticks were added to; return how many could not be."""
     failed = 0
-    for group in groups(place.manifest):
+    for group in groups(store.manifest):
         if group.kind != "tick" or before.issuperset(one.path for one in group.files):
             continue
         if not group.is_one:
             try:
-                place.delete(compact(place, group, check).replaced)
+                store.delete(compact(store, group, check).replaced)
             except ArchiveDamaged as error:
                 _say(f"qmt-archive: {error}", sys.stderr)
                 failed += 1
@@ -222,9 +222,9 @@ def _bar(label: str, total: int = 0) -> Iterator[Callable[[int, int, str], objec
 
     with tqdm(total=total, desc=label, file=sys.stderr, leave=False) as bar:
 
-        def tell(done: int, total: int, what: str) -> None:
+        def report(done: int, total: int, what: str) -> None:
             bar.total, bar.n = total, done
             bar.set_postfix_str(what, refresh=False)
             bar.refresh()
 
-        yield tell
+        yield report

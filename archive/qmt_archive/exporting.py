@@ -65,7 +65,7 @@ def export_rows(
         When the archive cannot be read, or the file cannot be written.
     """
     reader = ArchiveReader(url)
-    of = _Wanted(reader, codes, period, start_ms, end_ms)
+    of = _Requested(reader, codes, period, start_ms, end_ms)
     maps = of.maps()
     if output is None:
         return _write(of, maps, shape, sys.stdout.buffer, on_rows)
@@ -83,7 +83,7 @@ def export_rows(
     return count
 
 
-class _Wanted:
+class _Requested:
     def __init__(
         self,
         reader: ArchiveReader,
@@ -118,7 +118,7 @@ class _Wanted:
 
 
 def _write(
-    of: _Wanted,
+    of: _Requested,
     maps: Sequence[str],
     shape: Shape,
     file: IO[bytes],
@@ -147,7 +147,7 @@ def _write(
     return count
 
 
-def _foreign(of: _Wanted, maps: Sequence[str]) -> Iterator[pa.Table]:
+def _foreign(of: _Requested, maps: Sequence[str]) -> Iterator[pa.Table]:
     """Yield an empty table, for its schema, then the rows."""
     rows = of.rows(["time", *of.names, *maps])
     simulated = of.simulated

@@ -20,7 +20,7 @@ from qmt_runtime.connections import connect_async, redis_call, to_its_end
 
 from .adding import Existing, Ints, Known, discard, write_parts
 from .foreign import ForeignFile
-from .place import Place
+from .store import ArchiveStore
 
 __all__ = ["Imported", "import_files"]
 
@@ -44,7 +44,7 @@ class Imported:
 
 
 async def import_files(
-    place: Place,
+    store: ArchiveStore,
     check: Callable[[], None],
     paths: Sequence[Path],
     *,
@@ -61,7 +61,7 @@ async def import_files(
 
     Parameters
     ----------
-    place
+    store
         The archive, loaded and locked.
     check
         Called before the commit; what it raises ends it.
@@ -88,8 +88,8 @@ async def import_files(
                 await connection.ping()
         except RedisUnavailable as error:
             done.streams = error.message
-        existing = Existing(place, keys, None if done.streams else connection, address)
-        work = _Import(place, existing, period, done)
+        existing = Existing(store, keys, None if done.streams else connection, address)
+        work = _Import(store, existing, period, done)
         try:
             for number, path in enumerate(paths):
                 file = ForeignFile(path, period, market)
@@ -104,21 +104,23 @@ async def import_files(
             await existing.refuse_ahead(newest)
             check()
         except BaseException:
-            discard(place, done.files)
+            discard(store, done.files)
             raise
     finally:
         await to_its_end(connection.aclose())
     if done.files:
         # Not in the try: after a failed commit the files may be named all the same.
-        place.commit(
+        store.commit(
             lambda manifest: msgspec.structs.replace(manifest, files=[*manifest.files, *done.files])
         )
     return done
 
 
 class _Import:
-    def __init__(self, place: Place, existing: Existing, period: str, done: Imported) -> None:
-        self._place = place
+    def __init__(
+        self, store: ArchiveStore, existing: Existing, period: str, done: Imported
+    ) -> None:
+        self._store = store
         self._existing = existing
         self._period = period
         self._kind = "tick" if period == "tick" else "bar"
@@ -165,6 +167,6 @@ class _Import:
             new = self._known.numbered(new)
         self._known.add(new)
         self._done.files += write_parts(
-            self._place, self._kind, new, "import", simulated=self._simulated
+            self._store, self._kind, new, "import", simulated=self._simulated
         )
         self._done.rows += len(new)

@@ -8,7 +8,7 @@ from typing import Any
 from qmt_protocol.archive import Manifest
 from qmt_protocol.times import to_datetime
 
-from .tending import groups
+from .maintenance import groups
 
 __all__ = ["day_rows", "missing_rows", "show"]
 

@@ -21,7 +21,7 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.urls import address_of
 from qmt_runtime.connections import connect, redis_errors
 
-from .place import Place
+from .store import ArchiveStore
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,11 +64,11 @@ class WriterLock:
         """
 
 
-def lock_for(place: Place, keys: Keys, streams_url: str) -> WriterLock:
+def lock_for(store: ArchiveStore, keys: Keys, streams_url: str) -> WriterLock:
     """Return the lock of an archive: of its folder, or of its prefix in Redis."""
-    if place.is_local:
-        return _FolderLock(place)
-    return _Lease(place, keys, streams_url)
+    if store.is_local:
+        return _FolderLock(store)
+    return _Lease(store, keys, streams_url)
 
 
 def _taken(address: str) -> ArchiveUnavailable:
@@ -81,21 +81,21 @@ def _taken(address: str) -> ArchiveUnavailable:
 
 
 class _FolderLock(WriterLock):
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._lock = FileLock(Path(place.root) / ".lock")
+    def __init__(self, store: ArchiveStore) -> None:
+        self._store = store
+        self._lock = FileLock(Path(store.root) / ".lock")
 
     def __enter__(self) -> Self:
-        self._place.prepare()
+        self._store.prepare()
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise _taken(self._place.address) from None
+            raise _taken(self._store.address) from None
         except OSError as error:
             raise ArchiveUnavailable(
-                f"The archive at {self._place.address} cannot be locked: {error.strerror}.",
+                f"The archive at {self._store.address} cannot be locked: {error.strerror}.",
                 hint="Let this user write there.",
-                address=self._place.address,
+                address=self._store.address,
             ) from error
         return self
 
@@ -106,8 +106,8 @@ class _FolderLock(WriterLock):
 class _Lease(WriterLock):
     """A key in Redis that runs out; renewed by a thread, looked at before each commit."""
 
-    def __init__(self, place: Place, keys: Keys, streams_url: str) -> None:
-        self._place = place
+    def __init__(self, store: ArchiveStore, keys: Keys, streams_url: str) -> None:
+        self._store = store
         self._key = keys.archive
         self._url = streams_url
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -122,7 +122,7 @@ class _Lease(WriterLock):
             with redis_errors(address_of(self._url)):
                 got = self._redis.set(self._key, self._holder, nx=True, px=int(_LEASE_S * 1000))
             if not got:
-                raise _taken(self._place.address)
+                raise _taken(self._store.address)
         except BaseException:
             self._redis.close()
             raise
@@ -149,7 +149,7 @@ class _Lease(WriterLock):
                 return
             raise
         if time.monotonic() >= self._good_until:
-            raise _taken(self._place.address)
+            raise _taken(self._store.address)
 
     def _renew(self) -> None:
         asked = time.monotonic()

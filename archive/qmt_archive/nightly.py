@@ -25,8 +25,8 @@ from qmt_runtime.connections import connect_async, redis_call, to_its_end
 from .adding import Existing
 from .backfill import Backfill, OnProgress
 from .locks import WriterLock
-from .place import Place
 from .settings import ArchiveSettings, RunSettings
+from .store import ArchiveStore
 
 __all__ = ["NightlySettings", "backfilling", "is_due", "nightly"]
 
@@ -81,7 +81,7 @@ def is_due(now: dt.datetime, at: dt.time, done: dt.datetime | None) -> bool:
 
 async def nightly(
     settings: NightlySettings,
-    place: Place,
+    store: ArchiveStore,
     lock: WriterLock,
     *,
     clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(CHINA),
@@ -97,9 +97,9 @@ async def nightly(
         now = clock()
         if is_due(now, at, done):
             try:
-                async with backfilling(settings, place, lock) as work:
-                    told = await work.run()
-                log.info("backfilled", entries=len(told), ticks=sum(one.found for one in told))
+                async with backfilling(settings, store, lock) as work:
+                    filled = await work.run()
+                log.info("backfilled", entries=len(filled), ticks=sum(one.found for one in filled))
                 done = now
             except QMTError as error:
                 log.warning("backfilling is tried again later", error=str(error))
@@ -110,7 +110,7 @@ async def nightly(
 @asynccontextmanager
 async def backfilling(
     settings: ArchiveSettings,
-    place: Place,
+    store: ArchiveStore,
     lock: WriterLock,
     on_progress: OnProgress = lambda *_: None,
 ) -> AsyncIterator[Backfill]:
@@ -118,19 +118,19 @@ async def backfilling(
     connection = connect_async(settings.streams_url)
     address = address_of(settings.streams_url)
 
-    async def tell(kind: str, **facts: Any) -> None:
-        await _tell(connection, settings.keys, address, kind, facts)
+    async def report(kind: str, **facts: Any) -> None:
+        await _report(connection, settings.keys, address, kind, facts)
 
     transport = RedisTransport(settings.streams_url, settings.jobs_url, prefix=settings.prefix)
-    existing = Existing(place, settings.keys, connection, address)
+    existing = Existing(store, settings.keys, connection, address)
     try:
-        yield Backfill(place, lock.check, transport, existing, tell, on_progress)
+        yield Backfill(store, lock.check, transport, existing, report, on_progress)
     finally:
         await transport.close()
         await to_its_end(connection.aclose())
 
 
-async def _tell(
+async def _report(
     connection: redis.asyncio.Redis, keys: Keys, address: str, kind: str, facts: dict[str, Any]
 ) -> None:
     try:

@@ -30,8 +30,7 @@ from qmt_protocol.archive import (
 )
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.cursor.batch import Batch
-from qmt_protocol.cursor.position import EVENTS, Mark
-from qmt_protocol.cursor.position import Place as Position
+from qmt_protocol.cursor.position import EVENTS, Offset, Position
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import (
     AccessDenied,
@@ -48,25 +47,24 @@ from qmt_protocol.ids import BEGINNING, id_key
 from qmt_protocol.status import (
     HEARTBEAT_EVERY_S,
     LOST_AFTER_S,
-    encode_heartbeat,
     new_heartbeat,
 )
 from qmt_protocol.ticks import TickRow
-from qmt_protocol.times import redis_ms
 from qmt_protocol.urls import address_of
 from qmt_reading.live.feed import FeedReader
 from qmt_reading.live.follower import Follower
 from qmt_reading.processes import read_status
 from qmt_reading.stored.ordering import in_order
 from qmt_runtime.connections import connect_async, redis_call, to_its_end
+from qmt_runtime.heartbeats import write_heartbeat_async
 
 from .buffers import Buffers, Piece, sort_bars
-from .healing import Healer
 from .locks import WriterLock
+from .maintenance import Group, compact, groups_due
 from .parquet import write_rows
-from .place import Place
+from .recovery import Recovery
 from .settings import RunSettings
-from .tending import Group, compact, groups_due
+from .store import ArchiveStore
 
 __all__ = ["Recorder"]
 
@@ -74,7 +72,7 @@ log: Final = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.1
 _MARKETS_EVERY_S: Final = 10.0
-_TEND_EVERY_S: Final = 5.0
+_MAINTAIN_EVERY_S: Final = 5.0
 _DELETE_AFTER_S: Final = 120.0
 _RETRY_S: Final = 1.0
 _RETRY_CAP_S: Final = 30.0
@@ -105,23 +103,23 @@ class Recorder:
     ----------
     settings
         What to follow, and how often to write.
-    place
+    store
         The archive, loaded.
     lock
         The right to write it, held.
     """
 
-    def __init__(self, settings: RunSettings, place: Place, lock: WriterLock) -> None:
+    def __init__(self, settings: RunSettings, store: ArchiveStore, lock: WriterLock) -> None:
         self._settings = settings
-        self._place = place
+        self._store = store
         self._lock = lock
         self._keys = settings.keys
         self._events = archive_stream(self._keys)
         self._address = address_of(settings.streams_url)
         self._buffers = Buffers()
-        self._marks: dict[str, Mark] = {}
+        self._offsets: dict[str, Offset] = {}
         self._settles: dict[str, tuple[int, int]] = {}
-        """Market to the feed entry id before which its mark must not be committed."""
+        """Market to the feed entry id before which its offset must not be committed."""
         self._shut: dict[str, float] = {}
         """Market to until when (monotonic) it is left out."""
         self._missing: list[Missing] = []
@@ -130,7 +128,7 @@ class Recorder:
         self._events_id = ""
         self._since: float | None = None
         """When the oldest of what waits was read."""
-        self._told: deque[dict[str, Any]] = deque(maxlen=_EVENTS_WAITING)
+        self._unsent: deque[dict[str, Any]] = deque(maxlen=_EVENTS_WAITING)
         self._leaving: deque[tuple[float, str]] = deque()
         self._damaged: set[str] = set()
         self._ill: dict[str, float] = {}
@@ -167,16 +165,16 @@ class Recorder:
         """
         self._redis: redis.asyncio.Redis = connect_async(self._settings.streams_url)
         reporting = asyncio.create_task(self._report())
-        tending = asyncio.create_task(self._tend())
+        maintenance = asyncio.create_task(self._maintain())
         try:
-            await self._record((reporting, tending))
+            await self._record((reporting, maintenance))
         finally:
-            tending.cancel()
+            maintenance.cancel()
             self._ended.set()
             await asyncio.wait([reporting], timeout=_LAST_REPORT_S)
             reporting.cancel()
-            await asyncio.gather(tending, reporting, return_exceptions=True)
-            self._place.delete([path for _, path in self._leaving])
+            await asyncio.gather(maintenance, reporting, return_exceptions=True)
+            self._store.delete([path for _, path in self._leaving])
             await to_its_end(self._redis.aclose())
 
     async def _record(self, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -231,10 +229,10 @@ class Recorder:
             return
         self._ill_said[market] = error.message, now
         log.error("a market cannot be followed", market=market, error=str(error))
-        self._tell("archive unreadable", market=market, reason=error.message)
+        self._add_event("archive unreadable", market=market, reason=error.message)
 
     async def _follow(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Read the feeds until a market has to be added or healed."""
+        """Read the feeds until a market has to be added or recovered."""
         markets = await self._open_markets()
         if not markets:
             await asyncio.sleep(_RETRY_S)
@@ -242,14 +240,14 @@ class Recorder:
         self._forget_unwritten()
         seen: dict[str, str] = {}
         for market in await self._lost(markets):
-            seen.update(await self._heal(market))
-        marks = {market: mark for market in markets if (mark := self._mark(market)) is not None}
-        marks[EVENTS] = ("", self._place.manifest.events or BEGINNING)
+            seen.update(await self._recover(market))
+        offsets = {name: at for name in markets if (at := self._offset(name)) is not None}
+        offsets[EVENTS] = ("", self._store.manifest.events or BEGINNING)
         follower = Follower(
             self._redis,
             self._keys,
             Scope(tuple(markets), None, None),
-            place=Position(marks=marks, seen=seen),
+            position=Position(offsets=offsets, seen=seen),
             on_gap=self._on_gap,
             check=lambda: self._check(tasks),
             address=self._address,
@@ -279,9 +277,9 @@ class Recorder:
 
     def _forget_unwritten(self) -> None:
         self._buffers = Buffers()
-        self._marks, self._settles = {}, {}
+        self._offsets, self._settles = {}, {}
         self._missing, self._since = [], None
-        self._events_id = self._place.manifest.events
+        self._events_id = self._store.manifest.events
 
     async def _open_markets(self) -> list[str]:
         """Return the markets to follow without those that could not be read a moment ago."""
@@ -295,7 +293,7 @@ class Recorder:
             return self._settings.archive_markets
         status = await read_status(self._redis, self._keys, self._address)
         self._simulated = status.simulated_markets
-        found = set(self._place.manifest.markets)
+        found = set(self._store.manifest.markets)
         for one in status.processes:
             if one.beat.role == "producer":
                 found.update(one.beat.markets)
@@ -304,41 +302,41 @@ class Recorder:
 
     async def _lost(self, markets: Sequence[str]) -> list[str]:
         """Return the markets whose feed cannot be read on from the manifest's position."""
-        held = self._place.manifest.markets
-        marks = {m: (held[m].epoch, held[m].position) for m in markets if m in held}
+        held = self._store.manifest.markets
+        offsets = {m: (held[m].epoch, held[m].position) for m in markets if m in held}
         lost = [market for market in markets if market not in held]
-        if marks:
+        if offsets:
             reader = FeedReader(
-                self._redis, self._keys, list(marks), marks=marks, address=self._address
+                self._redis, self._keys, list(offsets), offsets=offsets, address=self._address
             )
             lost += [one.market for one in (await reader.read(block=False)).breaks]
         return lost
 
-    async def _heal(self, market: str) -> dict[str, str]:
+    async def _recover(self, market: str) -> dict[str, str]:
         """Read a market's streams, commit, and return the last id of each code then archived."""
         log.info("reading streams", market=market)
-        healer = Healer(
+        recovery = Recovery(
             self._redis,
             self._keys,
             self._address,
-            self._place,
+            self._store,
             market,
             self._take_stored,
             self._take_bars,
         )
-        mark = await healer.heal()
-        for missing in healer.missing:
+        offset = await recovery.recover()
+        for missing in recovery.missing:
             self._note(missing)
-        for error in healer.damaged:
-            self._tell_damaged(error)
-        for gap in healer.gaps:
+        for error in recovery.damaged:
+            self._report_damaged(error)
+        for gap in recovery.gaps:
             self._on_gap(gap)
-        self._marks[market] = mark
-        # The streams gave more than there was at the mark. Until the feed has been read so far,
-        # only the last id of each code says what is archived: a mark would bring it again.
-        self._settles[market] = id_key(healer.settled)
+        self._offsets[market] = offset
+        # The streams gave more than there was at the offset. Until the feed has been read so far,
+        # only the last id of each code says what is archived: a offset would bring it again.
+        self._settles[market] = id_key(recovery.settled)
         await self._flush()
-        return healer.seen
+        return recovery.seen
 
     async def _take_stored(self, rows: Sequence[tuple[str, str, Any]]) -> None:
         market = rows[0][0].rpartition(".")[2]
@@ -354,10 +352,10 @@ class Recorder:
     def _take(self, batch: Batch) -> bool:
         """Take what was read; return whether there was anything."""
         moved = False
-        for market, mark in batch.marks.items():
-            if market != EVENTS and mark != self._mark(market):
-                self._marks[market] = mark
-                self._buffers.add_entry(market, *mark)
+        for market, offset in batch.offsets.items():
+            if market != EVENTS and offset != self._offset(market):
+                self._offsets[market] = offset
+                self._buffers.add_entry(market, *offset)
                 self._begin_waiting()
                 moved = True
         if batch.rows:
@@ -376,10 +374,10 @@ class Recorder:
             self._add_bars(bars[0].code.rpartition(".")[2], bars)
         return moved
 
-    def _mark(self, market: str) -> Mark | None:
-        if market in self._marks:
-            return self._marks[market]
-        at = self._place.manifest.markets.get(market)
+    def _offset(self, market: str) -> Offset | None:
+        if market in self._offsets:
+            return self._offsets[market]
+        at = self._store.manifest.markets.get(market)
         return None if at is None else (at.epoch, at.position)
 
     def _decoded(self, rows: Sequence[tuple[str, str, Any]]) -> list[tuple[str, str, TickRow]]:
@@ -420,26 +418,26 @@ class Recorder:
             self._since = time.monotonic()
 
     def _on_gap(self, gap: Gap) -> None:
-        told = gap.data
-        if "event" in told:  # something that is none in the stream of gaps: nothing is known of it
+        known = gap.data
+        if "event" in known:  # something that is none in the stream of gaps: nothing is known of it
             log.error("events cannot be read", reason=gap.message)
             return
-        after = told.get("after")
-        if after is not None and told.get("reason") in ("trimmed", "epoch"):
+        after = known.get("after")
+        if after is not None and known.get("reason") in ("trimmed", "epoch"):
             raise _Broken(gap.message)
         at_ms = 0 if after is None else id_key(after[1])[0]
-        codes = told.get("codes") or {}
-        if told.get("reason") == "unreadable":
+        codes = known.get("codes") or {}
+        if known.get("reason") == "unreadable":
             log.error("something cannot be read", error=gap.message)
-            if not (at_ms or told.get("from_ms")):
+            if not (at_ms or known.get("from_ms")):
                 return  # it is of no time
         self._note(
             Missing(
-                market=str(told.get("market") or ""),
-                from_ms=int(told.get("from_ms") or at_ms),
-                to_ms=int(told.get("to_ms") or at_ms),
+                market=str(known.get("market") or ""),
+                from_ms=int(known.get("from_ms") or at_ms),
+                to_ms=int(known.get("to_ms") or at_ms),
                 codes=sorted(codes),
-                reason=str(told.get("reason", "unknown")),
+                reason=str(known.get("reason", "unknown")),
             )
         )
 
@@ -447,12 +445,12 @@ class Recorder:
         """Keep what is known to be absent, once."""
         if missing in self._missing or any(
             missing == msgspec.structs.replace(one, state="open", found=0)
-            for one in self._place.manifest.missing
+            for one in self._store.manifest.missing
         ):
             return
         self._missing.append(missing)
         self._begin_waiting()
-        self._tell(
+        self._add_event(
             "archive missing",
             market=missing.market,
             from_ms=missing.from_ms,
@@ -487,17 +485,17 @@ class Recorder:
 
     async def _flush_now(self, last: bool) -> None:
         pieces = self._buffers.take()
-        marks = {
-            market: mark
-            for market, mark in self._marks.items()
-            if id_key(mark[1]) >= self._settles.get(market, (0, 0))
+        offsets = {
+            market: offset
+            for market, offset in self._offsets.items()
+            if id_key(offset[1]) >= self._settles.get(market, (0, 0))
         }
         missing, self._missing = self._missing, []
         events_id, self._since = self._events_id, None
-        manifest = self._place.manifest
+        manifest = self._store.manifest
         moved = any(
-            (at := manifest.markets.get(market)) is None or (at.epoch, at.position) != mark
-            for market, mark in marks.items()
+            (at := manifest.markets.get(market)) is None or (at.epoch, at.position) != offset
+            for market, offset in offsets.items()
         )
         if not (pieces or missing or moved or events_id != manifest.events):
             return
@@ -506,7 +504,7 @@ class Recorder:
         files = await self._persist(lambda: self._write(pieces), last)
 
         def change(manifest: Manifest) -> Manifest:
-            markets = {m: ArchivedMarket(epoch=e, position=p) for m, (e, p) in marks.items()}
+            markets = {m: ArchivedMarket(epoch=e, position=p) for m, (e, p) in offsets.items()}
             return msgspec.structs.replace(
                 manifest,
                 markets={**manifest.markets, **markets},
@@ -517,12 +515,12 @@ class Recorder:
 
         def commit() -> None:
             self._lock.check()
-            self._place.commit(change)
+            self._store.commit(change)
 
         await self._persist(commit, last)
-        for market in marks:
+        for market in offsets:
             self._settles.pop(market, None)
-            del self._marks[market]
+            del self._offsets[market]
         self._figures["writes"] += 1
 
     async def _look_who_publishes(self) -> None:
@@ -543,7 +541,7 @@ class Recorder:
             except ArchiveUnavailable as error:
                 if self._figures["writable"]:
                     log.error("the archive cannot be written", error=str(error))
-                    self._tell("archive unwritable", reason=error.message)
+                    self._add_event("archive unwritable", reason=error.message)
                 self._figures.update(writable=False, error=error.message)
                 if last or self._stopping.is_set() or error.data.get("taken"):
                     raise
@@ -552,7 +550,7 @@ class Recorder:
                 continue
             if not self._figures["writable"]:
                 log.info("the archive is written again")
-                self._tell("archive written again")
+                self._add_event("archive written again")
             self._figures.update(writable=True, error="")
             return done
 
@@ -561,7 +559,7 @@ class Recorder:
         try:
             files.extend(map(self._write_piece, pieces))
         except BaseException:
-            self._place.delete([one.path for one in files])  # nothing names them yet
+            self._store.delete([one.path for one in files])  # nothing names them yet
             raise
         return files
 
@@ -574,9 +572,9 @@ class Recorder:
             if ticks
             else bar_folder(piece.period, piece.market, piece.day)
         )
-        path = self._place.new_path(folder, f"part-{int(ids.min())}")
+        path = self._store.new_path(folder, f"part-{int(ids.min())}")
         simulated = piece.market in self._simulated
-        size_bytes = self._place.write(
+        size_bytes = self._store.write(
             path,
             lambda file: write_rows(
                 file, piece.kind, [table], piece.ranges, dense=False, simulated=simulated
@@ -597,7 +595,7 @@ class Recorder:
         )
 
     async def _publish_positions(self) -> None:
-        markets = self._place.manifest.markets
+        markets = self._store.manifest.markets
         if not markets:
             return
         async with redis_call(self._address), self._redis.pipeline(transaction=False) as pipe:
@@ -607,23 +605,23 @@ class Recorder:
 
     # Tending
 
-    async def _tend(self) -> None:
+    async def _maintain(self) -> None:
         """Compact what is over, beside the reading, and delete what was replaced."""
         silence_ms = int(self._settings.archive_compact_after_s * 1000)
         while True:
-            await asyncio.sleep(min(_TEND_EVERY_S, max(0.2, silence_ms / 1000)))
+            await asyncio.sleep(min(_MAINTAIN_EVERY_S, max(0.2, silence_ms / 1000)))
             while self._leaving and self._leaving[0][0] <= time.monotonic():
-                self._place.delete([self._leaving.popleft()[1]])
-            for group in groups_due(self._place.manifest, self._now_ms, silence_ms):
+                self._store.delete([self._leaving.popleft()[1]])
+            for group in groups_due(self._store.manifest, self._now_ms, silence_ms):
                 await self._compact(group)
 
     async def _compact(self, group: Group) -> None:
         if any(one.path in self._damaged for one in group.files):
             return
         try:
-            done = await asyncio.to_thread(compact, self._place, group, self._lock.check)
+            done = await asyncio.to_thread(compact, self._store, group, self._lock.check)
         except ArchiveDamaged as error:
-            self._tell_damaged(error)
+            self._report_damaged(error)
             return
         except ArchiveUnavailable as error:
             log.warning("a day is compacted later", error=error.message)
@@ -635,21 +633,21 @@ class Recorder:
         if group.kind == "tick":
             if done.repeats:
                 log.error("ticks were stored twice", day=group.day, repeats=done.repeats)
-            self._tell(
+            self._add_event(
                 "archive compacted", market=group.market, day=group.day, ticks=done.file.rows
             )
 
-    # Telling
+    # Reporting
 
-    def _tell_damaged(self, error: ArchiveDamaged) -> None:
+    def _report_damaged(self, error: ArchiveDamaged) -> None:
         path = str(error.data.get("path", ""))
         if path not in self._damaged:
             self._damaged.add(path)
             log.error("a file is damaged", error=str(error))
-            self._tell("archive damaged", path=path, reason=error.message)
+            self._add_event("archive damaged", path=path, reason=error.message)
 
-    def _tell(self, kind: str, **facts: Any) -> None:
-        self._told.append({"kind": kind, "at_ms": time.time_ns() // 1_000_000, **facts})
+    def _add_event(self, kind: str, **facts: Any) -> None:
+        self._unsent.append({"kind": kind, "at_ms": time.time_ns() // 1_000_000, **facts})
 
     async def _report(self) -> None:
         """Write a heartbeat each second, and events as they come."""
@@ -662,17 +660,13 @@ class Recorder:
         beat = self._heartbeat()
         try:
             async with redis_call(self._address):
-                self._now_ms = redis_ms(await self._redis.time())
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    pipe.zadd(self._keys.seen, {beat.member: self._now_ms})
-                    pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
-                    await pipe.execute()
-                while self._told:
-                    body = msgspec.json.encode(self._told[0])
+                self._now_ms = await write_heartbeat_async(self._redis, self._keys, beat)
+                while self._unsent:
+                    body = msgspec.json.encode(self._unsent[0])
                     await self._redis.xadd(
                         self._events.key, {"e": body}, maxlen=self._events.kept, approximate=False
                     )
-                    self._told.popleft()
+                    self._unsent.popleft()
             await self._publish_positions()
         except QMTError as error:
             log.debug("no heartbeat", error=error.message)
@@ -682,7 +676,7 @@ class Recorder:
         since, before = self._rate
         if now - since >= LOST_AFTER_S:
             self._rate = (now, ticks)
-        manifest = self._place.manifest
+        manifest = self._store.manifest
         return new_heartbeat(
             "archive",
             self._started_ms,
@@ -695,6 +689,6 @@ class Recorder:
                 "days": len(manifest.days),
                 "missing": sum(one.state == "open" for one in manifest.missing),
                 "generation": manifest.generation,
-                "address": self._place.address,
+                "address": self._store.address,
             },
         )

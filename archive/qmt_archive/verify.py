@@ -13,8 +13,8 @@ from qmt_protocol.archive import ArchivedFile, bar_span
 from qmt_protocol.errors import ArchiveDamaged
 from qmt_protocol.times import trading_day
 
-from .place import Place
-from .tending import Group, groups, sorted_ticks
+from .maintenance import Group, groups, sorted_ticks
+from .store import ArchiveStore
 
 __all__ = ["Checked", "verify"]
 
@@ -35,7 +35,7 @@ class Checked(msgspec.Struct, kw_only=True):
     problems: list[str] = msgspec.field(default_factory=list)
 
 
-def verify(place: Place, day: int | None = None) -> list[Checked]:
+def verify(store: ArchiveStore, day: int | None = None) -> list[Checked]:
     """Read every file of a trading day (``None``: of the archive), and bars that may be of it.
 
     Looked at are: the rows and ids that the manifest says, the order within each file, codes of
@@ -44,17 +44,17 @@ def verify(place: Place, day: int | None = None) -> list[Checked]:
     Raises
     ------
     ArchiveUnavailable
-        When the place cannot be reached.
+        When the folder or bucket cannot be reached.
     """
     return [
-        _check(place, group)
-        for group in groups(place.manifest)
+        _check(store, group)
+        for group in groups(store.manifest)
         if day is None
         or group.day == (day if group.kind == "tick" else bar_span(group.period, day))
     ]
 
 
-def _check(place: Place, group: Group) -> Checked:
+def _check(store: ArchiveStore, group: Group) -> Checked:
     found = Checked(
         kind=group.kind,
         market=group.market,
@@ -68,24 +68,24 @@ def _check(place: Place, group: Group) -> Checked:
     codes: set[str] = set()
     for file in group.files:
         try:
-            found.problems += [f"{file.path}: {what}" for what in _wrong(place, file, codes)]
+            found.problems += [f"{file.path}: {what}" for what in _wrong(store, file, codes)]
         except ArchiveDamaged as error:
             found.problems.append(error.message)
     found.codes = len(codes)
     if group.kind == "tick" and not found.problems:
-        once = sum(len(table) for table in sorted_ticks(place, group))
+        once = sum(len(table) for table in sorted_ticks(store, group))
         if once != found.rows:
             found.problems.append(f"{found.rows - once} ticks are stored more than once")
     return found
 
 
-def _wrong(place: Place, file: ArchivedFile, codes: set[str]) -> Iterator[str]:
-    statistics = place.check_rows(file)
+def _wrong(store: ArchiveStore, file: ArchivedFile, codes: set[str]) -> Iterator[str]:
+    statistics = store.check_rows(file)
     rows, last = 0, None
     first_ms, last_ms = 2**62, 0
     days: set[int] = set()
     sorted_so_far = True
-    for batch in place.read(file, ["code", "id_ms", "id_seq"]):
+    for batch in store.read(file, ["code", "id_ms", "id_seq"]):
         if not len(batch):
             continue
         ids = batch.column("id_ms").to_numpy()
@@ -102,8 +102,8 @@ def _wrong(place: Place, file: ArchivedFile, codes: set[str]) -> Iterator[str]:
         yield f"its ids reach from {first_ms} to {last_ms}, the manifest says otherwise"
     if statistics is not None and statistics != (first_ms, last_ms):
         yield f"its statistics say {statistics[0]} to {statistics[1]}"
-    if strange := sorted(code for code in codes if code.rpartition(".")[2] != file.market):
-        yield f"it has codes of another market: {', '.join(strange[:3])}"
+    if foreign := sorted(code for code in codes if code.rpartition(".")[2] != file.market):
+        yield f"it has codes of another market: {', '.join(foreign[:3])}"
     if file.kind == "tick":
         wrong = days - {file.day}
     else:
@@ -134,8 +134,8 @@ def _increases(
 
     def row(at: int) -> tuple[Any, ...]:
         name = names[int(column.indices[at].as_py())]
-        told = (int(ms[at]), name, int(number[at]))
-        return told if kind == "tick" else (name, int(ms[at]))
+        entry_key = (int(ms[at]), name, int(number[at]))
+        return entry_key if kind == "tick" else (name, int(ms[at]))
 
     begins = last is None or row(0) > last
     return bool(good.all()) and begins, row(len(batch) - 1)

@@ -14,10 +14,12 @@ from qmt_reading.processes import Process, Status
 from qmt_reading.replay.engine import AsyncReplay, Replay
 
 from . import errors, types
-from .answers import HistoryFrames, QMTWarning, Ticks
+from .answers import Ticks
 from .async_client import AsyncQMTClient
+from .history_frames import HistoryFrames
 from .live import NOW_LIVE, AsyncLive, Live, NowLive
 from .sync_client import QMTClient
+from .user_warnings import QMTWarning
 
 if TYPE_CHECKING:
     from .frames import to_frame

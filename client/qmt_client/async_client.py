@@ -20,13 +20,13 @@ from qmt_reading.arguments import Codes, is_one, parse_names, parse_one, parse_r
 from qmt_reading.processes import Status
 from qmt_reading.transport import Transport
 
-from .answers import HistoryFrames
 from .async_stored import AsyncStored
 from .async_ticks import AsyncTicks
+from .history_frames import HistoryFrames
 from .progress import ShowProgress, shown
 from .settings import find_target
-from .telling import warn_absent
 from .types import Downloaded, InstrumentDetail, TimeLike
+from .user_warnings import warn_absent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,12 +124,12 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
             )
         super().__init__(transport, tz=tz)
         kind = "Redis" if target.over_redis else "the gateway"
-        self._place = f"{kind} at {transport.address}"
+        self._server = f"{kind} at {transport.address}"
         self._timeout_s = parse_seconds(timeout_s, "timeout_s")
         self._progress = progress
 
     def __repr__(self) -> str:
-        return f"AsyncQMTClient({self._place})"
+        return f"AsyncQMTClient({self._server})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -291,7 +291,7 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
                 hint="Choose 'long', 'wide' or None.",
                 field="layout",
             )
-        wanted = parse_codes(codes)
+        requested = parse_codes(codes)
         period = parse_period(period)
         if layout == "wide" and period == "tick":
             raise InvalidRequest(
@@ -304,7 +304,7 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         manifest, table = await self._job(
             "history",
             {
-                "codes": wanted,
+                "codes": requested,
                 "period": period,
                 "start_ms": parse_start(start),
                 "end_ms": parse_end(end),
@@ -322,18 +322,18 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
 
         one = layout is None and is_one(codes)
         absent: Mapping[str, str] = manifest.meta.get("absent") or {}
-        if one and wanted[0] in absent:
+        if one and requested[0] in absent:
             raise NotFound(
-                f"{wanted[0]}: {absent[wanted[0]].rstrip('.')}.",
+                f"{requested[0]}: {absent[requested[0]].rstrip('.')}.",
                 hint="Check the code, the period and the range.",
-                code=wanted[0],
+                code=requested[0],
             )
         warn_absent(absent, "history")
         make = {"long": long_frame_of, "wide": wide_frame_of}.get(layout or "", frames_of)
         answer: pd.DataFrame | HistoryFrames = await asyncio.to_thread(
-            make, table, manifest, wanted, period, fields=columns, adjust=adjust, tz=self._tz
+            make, table, manifest, requested, period, fields=columns, adjust=adjust, tz=self._tz
         )
-        return answer[wanted[0]] if one and isinstance(answer, HistoryFrames) else answer
+        return answer[requested[0]] if one and isinstance(answer, HistoryFrames) else answer
 
     async def get_history(
         self,
@@ -477,18 +477,18 @@ class AsyncQMTClient(AsyncTicks, AsyncStored):
         InstrumentNotFound
             When the terminal knows none of the codes.
         """
-        wanted = parse_codes(codes)
-        manifest, _ = await self._job("instrument_detail", {"codes": wanted}, False)
+        requested = parse_codes(codes)
+        manifest, _ = await self._job("instrument_detail", {"codes": requested}, False)
         known: dict[str, InstrumentDetail | None] = manifest.document
-        found = {code: known.get(code) for code in wanted}
+        found = {code: known.get(code) for code in requested}
         absent = [code for code, document in found.items() if not document]
-        if len(absent) == len(wanted):
+        if len(absent) == len(requested):
             raise InstrumentNotFound(
                 f"The terminal knows no instrument {', '.join(absent[:5])}.",
                 hint="Check the code and its market.",
                 codes=absent,
             )
-        if is_one(codes) and (only := found[wanted[0]]) is not None:
+        if is_one(codes) and (only := found[requested[0]]) is not None:
             return only
         warn_absent(dict.fromkeys(absent, "no such instrument"), "instrument_detail")
         return {code: document for code, document in found.items() if document}

@@ -23,14 +23,14 @@ from qmt_reading.replay.engine import AsyncReplay
 from qmt_reading.stored.gaps import gap_of
 
 from .connected import Connected
-from .telling import warn_absent, warn_gap
 from .types import StoredForm, TimeLike
+from .user_warnings import warn_absent, warn_gap
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from qmt_reading.requests import StoredWish
+    from qmt_reading.requests import StoredRequest
     from qmt_reading.transport import StoredSource
 
 __all__ = ["SKIP_IDLE_S", "AsyncStored"]
@@ -137,10 +137,10 @@ class AsyncStored(Connected):
             The archive cannot be read; a damaged file is named by ``path``.
         """
         _check_form(as_)
-        wish = await self._stored_wish("tick", codes, start, end, markets, sectors, fields)
+        request = await self._stored_request("tick", codes, start, end, markets, sectors, fields)
         if as_ == "batches":
-            return self._opened(self._stored_batches(wish))
-        return await self._stored(wish, as_, parse_names(fields))
+            return self._opened(self._stored_batches(request))
+        return await self._stored(request, as_, parse_names(fields))
 
     @overload
     async def stored_bars(
@@ -220,10 +220,10 @@ class AsyncStored(Connected):
         """
         _check_form(as_)
         period = parse_period(period, bars_only=True)
-        wish = await self._stored_wish(period, codes, start, end, markets, sectors, fields)
+        request = await self._stored_request(period, codes, start, end, markets, sectors, fields)
         if as_ == "batches":
-            return self._opened(self._stored_batches(wish))
-        return await self._stored(wish, as_, parse_names(fields))
+            return self._opened(self._stored_batches(request))
+        return await self._stored(request, as_, parse_names(fields))
 
     @overload
     def replay(  # type: ignore[overload-overlap]
@@ -303,24 +303,24 @@ class AsyncStored(Connected):
         period = parse_period(period)
         _, end_ms = _parse_range(start, end)
         parse_scope_of(codes, markets, sectors)
-        wishes: list[StoredWish] = []
+        request_made: list[StoredRequest] = []
 
-        async def wish() -> StoredWish:
-            if not wishes:
-                wishes.append(
-                    await self._stored_wish(period, codes, start, end, markets, sectors, None)
+        async def request() -> StoredRequest:
+            if not request_made:
+                request_made.append(
+                    await self._stored_request(period, codes, start, end, markets, sectors, None)
                 )
-            return wishes[0]
+            return request_made[0]
 
-        tell = on_gap or warn_gap
+        report = on_gap or warn_gap
 
         async def read(from_ms: int | None) -> AsyncGenerator[pa.RecordBatch, None]:
-            wanted = await wish()
+            requested = await request()
             if from_ms is not None:
                 if end_ms is not None and from_ms > end_ms:
                     return
-                wanted = replace(wanted, start_ms=from_ms)
-            async with aclosing(self._batches_of(wanted, tell, _REPLAY_RETRY_S)) as batches:
+                requested = replace(requested, start_ms=from_ms)
+            async with aclosing(self._batches_of(requested, report, _REPLAY_RETRY_S)) as batches:
                 async for batch in batches:
                     yield batch
 
@@ -331,10 +331,10 @@ class AsyncStored(Connected):
             return list(made)
 
         async def missing() -> Any:
-            return await self._source().missing(await wish())
+            return await self._source().missing(await request())
 
         async def is_simulated() -> bool:
-            return await self._simulated(await wish())
+            return await self._simulated(await request())
 
         is_named = codes is not None and not is_all(codes) and not markets and not sectors
         replay: AsyncReplay[Any] = AsyncReplay(
@@ -346,7 +346,7 @@ class AsyncStored(Connected):
             codes=tuple(parse_codes(codes)) if is_named and codes is not None else None,
             missing=missing,
             is_simulated=is_simulated,
-            on_gap=tell,
+            on_gap=report,
             on_open=self._open.add,
             on_close=self._open.discard,
         )
@@ -358,11 +358,11 @@ class AsyncStored(Connected):
         return self.transport.stored()
 
     def _batches_of(
-        self, wish: StoredWish, on_gap: OnGap, give_up_after_s: float
+        self, request: StoredRequest, on_gap: OnGap, give_up_after_s: float
     ) -> AsyncGenerator[pa.RecordBatch, None]:
         from qmt_reading.stored.edges import read_whole
 
-        return read_whole(self._source(), wish, on_gap, give_up_after_s=give_up_after_s)
+        return read_whole(self._source(), request, on_gap, give_up_after_s=give_up_after_s)
 
     async def _codes_of(self, sector: str) -> list[str]:
         manifest, _ = await self.transport.run_job(
@@ -372,7 +372,7 @@ class AsyncStored(Connected):
         )
         return list(manifest.document)
 
-    async def _stored_wish(
+    async def _stored_request(
         self,
         period: str,
         codes: Codes | None,
@@ -381,8 +381,8 @@ class AsyncStored(Connected):
         markets: Sequence[str],
         sectors: Sequence[str],
         fields: Codes | None,
-    ) -> StoredWish:
-        from qmt_reading.requests import StoredWish
+    ) -> StoredRequest:
+        from qmt_reading.requests import StoredRequest
 
         start_ms, end_ms = _parse_range(start, end)
         named, markets, sectors = parse_scope_of(codes, markets, sectors)
@@ -390,7 +390,7 @@ class AsyncStored(Connected):
             named = [*(named or ()), *await self._codes_of(sector)]
         if named is None and not markets:
             markets = await self._all_markets()
-        return StoredWish(
+        return StoredRequest(
             None if named is None else tuple(dict.fromkeys(named)),
             tuple(markets),
             period,
@@ -404,55 +404,57 @@ class AsyncStored(Connected):
         published = [market for one in status.processes for market in one.beat.markets]
         return sorted({*archived, *published})
 
-    async def _stored_batches(self, wish: StoredWish) -> AsyncGenerator[pa.RecordBatch, None]:
-        await self._tell_missing(wish)
-        simulated = await self._simulated(wish)
-        async with aclosing(self._batches_of(wish, warn_gap, _RETRY_S)) as batches:
+    async def _stored_batches(self, request: StoredRequest) -> AsyncGenerator[pa.RecordBatch, None]:
+        await self._report_missing(request)
+        simulated = await self._simulated(request)
+        async with aclosing(self._batches_of(request, warn_gap, _RETRY_S)) as batches:
             async for batch in batches:
                 metadata = {**(batch.schema.metadata or {}), **simulated_label(simulated)}
                 yield batch.replace_schema_metadata(metadata)
                 self._guard.check()
 
-    async def _simulated(self, wish: StoredWish) -> bool:
-        return wish.concerns(await self._source().simulated_markets())
+    async def _simulated(self, request: StoredRequest) -> bool:
+        return request.concerns(await self._source().simulated_markets())
 
-    async def _tell_missing(self, wish: StoredWish) -> list[Any]:
-        missing = await self._source().missing(wish)
+    async def _report_missing(self, request: StoredRequest) -> list[Any]:
+        missing = await self._source().missing(request)
         for one in missing:
             warn_gap(gap_of(one))
         return missing
 
-    async def _stored(self, wish: StoredWish, as_: StoredForm, fields: list[str] | None) -> Any:
+    async def _stored(
+        self, request: StoredRequest, as_: StoredForm, fields: list[str] | None
+    ) -> Any:
         import pyarrow as pa
 
         from qmt_reading.stored.edges import NOTHING_STORED
 
         at_ends: list[Gap] = []
 
-        def tell(gap: Gap) -> None:
+        def report(gap: Gap) -> None:
             warn_gap(gap)
             if gap.data.get("reason") == NOTHING_STORED:
                 at_ends.append(gap)
 
-        async with aclosing(self._batches_of(wish, tell, _RETRY_S)) as batches:
+        async with aclosing(self._batches_of(request, report, _RETRY_S)) as batches:
             found = [batch async for batch in batches]
-        table = pa.Table.from_batches(found, schema=wish.schema).unify_dictionaries()
-        missing = await self._tell_missing(wish)
-        simulated = await self._simulated(wish)
+        table = pa.Table.from_batches(found, schema=request.schema).unify_dictionaries()
+        missing = await self._report_missing(request)
+        simulated = await self._simulated(request)
         metadata = {**(table.schema.metadata or {}), **simulated_label(simulated)}
         if as_ == "arrow":
             return table.replace_schema_metadata(metadata)
         from .frames import stored_frame
 
         frame = await asyncio.to_thread(
-            stored_frame, table, wish.codes, wish.period, fields=fields, tz=self._tz
+            stored_frame, table, request.codes, request.period, fields=fields, tz=self._tz
         )
         gaps = [*(gap_of(one) for one in missing), *at_ends]
         frame.attrs["missing"] = [gap.data for gap in gaps]
         frame.attrs["simulated"] = simulated
         absent = frame.attrs["absent"]
         if absent:
-            warn_absent(absent, "stored_ticks" if wish.period == "tick" else "stored_bars")
+            warn_absent(absent, "stored_ticks" if request.period == "tick" else "stored_bars")
         return frame
 
 

@@ -13,7 +13,7 @@ from qmt_protocol.bars import Bar
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.cursor.batch import Batch
 from qmt_protocol.cursor.gaps import unreadable
-from qmt_protocol.cursor.position import Place
+from qmt_protocol.cursor.position import Position
 from qmt_protocol.errors import (
     CodecError,
     InstrumentNotFound,
@@ -27,13 +27,13 @@ from qmt_protocol.ticks import Tick
 from qmt_protocol.times import day_of
 from qmt_reading.arguments import Clock, Codes, parse_clock, parse_scope
 from qmt_reading.callbacks import OnGap
-from qmt_reading.requests import Wish
+from qmt_reading.requests import LiveRequest
 
 from .answers import Latest, Ticks
 from .connected import Connected
 from .live import AsyncLive, bar_of, tick_of
-from .telling import warn, warn_absent, warn_gap
-from .types import OnBars, OnTicks, Position, TimeLike
+from .types import OnBars, OnTicks, SavedPosition, TimeLike
+from .user_warnings import warn, warn_absent, warn_gap
 
 __all__ = ["AsyncTicks"]
 
@@ -66,20 +66,22 @@ class AsyncTicks(Connected):
         NoProducer
             None of the codes has a tick and nobody publishes; ``last_seen_ms`` tells since when.
         """
-        wanted = parse_codes(codes)
-        found, status = await asyncio.gather(self.transport.latest(wanted), self.transport.status())
-        absent = [code for code in wanted if code not in found]
+        requested = parse_codes(codes)
+        found, status = await asyncio.gather(
+            self.transport.latest(requested), self.transport.status()
+        )
+        absent = [code for code in requested if code not in found]
         try:
-            status.require_producer(dict.fromkeys(market_of(code) for code in wanted))
+            status.require_producer(dict.fromkeys(market_of(code) for code in requested))
         except NoProducer as error:
             if not found:
                 raise
             warn(f"{error.message} These are the last ticks it published.")
-        if absent and len(wanted) == 1:
+        if absent and len(requested) == 1:
             if found.unreadable:
-                raise CodecError(found.unreadable[wanted[0]], code=wanted[0])
+                raise CodecError(found.unreadable[requested[0]], code=requested[0])
             raise InstrumentNotFound(
-                f"No tick of {wanted[0]} was published.",
+                f"No tick of {requested[0]} was published.",
                 hint="Check the code; or it was not traded since the producer began.",
                 codes=absent,
             )
@@ -97,8 +99,8 @@ class AsyncTicks(Connected):
         Unlike `full_tick` it asks nobody whether they are fresh, and codes without a tick are
         just not there. Codes whose tick cannot be read are named by ``unreadable``.
         """
-        wanted, markets = parse_scope(codes, markets)
-        found = await self.transport.latest(wanted, markets)
+        requested, markets = parse_scope(codes, markets)
+        found = await self.transport.latest(requested, markets)
         return Latest(found, found.unreadable)
 
     def ticks(
@@ -107,7 +109,7 @@ class AsyncTicks(Connected):
         *,
         markets: Sequence[str] = (),
         start: TimeLike | None = None,
-        position: Position | None = None,
+        position: SavedPosition | None = None,
         snapshot: bool = False,
         conflate: bool = False,
         on_gap: OnGap | None = None,
@@ -154,19 +156,19 @@ class AsyncTicks(Connected):
         RedisUnavailable, GatewayUnavailable
             At the start at once, later after five minutes.
         """
-        wanted, markets = parse_scope(codes, markets)
+        requested, markets = parse_scope(codes, markets)
         if position is not None and start is not None:
             raise InvalidRequest("Give start or position, not both.", field="start")
-        wish = Wish(
-            None if wanted is None else tuple(wanted),
+        request = LiveRequest(
+            None if requested is None else tuple(requested),
             tuple(markets),
-            place=None if position is None else Place.parse(position),
+            position=None if position is None else Position.parse(position),
             snapshot=snapshot,
             conflate=conflate,
         )
         clock = parse_clock(start)
-        tell = on_gap or warn_gap
-        live = AsyncLive(self._batches(wish, clock, tell), tick_of, wish.place, tell)
+        report = on_gap or warn_gap
+        live = AsyncLive(self._batches(request, clock, report), tick_of, request.position, report)
         return self._opened(live)
 
     def bars(
@@ -174,7 +176,7 @@ class AsyncTicks(Connected):
         codes: Codes,
         period: str = "1m",
         *,
-        position: Position | None = None,
+        position: SavedPosition | None = None,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
     ) -> AsyncLive[Bar]:
@@ -206,34 +208,36 @@ class AsyncTicks(Connected):
         InvalidRequest, NoProducer, RedisUnavailable, GatewayUnavailable
             As in `ticks`.
         """
-        wish = Wish(
+        request = LiveRequest(
             tuple(parse_codes(codes)),
             period=parse_period(period, bars_only=True),
-            place=None if position is None else Place.parse(position),
+            position=None if position is None else Position.parse(position),
             snapshot=snapshot,
         )
-        tell = on_gap or warn_gap
-        live = AsyncLive(self._batches(wish, None, tell), bar_of, wish.place, tell)
+        report = on_gap or warn_gap
+        live = AsyncLive(self._batches(request, None, report), bar_of, request.position, report)
         return self._opened(live)
 
     async def _batches(
-        self, wish: Wish, start: Clock | int | None, on_gap: OnGap
+        self, request: LiveRequest, start: Clock | int | None, on_gap: OnGap
     ) -> AsyncGenerator[Batch, None]:
-        codes = wish.codes
-        markets = list(wish.markets) or list(dict.fromkeys(market_of(code) for code in codes or ()))
+        codes = request.codes
+        markets = list(request.markets) or list(
+            dict.fromkeys(market_of(code) for code in codes or ())
+        )
         (await self.transport.status()).require_producer(markets)
-        if codes is not None and wish.period == "tick":
+        if codes is not None and request.period == "tick":
             known = await self.transport.latest(codes)
-            strange = {code: "no tick so far" for code in codes if code not in known}
-            warn_absent(strange, "ticks", left_out=False)
+            unknown = {code: "no tick so far" for code in codes if code not in known}
+            warn_absent(unknown, "ticks", left_out=False)
         if isinstance(start, Clock):
-            newest = (await self.transport.latest(codes, wish.markets)).values()
+            newest = (await self.transport.latest(codes, request.markets)).values()
             day = max((day_of(int(tick.id.partition("-")[0])) for tick in newest), default=None)
             start = None if day is None else start.on(day)
             if start is None:  # nothing is stored
                 start = 0
         watch = asyncio.create_task(self._watch_producer(markets))
-        live = self.transport.live(replace(wish, start_ms=start), on_gap)
+        live = self.transport.live(replace(request, start_ms=start), on_gap)
         try:
             async with aclosing(live) as batches:
                 async for batch in batches:
@@ -300,9 +304,11 @@ class AsyncTicks(Connected):
         NoProducer, RedisUnavailable, GatewayUnavailable, Unavailable
             See `ticks` and `bars`.
         """
-        wish = Wish(tuple(parse_codes(stocks)), period=parse_period(period), snapshot=True)
-        decode: Callable[[Any], Tick | Bar] = tick_of if wish.period == "tick" else bar_of
-        async with aclosing(self._batches(wish, None, warn_gap)) as batches:
+        request = LiveRequest(
+            tuple(parse_codes(stocks)), period=parse_period(period), snapshot=True
+        )
+        decode: Callable[[Any], Tick | Bar] = tick_of if request.period == "tick" else bar_of
+        async with aclosing(self._batches(request, None, warn_gap)) as batches:
             async for batch in batches:
                 data: dict[str, list[Any]] = {}
                 for row in batch.rows or batch.bars:

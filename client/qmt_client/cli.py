@@ -103,8 +103,8 @@ class _Run:
     naive: bool
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"qmt {version('qmt-redis-bridge')}")
@@ -408,11 +408,11 @@ def download(
 ) -> None:
     """Fetch history into the terminal's cache; Ctrl-C cancels it."""
     with _client(context) as client:
-        told = client.download(",".join(codes), period, start, end)
+        answer = client.download(",".join(codes), period, start, end)
     if as_json:
-        _write_json(told)
+        _write_json(answer)
         return
-    for code, one in told.items():
+    for code, one in answer.items():
         print(f"{code}  {one.get('rows', '') if isinstance(one, dict) else one}")
 
 
@@ -420,14 +420,14 @@ def download(
 def status(context: typer.Context, as_json: JsonOption = False) -> None:
     """Who is alive: producers, workers, gateways and their terminals."""
     with _client(context) as client:
-        told = client.status()
+        answer = client.status()
     if as_json:
-        _write_json(told.to_dict())
+        _write_json(answer.to_dict())
         return
-    _note(told.simulated)
-    if not told.processes:
+    _note(answer.simulated)
+    if not answer.processes:
         print("No process of the bridge was ever seen here.")
-    for one in told.processes:
+    for one in answer.processes:
         beat = one.beat
         serves = ",".join(beat.markets or beat.queues)
         terminal = beat.terminal.get("state", "")
@@ -442,20 +442,20 @@ def status(context: typer.Context, as_json: JsonOption = False) -> None:
             print(f"          {line}")
 
 
-def _about_terminal(told: dict[str, Any]) -> str:
+def _about_terminal(answer: dict[str, Any]) -> str:
     """Return which terminal it is, in a line; empty where none was ever connected."""
-    if not told.get("address"):
+    if not answer.get("address"):
         return ""
-    words = [str(told.get(name) or "") for name in ("broker", "edition", "version")]
+    words = [str(answer.get(name) or "") for name in ("broker", "edition", "version")]
     named = " ".join(word for word in words if word) or "a terminal"
-    xtquant = f"xtquant {told['xtquant_version']}" if told.get("xtquant_version") else ""
-    parts = (f"{named} at {told['address']}", told.get("path"), xtquant)
+    xtquant = f"xtquant {answer['xtquant_version']}" if answer.get("xtquant_version") else ""
+    parts = (f"{named} at {answer['address']}", answer.get("path"), xtquant)
     return ", ".join(str(part) for part in parts if part)
 
 
-def _about_calendar(told: dict[str, Any]) -> list[str]:
+def _about_calendar(answer: dict[str, Any]) -> list[str]:
     """Return what is wrong with the trading days that a producer knows."""
-    day = told.get("trading_day") or {}
+    day = answer.get("trading_day") or {}
     lines = []
     if day.get("file_error"):
         lines.append(f"calendar file: {day['file_error']}")
@@ -508,7 +508,7 @@ def main() -> None:
     """
     import warnings
 
-    from .answers import QMTWarning
+    from .user_warnings import QMTWarning
 
     for stream in (sys.stdout, sys.stderr):
         # A Windows console or pipe may stand on a code page without Chinese.

@@ -19,7 +19,7 @@ from qmt_protocol.ticks import Tick
 from qmt_protocol.times import CHINA
 from qmt_reading.stored.ordering import moments
 
-from .answers import HistoryFrames
+from .history_frames import HistoryFrames
 from .live import NOW_LIVE
 
 __all__ = ["frames_of", "long_frame_of", "stored_frame", "to_frame", "wide_frame_of"]
@@ -46,14 +46,14 @@ class _Table:
         tz: str | None,
     ) -> None:
         by_name = {column.name: column for column in table_of(period)}
-        wanted = list(by_name) if fields is None else list(dict.fromkeys(fields))
+        requested = list(by_name) if fields is None else list(dict.fromkeys(fields))
         try:
-            table = table.select(["code", "time", *wanted])
-            table = table.cast(_ordered(history_schema(period, wanted), table.schema.names))
+            table = table.select(["code", "time", *requested])
+            table = table.cast(_ordered(history_schema(period, requested), table.schema.names))
         except (pa.ArrowException, KeyError) as error:
             raise CodecError(f"The answer is not a table of period {period}: {error}.") from error
         self.rows = table.num_rows
-        self.columns = {name: _numpy(table.column(name), by_name[name]) for name in wanted}
+        self.columns = {name: _numpy(table.column(name), by_name[name]) for name in requested}
         self.index = _index(table.column("time"), tz)
         codes = table.column("code").combine_chunks().dictionary_encode()
         self.codes: list[str] = codes.dictionary.to_pylist()

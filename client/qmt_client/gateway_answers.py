@@ -85,11 +85,11 @@ class _Missing(Missing, frozen=True, kw_only=True):
 def error_of(body: bytes, status: int, address: str) -> QMTError:
     """Rebuild the error that a problem document tells."""
     try:
-        told = decode_document(body, dict[str, Any], "A problem", most_bytes=_PROBLEM_BYTES)
+        document = decode_document(body, dict[str, Any], "A problem", most_bytes=_PROBLEM_BYTES)
     except CodecError:
-        told = {}
-    if isinstance(told.get("error"), str):
-        error = error_from_dict(told)
+        document = {}
+    if isinstance(document.get("error"), str):
+        error = error_from_dict(document)
         return denied(address, error.message) if type(error) is AccessDenied else error
     if status in (401, 403):
         return denied(address)

@@ -29,7 +29,7 @@ from qmt_reading.jobs.end import submit_and_wait
 from qmt_reading.jobs.queue import ResultStream
 from qmt_reading.latest import LatestValues
 from qmt_reading.processes import Status
-from qmt_reading.requests import Wish
+from qmt_reading.requests import LiveRequest
 from qmt_runtime.connections import timeout, to_its_end
 
 from .gateway_answers import Accepted, Archive, JobState, LatestTicks, denied, error_of
@@ -270,22 +270,22 @@ class HttpTransport:
     ) -> tuple[str, Progress] | None:
         """Return a job's newest progress entry behind ``after`` with its id; see `JobCarrier`."""
         wait_s = min(wait_s, _POLL_S)
-        told = await self._document(
+        received = await self._document(
             "GET",
             f"/api/v1/jobs/{job_id}",
             JobState,
             params={"wait_s": f"{wait_s:.3f}", "after": after},
             within_s=wait_s + _ANSWER_WITHIN_S,
         )
-        if told.entry == after or told.state == "queued":
+        if received.entry == after or received.state == "queued":
             return None
         try:
-            return told.entry, Progress(
-                state=told.state,
-                finished=told.finished,
-                total=told.total,
-                message=told.message,
-                error=told.error,
+            return received.entry, Progress(
+                state=received.state,
+                finished=received.finished,
+                total=received.total,
+                message=received.message,
+                error=received.error,
             )
         except ValidationError as error:
             raise CodecError(
@@ -313,15 +313,15 @@ class HttpTransport:
         found: LatestValues[Tick] = LatestValues()
         for params in asked:
             try:
-                told = await self._document("GET", "/api/v1/latest", LatestTicks, params=params)
+                received = await self._document("GET", "/api/v1/latest", LatestTicks, params=params)
             except NotFound:
                 continue
-            found.unreadable.update(told.unreadable)
-            for code, one in told.ticks.items():
+            found.unreadable.update(received.unreadable)
+            for code, one in received.ticks.items():
                 found[code] = Tick(_sent(one.tick), code, one.id, one.flags)
         return found if codes is None else found.of(codes)
 
-    async def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
+    async def live(self, request: LiveRequest, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
         """Yield live data as they are published, each once; see `Transport.live`.
 
         Raises
@@ -331,13 +331,13 @@ class HttpTransport:
         AccessDenied, InvalidRequest, Unavailable
             When the gateway refuses.
         """
-        codes: Sequence[str] = wish.codes or ()
-        if wish.start_ms is not None and wish.markets:
-            codes = list(await self.latest(None, wish.markets))
+        codes: Sequence[str] = request.codes or ()
+        if request.start_ms is not None and request.markets:
+            codes = list(await self.latest(None, request.markets))
         follower = GatewayFollower(
             self._socket,
             self._away,
-            wish,
+            request,
             on_gap,
             codes=codes,
             give_up_after_s=self._give_up_after_s,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.cursor.batch import BarRow, Batch, Row
 from qmt_protocol.cursor.gaps import unreadable
-from qmt_protocol.cursor.position import Place
+from qmt_protocol.cursor.position import Position
 from qmt_protocol.cursor.progress import Progress
 from qmt_protocol.errors import CodecError
 from qmt_protocol.ticks import Tick, decode_tick
 from qmt_reading.callbacks import OnGap
 from qmt_runtime.fork_guard import ForkGuard
 
-from .telling import warn
+from .user_warnings import warn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +29,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class NowLive(Tick):
-    """The mark between stored and live ticks: an empty tick of no code."""
+    """The offset between stored and live ticks: an empty tick of no code."""
 
     __slots__ = ()
 
@@ -50,13 +50,13 @@ class AsyncLive(Generic[Item]):
         self,
         batches: AsyncGenerator[Batch, None],
         decode: Callable[[Any], Item],
-        place: Place | None,
+        position: Position | None,
         on_gap: OnGap,
     ) -> None:
         self._batches = batches
         self._decode = decode
         self._on_gap = on_gap
-        self._progress = Progress(place)
+        self._progress = Progress(position)
         self._rows: deque[Any] = deque()
         self._guard = ForkGuard()
 
@@ -82,7 +82,7 @@ class AsyncLive(Generic[Item]):
         entry id of the codes already taken from it. It is good for as long as the feed is kept
         (half an hour unless set otherwise).
         """
-        return self._placed(with_codes=False)
+        return self._position_now(with_codes=False)
 
     @property
     def full_position(self) -> dict[str, object]:
@@ -97,12 +97,12 @@ class AsyncLive(Generic[Item]):
                 "full_position is the short form here: this iteration went on from a short one, or "
                 "has not begun. Save full_position from the first run on."
             )
-        return self._placed(with_codes=True)
+        return self._position_now(with_codes=True)
 
-    def _placed(self, *, with_codes: bool) -> dict[str, object]:
+    def _position_now(self, *, with_codes: bool) -> dict[str, object]:
         if not self._rows:
             self._progress.leave()
-        return self._progress.placed(with_codes=with_codes).to_dict()
+        return self._progress.position(with_codes=with_codes).to_dict()
 
     async def _fill(self) -> bool:
         """Take up the next batch; false when there is none."""

@@ -14,7 +14,7 @@ import msgspec
 
 from qmt_protocol.cursor.batch import BarRow, Batch, Kind, Row
 from qmt_protocol.cursor.cursor import Cursor
-from qmt_protocol.cursor.position import EVENTS, Mark, Place, just_before
+from qmt_protocol.cursor.position import EVENTS, Offset, Position, just_before
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.decoding import DECODE_ERRORS, check_plain, printable, reason_of
 from qmt_protocol.errors import CodecError, Gap, QMTError, Unavailable, error_from_dict
@@ -22,7 +22,7 @@ from qmt_protocol.events import Moment
 from qmt_protocol.ids import BEGINNING
 from qmt_protocol.live import Subscribe
 from qmt_reading.callbacks import OnGap
-from qmt_reading.requests import Wish
+from qmt_reading.requests import LiveRequest
 from qmt_runtime.retry import Retry
 
 from .gateway_answers import Code, EntryId, TickId
@@ -124,7 +124,7 @@ class _Behind(Exception):
 
 
 class GatewayFollower:
-    """Follows what a wish names, over one WebSocket after the other.
+    """Follows what a request names, over one WebSocket after the other.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class GatewayFollower:
     away
         Returns the error of a connection that ended.
     codes
-        Codes that the wish may be about, where it begins with stored ticks.
+        Codes that the request may be about, where it begins with stored ticks.
     give_up_after_s
         How long a lost connection is tried again; ``None``: without limit.
     address
@@ -144,7 +144,7 @@ class GatewayFollower:
         self,
         connect: Callable[[], AbstractAsyncContextManager[ClientConnection]],
         away: Callable[[str], QMTError],
-        wish: Wish,
+        live_request: LiveRequest,
         on_gap: OnGap,
         *,
         codes: Sequence[str] = (),
@@ -154,15 +154,17 @@ class GatewayFollower:
         self._connect = connect
         self._away = away
         self._address = address
-        self._wish = wish
+        self._live_request = live_request
         self._on_gap = on_gap
         self._give_up_after_s = give_up_after_s
-        place = wish.place
-        if wish.start_ms is not None:
-            place = Place(codes=dict.fromkeys(codes, just_before(wish.start_ms)))
-        periods = () if wish.period == "tick" else (wish.period,)
-        self._cursor = Cursor(Scope.of(wish.codes, wish.markets, periods), place, on_gap=on_gap)
-        self._now_told = False
+        position = live_request.position
+        if live_request.start_ms is not None:
+            position = Position(codes=dict.fromkeys(codes, just_before(live_request.start_ms)))
+        periods = () if live_request.period == "tick" else (live_request.period,)
+        self._cursor = Cursor(
+            Scope.of(live_request.codes, live_request.markets, periods), position, on_gap=on_gap
+        )
+        self._is_now_reported = False
         self._first: tuple[list[Row], list[BarRow]] = [], []
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
@@ -179,14 +181,14 @@ class GatewayFollower:
         """
         retry = Retry(self._give_up_after_s)
         while True:
-            before = dict(self._cursor.marks)
+            before = dict(self._cursor.offsets)
             try:
                 async with self._connect() as socket:
                     async for batch in self._read(socket):
                         retry.succeeded()
                         yield batch
             except _Behind:
-                if self._cursor.marks != before:
+                if self._cursor.offsets != before:
                     continue
                 lost: QMTError = self._away("it leaves out all that is wanted")
             except Unavailable as error:
@@ -196,20 +198,20 @@ class GatewayFollower:
             await retry.wait(lost)
 
     def _request(self) -> Subscribe:
-        wish = self._wish
+        live_request = self._live_request
         request = Subscribe(
-            codes=list(wish.codes or ()),
-            markets=list(wish.markets),
-            period=wish.period,
-            conflate=wish.conflate,
+            codes=list(live_request.codes or ()),
+            markets=list(live_request.markets),
+            period=live_request.period,
+            conflate=live_request.conflate,
         )
         cursor = self._cursor
-        if wish.start_ms is not None and not cursor.has_begun:
-            request.start_ms = wish.start_ms
+        if live_request.start_ms is not None and not cursor.has_begun:
+            request.start_ms = live_request.start_ms
             return request
-        if cursor.marks:
-            request.position = dict(cursor.marks)
-        if cursor.has_begun or wish.place is not None:
+        if cursor.offsets:
+            request.position = dict(cursor.offsets)
+        if cursor.has_begun or live_request.position is not None:
             ids = cursor.known_ids
             request.last_ids = None if ids is None else dict(ids)
         return request
@@ -224,7 +226,7 @@ class GatewayFollower:
             try:
                 message = _decode(data if isinstance(data, bytes) else data.encode())
             except DECODE_ERRORS as error:
-                raise self._strange(error) from error
+                raise self._unreadable(error) from error
             for batch in self._take(message):
                 yield batch
 
@@ -232,20 +234,22 @@ class GatewayFollower:
         if isinstance(message, _Live):
             return self._take_live(message)
         if isinstance(message, _Subscribed):
-            self._cursor.marks |= message.position
-            is_resumed = bool(self._wish.place) or self._wish.start_ms is not None
+            self._cursor.offsets |= message.position
+            is_resumed = (
+                bool(self._live_request.position) or self._live_request.start_ms is not None
+            )
             return self._begin() if is_resumed else []
         if isinstance(message, _Heartbeat):
             return self._moved(message.position)
         if isinstance(message, _NowLive):
-            self._cursor.marks |= message.position
-            if self._wish.start_ms is None or self._now_told:
-                return [Batch("live", marks=message.position)]
-            self._now_told = True
-            return [Batch("now", marks=message.position)]
+            self._cursor.offsets |= message.position
+            if self._live_request.start_ms is None or self._is_now_reported:
+                return [Batch("live", offsets=message.position)]
+            self._is_now_reported = True
+            return [Batch("now", offsets=message.position)]
         if isinstance(message, _Gap):
-            return self._tell_gap(message)
-        if isinstance(message, _Skipped) and not self._wish.conflate:
+            return self._report_gap(message)
+        if isinstance(message, _Skipped) and not self._live_request.conflate:
             raise _Behind
         if isinstance(message, _Failure):
             raise self._failure(message)
@@ -256,13 +260,13 @@ class GatewayFollower:
             packed = bytes(message.error)
             if len(packed) > _ERROR_BYTES:
                 raise ValueError("an error that is too long")
-            told = _decode_error(packed)
-            check_plain(told)
+            document = _decode_error(packed)
+            check_plain(document)
         except DECODE_ERRORS as error:
-            return self._strange(error)
-        return error_from_dict(told)
+            return self._unreadable(error)
+        return error_from_dict(document)
 
-    def _strange(self, error: Exception) -> CodecError:
+    def _unreadable(self, error: Exception) -> CodecError:
         return CodecError(
             f"What the gateway at {self._address} sent is no message of protocol v1: "
             f"{reason_of(error)}.",
@@ -270,11 +274,11 @@ class GatewayFollower:
             address=self._address,
         )
 
-    def _moved(self, position: dict[str, Mark]) -> list[Batch]:
+    def _moved(self, position: dict[str, Offset]) -> list[Batch]:
         if not self._cursor.has_begun:
             return []
-        self._cursor.marks |= position
-        return [Batch("live", marks=position)]
+        self._cursor.offsets |= position
+        return [Batch("live", offsets=position)]
 
     def _take_live(self, frame: _Live) -> list[Batch]:
         if frame.kind == "snapshot":
@@ -285,24 +289,24 @@ class GatewayFollower:
         """Learn where every code stands; the last frame of a snapshot has the position."""
         cursor, (ticks, bars) = self._cursor, self._first
         ticks += cursor.scope.ticks_among(frame.ticks)
-        bars += [row for row in frame.bars if cursor.scope.wants_bars(row[0], row[1])]
+        bars += [row for row in frame.bars if cursor.scope.takes_bars(row[0], row[1])]
         if not frame.position:
             return []
         cursor.learn(ticks, bars)
-        cursor.marks |= frame.position
+        cursor.offsets |= frame.position
         self._first = [], []
         if cursor.has_begun:
             return []
-        if self._wish.period == "tick":
-            for code in self._wish.codes or ():
+        if self._live_request.period == "tick":
+            for code in self._live_request.codes or ():
                 cursor.last_ids.setdefault(code, BEGINNING)
         begin = self._begin()
-        return [*begin, Batch("snapshot", ticks, bars)] if self._wish.snapshot else begin
+        return [*begin, Batch("snapshot", ticks, bars)] if self._live_request.snapshot else begin
 
     def _begin(self) -> list[Batch]:
         return [] if self._cursor.has_begun else [self._cursor.opening()]
 
-    def _tell_gap(self, notice: _Gap) -> list[Batch]:
+    def _report_gap(self, notice: _Gap) -> list[Batch]:
         facts = msgspec.to_builtins(notice)
         for unused in ("type", "event"):
             facts.pop(unused)

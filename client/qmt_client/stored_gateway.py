@@ -15,7 +15,7 @@ from qmt_protocol.codes import market_of
 from qmt_protocol.errors import CodecError
 from qmt_protocol.times import to_datetime
 from qmt_reading.callbacks import OnGap
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.stored.ordering import ids_of, where_code
 from qmt_reading.stored.source import finished
 
@@ -49,7 +49,7 @@ class GatewayStored:
         self._whose = whose
 
     async def batches(
-        self, wish: StoredWish, on_gap: OnGap
+        self, request: StoredRequest, on_gap: OnGap
     ) -> AsyncGenerator[pa.RecordBatch, None]:
         """Yield stored rows; see `StoredSource`.
 
@@ -62,14 +62,14 @@ class GatewayStored:
         QMTError
             Whatever the gateway answers with.
         """
-        if not (wish.codes or wish.markets):
+        if not (request.codes or request.markets):
             return
-        path = f"/api/v1/stored/{'ticks' if wish.period == 'tick' else 'bars'}"
-        query = {**_query(wish), "format": "arrow"}
-        if wish.columns is not None:
-            query["fields"] = ",".join(wish.columns)
+        path = f"/api/v1/stored/{'ticks' if request.period == 'tick' else 'bars'}"
+        query = {**_query(request), "format": "arrow"}
+        if request.columns is not None:
+            query["fields"] = ",".join(request.columns)
         what = f"The answer of {self._whose} to {path}"
-        stream = ArrowStream(wish.schema.equals, what, most_bytes=None)
+        stream = ArrowStream(request.schema.equals, what, most_bytes=None)
         last_ms = 0
         async with (
             self._stream(path, query) as body,
@@ -77,20 +77,20 @@ class GatewayStored:
         ):
             async for batch in batches:
                 last_ms = _check_order(batch, last_ms, what)
-                if wish.codes is None or len(wish.codes) <= _CODES_PER_URL:
+                if request.codes is None or len(request.codes) <= _CODES_PER_URL:
                     yield batch
                     continue
-                wanted = pa.array(wish.codes, pa.string())
+                requested = pa.array(request.codes, pa.string())
                 table = pa.Table.from_batches([batch])
-                table = table.take(where_code(table.column("code"), wanted))
+                table = table.take(where_code(table.column("code"), requested))
                 for one in table.combine_chunks().to_batches():
                     yield one
 
-    async def missing(self, wish: StoredWish) -> list[Missing]:
+    async def missing(self, request: StoredRequest) -> list[Missing]:
         """Return what is known to be absent; see `StoredSource`."""
-        if wish.period != "tick":
+        if request.period != "tick":
             return []
-        return wish.concerned((await self._archive()).missing)
+        return request.concerned((await self._archive()).missing)
 
     async def markets(self) -> list[str]:
         """Return the markets that are archived."""
@@ -111,18 +111,18 @@ def _check_order(batch: pa.RecordBatch, last_ms: int, what: str) -> int:
     return int(ids[-1])
 
 
-def _query(wish: StoredWish) -> dict[str, str]:
+def _query(request: StoredRequest) -> dict[str, str]:
     query = {}
-    markets = wish.markets
-    if wish.codes is not None and len(wish.codes) <= _CODES_PER_URL:
-        query["codes"] = ",".join(wish.codes)
-    elif wish.codes is not None:  # too many for a URL: all of their markets, sorted out here
-        markets = tuple(sorted({market_of(code) for code in wish.codes}))
+    markets = request.markets
+    if request.codes is not None and len(request.codes) <= _CODES_PER_URL:
+        query["codes"] = ",".join(request.codes)
+    elif request.codes is not None:  # too many for a URL: all of their markets, sorted out here
+        markets = tuple(sorted({market_of(code) for code in request.codes}))
     if markets:
         query["markets"] = ",".join(markets)
-    if wish.period != "tick":
-        query["period"] = wish.period
-    for name, at_ms in (("start", wish.start_ms), ("end", wish.end_ms)):
+    if request.period != "tick":
+        query["period"] = request.period
+    for name, at_ms in (("start", request.start_ms), ("end", request.end_ms)):
         if at_ms is not None:
             query[name] = to_datetime(at_ms).isoformat(timespec="milliseconds")
     return query

@@ -17,7 +17,7 @@ from qmt_runtime.fork_guard import ForkGuard
 from .async_client import AsyncQMTClient
 from .live import Run
 from .progress import ShowProgress
-from .telling import Waiting
+from .user_warnings import Waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,8 +58,8 @@ class _Loop:
         try:
             # In slices: on Windows a plain wait would not see Ctrl-C.
             while not concurrent.futures.wait([done], timeout=_SLICE_S).done:
-                self._warnings.tell()
-            self._warnings.tell()
+                self._warnings.show()
+            self._warnings.show()
         except BaseException:
             task.cancel()
             concurrent.futures.wait([done], timeout=_END_WITHIN_S)

@@ -10,9 +10,10 @@ from qmt_protocol.ticks import Tick
 from qmt_reading.processes import Status
 from qmt_reading.replay.engine import Replay
 
-from .answers import HistoryFrames, Latest, Ticks
+from .answers import Latest, Ticks
 from .async_client import GET_HISTORY_COUNT
 from .async_stored import SKIP_IDLE_S
+from .history_frames import HistoryFrames
 from .live import Live
 from .sync_base import SyncBase
 from .types import (
@@ -22,7 +23,7 @@ from .types import (
     OnBars,
     OnGap,
     OnTicks,
-    Position,
+    SavedPosition,
     ShowProgress,
     StoredForm,
     TimeLike,
@@ -403,7 +404,7 @@ class QMTClient(SyncBase):
         *,
         markets: Sequence[str] = (),
         start: TimeLike | None = None,
-        position: Position | None = None,
+        position: SavedPosition | None = None,
         snapshot: bool = False,
         conflate: bool = False,
         on_gap: OnGap | None = None,
@@ -469,7 +470,7 @@ class QMTClient(SyncBase):
         codes: Codes,
         period: str = "1m",
         *,
-        position: Position | None = None,
+        position: SavedPosition | None = None,
         snapshot: bool = False,
         on_gap: OnGap | None = None,
     ) -> Live[Bar]:

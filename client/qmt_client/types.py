@@ -20,7 +20,7 @@ __all__ = [
     "OnBars",
     "OnGap",
     "OnTicks",
-    "Position",
+    "SavedPosition",
     "ShowProgress",
     "StoredForm",
     "TimeLike",
@@ -33,7 +33,7 @@ ms since the epoch. Naive means China time."""
 StoredForm = Literal["frame", "arrow", "batches"]
 """A DataFrame, a pyarrow Table, or an iterator of pyarrow record batches."""
 
-Position = Mapping[str, object]
+SavedPosition = Mapping[str, object]
 """Where an iteration stands, as its ``position`` and ``full_position`` give it; JSON-able."""
 
 

@@ -15,10 +15,10 @@ import uvicorn
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.settings import load_settings
 from qmt_runtime.process import (
+    on_stop_signal,
     rest_the_collector,
     start_logging,
     when_stdin_ends,
-    when_told_to_stop,
 )
 
 from .accepting import accept
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if settings.exit_with_stdin:
         when_stdin_ends(server.stop)
-    when_told_to_stop(server.stop)  # uvicorn stops in order, then raises the signal again
+    on_stop_signal(server.stop)  # uvicorn stops in order, then raises the signal again
     try:
         server.run()
     finally:

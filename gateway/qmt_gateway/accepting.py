@@ -29,7 +29,7 @@ _AT_ONCE: Final = 16
 _HANDSHAKE_S: Final = 10.0
 _RESERVED: Final = 512
 """Descriptors kept for all but clients: two pools of 200 to Redis, the archive, the log."""
-_WANTED: Final = 65_536
+_REQUESTED: Final = 65_536
 _log: Final = structlog.get_logger(__name__)
 
 
@@ -38,14 +38,14 @@ def raise_descriptor_limit() -> int:
     if os.name != "posix":
         return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    requested = _REQUESTED if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < requested:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
+            resource.setrlimit(resource.RLIMIT_NOFILE, (requested, hard))
+            soft = requested
         except (OSError, ValueError) as error:  # macOS has a bound of its own below the hard one
             _log.warning("descriptor limit stays", limit=soft, reason=str(error))
-    return _WANTED if soft == resource.RLIM_INFINITY else soft
+    return _REQUESTED if soft == resource.RLIM_INFINITY else soft
 
 
 def most_connections(descriptors: int) -> int:
@@ -82,7 +82,7 @@ async def accept(
     # They have places of their own: of a few left over by those that spoke, one with a key would
     # lose its own before its first byte is looked at.
     newcomers = Newcomers(
-        connections.head_s, connections.most_unadmitted, begin, connections.tell_made_room
+        connections.head_s, connections.most_unadmitted, begin, connections.notify_room
     )
     try:
         await _take(listener, connections, newcomers, opening)

@@ -229,12 +229,12 @@ class Access:
         except QMTError as error:
             if isinstance(error, LimitExceeded):
                 await scope["state"][_ASKED][0].take_refusal()
-            await _refuse(error, scope, receive, _telling(send, *scope["state"][_ASKED]))
+            await _refuse(error, scope, receive, _counting(send, *scope["state"][_ASKED]))
             return
         if scope["type"] == "websocket":
             await self.app(scope, _paced(receive, admission.usage), send)
         else:
-            await self.app(scope, receive, _telling(send, *scope["state"][_ASKED]))
+            await self.app(scope, receive, _counting(send, *scope["state"][_ASKED]))
 
 
 def _paced(receive: Receive, usage: Usage) -> Receive:
@@ -247,14 +247,14 @@ def _paced(receive: Receive, usage: Usage) -> Receive:
     return next_message
 
 
-def _telling(send: Send, usage: Usage, rule: Rule) -> Send:
-    async def tell(message: Message) -> None:
+def _counting(send: Send, usage: Usage, rule: Rule) -> Send:
+    async def report(message: Message) -> None:
         if message["type"] == "http.response.start" and rule.is_counted:
             remaining = usage.headers(is_job=rule.is_job)
             message = {**message, "headers": [*message.get("headers", ()), *remaining]}
         await send(message)
 
-    return tell
+    return report
 
 
 async def _refuse(error: QMTError, scope: AsgiScope, receive: Receive, send: Send) -> None:

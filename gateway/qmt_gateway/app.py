@@ -24,6 +24,7 @@ from .body_limit import BodyLimit
 from .bridge import Bridge
 from .budget import Budget
 from .connections import CONNECTIONS, Connections, Tracked
+from .heartbeat import beat
 from .hub import Hub
 from .live_state import LiveState
 from .models import Problem
@@ -100,12 +101,16 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         )
         live = LiveState(hub, bridge, stall_s=settings.bridge_ws_stall_s)
         app.state.bridge, app.state.hub, app.state.live = bridge, hub, live
-        watching = asyncio.create_task(gate.watch(), name="gate")
+        tasks = [
+            asyncio.create_task(gate.watch(), name="gate"),
+            asyncio.create_task(beat(bridge.transport, hub, app.state.budget), name="heartbeat"),
+        ]
         try:
             yield {CONNECTIONS: gate.connections}
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await live.close()
             await hub.close()
             await bridge.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import Final
 
-from qmt_protocol.cursor.position import Mark, Place
+from qmt_protocol.cursor.position import Offset, Position
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import Gap
 from qmt_protocol.ids import BEGINNING
@@ -15,7 +15,7 @@ from qmt_reading.live.follower import Follower
 
 from .hub import Hub, notice_of
 from .market import Recent
-from .subscriber import Part, Subscriber, Wants
+from .subscriber import Part, Subscriber, Subscription
 from .wires import rows_of
 
 __all__ = ["CatchUp"]
@@ -34,9 +34,9 @@ class CatchUp:
 
     Parameters
     ----------
-    wants
+    subscription
         What it asked for; its markets are held.
-    place
+    position
         Where it stands; ``None`` with ``start_ms``.
     start_ms
         Begin with the ticks stored since this exchange time.
@@ -46,16 +46,16 @@ class CatchUp:
         self,
         hub: Hub,
         subscriber: Subscriber,
-        wants: Wants,
-        place: Place | None,
+        subscription: Subscription,
+        position: Position | None,
         start_ms: int | None = None,
     ) -> None:
         self._hub = hub
         self._subscriber = subscriber
-        self._wants = wants
-        self._place = place or Place()
+        self._subscription = subscription
+        self._position = position or Position()
         self._start_ms = start_ms
-        self._at: dict[str, Mark] = dict(self._place.marks) if start_ms is None else {}
+        self._at: dict[str, Offset] = dict(self._position.offsets) if start_ms is None else {}
 
     async def run(self) -> None:
         """Come to an end with the subscriber joined, or gone.
@@ -64,15 +64,15 @@ class CatchUp:
         ------
         RedisUnavailable
         """
-        wants = self._wants
-        left = self._join(sorted(wants.names()))
-        whole = [name for name in left if name in wants.markets]
+        subscription = self._subscription
+        left = self._join(sorted(subscription.names()))
+        whole = [name for name in left if name in subscription.markets]
         if whole:
             await self._follow(Scope(tuple(whole)))
-        codes = [code for code in wants.codes if code.rpartition(".")[2] in left]
+        codes = [code for code in subscription.codes if code.rpartition(".")[2] in left]
         if codes:
             await self._follow(Scope.of(sorted(codes), ()))
-        bars = [key.partition("|")[::2] for key in wants.bars]
+        bars = [key.partition("|")[::2] for key in subscription.bars]
         bars = [(period, code) for period, code in bars if code.rpartition(".")[2] in left]
         if bars:
             names = tuple(dict.fromkeys(code.rpartition(".")[2] for _, code in bars))
@@ -80,12 +80,12 @@ class CatchUp:
             await self._follow(Scope(names, frozenset(), of_code))
 
     async def _follow(self, scope: Scope) -> None:
-        marks = {name: self._at.get(name, ("", BEGINNING)) for name in scope.markets}
+        offsets = {name: self._at.get(name, ("", BEGINNING)) for name in scope.markets}
         follower: Follower = self._hub.transport.follower(
             scope,
-            place=Place(marks if self._start_ms is None else {}, self._place.codes),
+            position=Position(offsets if self._start_ms is None else {}, self._position.codes),
             start_ms=self._start_ms,
-            on_gap=self._tell_gap,
+            on_gap=self._report_gap,
             events=False,
             check=lambda: self._set_limits(follower),
         )
@@ -102,12 +102,12 @@ class CatchUp:
                 kind = "stored" if batch.kind == "stored" else "missed"
                 for start in range(0, len(rows), _ROWS):
                     last = start + _ROWS >= len(rows)
-                    marks = dict(batch.marks) if last else {}
-                    subscriber.send_rows(kind, marks, rows[start : start + _ROWS])
+                    offsets = dict(batch.offsets) if last else {}
+                    subscriber.send_rows(kind, offsets, rows[start : start + _ROWS])
                     await subscriber.drain()
                 if batch.kind in ("begin", "stored"):
                     continue
-                self._at |= batch.marks
+                self._at |= batch.offsets
                 follower.reader.markets[:] = self._join(follower.reader.markets)
                 if not follower.reader.markets:
                     return
@@ -117,12 +117,12 @@ class CatchUp:
     def _set_limits(self, follower: Follower) -> None:
         reader = follower.reader
         for name in reader.markets:
-            reader.positions[name].limit = self._hub.market(name).mark[1]
+            reader.positions[name].limit = self._hub.market(name).offset[1]
 
     def _join(self, names: Iterable[str]) -> list[str]:
         """Join the markets that the hub's memory leads on from; return the others."""
         left: list[str] = []
-        wants, hub, subscriber = self._wants, self._hub, self._subscriber
+        subscription, hub, subscriber = self._subscription, self._hub, self._subscriber
         for name in names:
             at = self._at.get(name)
             batches = None if at is None else hub.market(name).after(at)
@@ -131,19 +131,19 @@ class CatchUp:
                 continue
             # The rows are made when they are taken: until then nothing is held but the batches.
             count = sum(len(ticks) + len(bars) for _, _, ticks, bars in batches)
-            subscriber.send_parts("missed", _missed(name, batches, wants), count)
+            subscriber.send_parts("missed", _missed(name, batches, subscription), count)
             hub.join(
                 subscriber,
-                codes=[code for code in wants.codes if code.endswith(f".{name}")],
-                bars=[key for key in wants.bars if key.endswith(f".{name}")],
-                markets=[name] if name in wants.markets else (),
+                codes=[code for code in subscription.codes if code.endswith(f".{name}")],
+                bars=[key for key in subscription.bars if key.endswith(f".{name}")],
+                markets=[name] if name in subscription.markets else (),
             )
         return left
 
-    def _tell_gap(self, gap: Gap) -> None:
-        self._subscriber.tell(notice_of(gap, str(gap.data.get("market", ""))))
+    def _report_gap(self, gap: Gap) -> None:
+        self._subscriber.send(notice_of(gap, str(gap.data.get("market", ""))))
 
 
-def _missed(name: str, batches: list[Recent], wants: Wants) -> Iterator[Part]:
-    for _, mark, ticks, bars in batches:
-        yield {name: mark}, [row for row in (*rows_of(ticks), *bars) if wants.takes(row)]
+def _missed(name: str, batches: list[Recent], subscription: Subscription) -> Iterator[Part]:
+    for _, offset, ticks, bars in batches:
+        yield {name: offset}, [row for row in (*rows_of(ticks), *bars) if subscription.takes(row)]

@@ -12,7 +12,7 @@ from qmt_protocol.cursor.conflation import Conflation
 from .wires import Row
 
 if TYPE_CHECKING:
-    from .subscriber import Frame
+    from .frame import Frame
 
 __all__ = ["Kept"]
 
@@ -34,4 +34,4 @@ class Kept(Conflation[Row]):
 
     def keep(self, frame: Frame) -> None:
         """Keep the newest of a frame."""
-        self.add(((row.key, row) for row in frame.rows), frame.marks)
+        self.add(((row.key, row) for row in frame.rows), frame.offsets)

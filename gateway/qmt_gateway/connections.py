@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import structlog
 from starlette.types import ASGIApp, Receive, Send
@@ -20,10 +20,6 @@ from qmt_protocol.live import CloseCode
 
 from .rare_log import Rarely
 
-if TYPE_CHECKING:
-    from .usage import Usage
-    from .websocket_protocol import WebSocketProtocol
-
 __all__ = ["CONNECTION", "CONNECTIONS", "Connection", "Connections", "Tracked"]
 
 CONNECTIONS: Final = "qmt.connections"
@@ -31,6 +27,22 @@ CONNECTIONS: Final = "qmt.connections"
 CONNECTION: Final = "qmt.connection"
 """Name of a request's own `Connection` in its state."""
 _log: Final = structlog.get_logger(__name__)
+
+
+class Caller(Protocol):
+    """Who is admitted, and what he has."""
+
+    connections: set[Connection]
+
+    def take_in(self, connection: Connection) -> None:
+        """Check whether one more may be his, and add it."""
+
+
+class EndedByCode(Protocol):
+    """A WebSocket."""
+
+    def abandon(self, code: int, reason: str) -> None:
+        """Close it without waiting for room to write."""
 
 
 class Connection:
@@ -42,9 +54,9 @@ class Connection:
         self._all = all_
         self._unread_bytes = 0
         self.transport = transport
-        self.usage: Usage | None = None
+        self.usage: Caller | None = None
         """Whose it is; none as long as it is not admitted."""
-        self.socket: WebSocketProtocol | None = None
+        self.socket: EndedByCode | None = None
         """Its WebSocket, where it has become one."""
         self.codes: Callable[[], int] = _none
         """Tells how many codes, bars and markets its WebSocket is subscribed to."""
@@ -56,7 +68,7 @@ class Connection:
         """Bytes that its WebSocket has not taken yet."""
         return self.unread()
 
-    def admit(self, usage: Usage) -> None:
+    def admit(self, usage: Caller) -> None:
         """Count it among a caller's.
 
         Raises
@@ -146,10 +158,10 @@ class Connections:
             return False
         found.transport.abort()
         found.lost()
-        self.tell_made_room()
+        self.notify_room()
         return True
 
-    def tell_made_room(self) -> None:
+    def notify_room(self) -> None:
         """Say now and then that connections without a key are ended."""
         self._rarely.log(_log.warning, "unauthenticated connections ended to make room")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .budget import Budget
 from .conflation import Kept
-from .subscriber import Frame, Subscriber
+from .frame import Frame
+from .subscriber import Subscriber
 from .wires import Row, Wire
 
 __all__ = ["Group"]

@@ -9,7 +9,7 @@ gets, without a gap or a repeat, the snapshot and then exactly what follows it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ import structlog
 from qmt_protocol.codes import market_of
 from qmt_protocol.cursor.batch import Batch
 from qmt_protocol.cursor.gaps import gap_of_event, unreadable
-from qmt_protocol.cursor.position import EVENTS, Mark
+from qmt_protocol.cursor.position import EVENTS, Offset
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import (
     AccessDenied,
@@ -36,15 +36,16 @@ from qmt_protocol.feed import is_entry_id, readable
 from qmt_protocol.ids import id_key
 from qmt_protocol.limits import MAX_UNREADABLE
 from qmt_protocol.live import CloseCode, Failure, FromGateway, GapNotice
+from qmt_reading.live.demand import Demand
 from qmt_reading.live.feed import FeedReader
-from qmt_reading.live.wants import Wants as Leases
 from qmt_reading.redis_transport import RedisTransport
 from qmt_runtime.connections import redis_call
 
 from .budget import Budget
+from .frame import Frame
 from .group import Group
 from .market import Market
-from .subscriber import Frame, Subscriber, Wants
+from .subscriber import Subscriber, Subscription
 from .wires import Row, Rows, rows_of
 
 __all__ = ["Hub", "notice_of"]
@@ -81,12 +82,13 @@ class Hub:
         self._max_bytes = max_bytes
         self._markets: dict[str, Market] = {}
         self._groups: dict[tuple[frozenset[str], str, str, bool], Group] = {}
+        self._groups_of: defaultdict[Subscriber, set[Group]] = defaultdict(set)
         self._topics: dict[str, set[Group]] = {}
         self._dirty: dict[Group, None] = {}
         self._flusher: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0
         self.subscribers: set[Subscriber] = set()
-        self._leases: Leases = transport.wants(self._refused)
+        self._demand: Demand = transport.demand(self._refused)
         self.events_id = ""
         self._events: deque[tuple[str, GapNotice]] = deque(maxlen=_RECENT_EVENTS)
         self._events_task: asyncio.Task[None] | None = None
@@ -152,9 +154,9 @@ class Hub:
         Unavailable
             When Redis does not answer.
         """
-        wanted = sorted(set(names))
-        self._make_room(set(wanted))
-        held = [self._hold(name) for name in wanted]
+        requested = sorted(set(names))
+        self._make_room(set(requested))
+        held = [self._hold(name) for name in requested]
         try:
             for market in held:
                 await market.ready.wait()
@@ -199,31 +201,35 @@ class Hub:
     def _regroup(
         self, subscriber: Subscriber, codes: set[str], bars: set[str], markets: set[str], add: bool
     ) -> None:
-        for group in subscriber.groups:
+        for group in self._groups_of[subscriber]:
             self._flush_group(group)
-        wants = subscriber.wants
-        before = wants.names()
-        old_bars = set(wants.bars)
-        for mine, given in ((wants.codes, codes), (wants.bars, bars), (wants.markets, markets)):
+        subscription = subscriber.subscription
+        before = subscription.names()
+        old_bars = set(subscription.bars)
+        for mine, given in (
+            (subscription.codes, codes),
+            (subscription.bars, bars),
+            (subscription.markets, markets),
+        ):
             if add:
                 mine |= given
             else:
                 mine -= given
-        self._leases.add(wants.bars - old_bars)
-        self._leases.remove(old_bars - wants.bars)
+        self._demand.add(subscription.bars - old_bars)
+        self._demand.remove(old_bars - subscription.bars)
         self._ungroup(subscriber)
         if not add:
             subscriber.forget(codes | bars)
         keys = frozenset(
             key
-            for key in (*wants.codes, *wants.bars)
-            if "|" in key or key.rpartition(".")[2] not in wants.markets
+            for key in (*subscription.codes, *subscription.bars)
+            if "|" in key or key.rpartition(".")[2] not in subscription.markets
         )
         if keys:
             self._enter(subscriber, keys, "")
-        for name in wants.markets:
+        for name in subscription.markets:
             self._enter(subscriber, frozenset(), name)
-        after = wants.names()
+        after = subscription.names()
         for name in after - before:
             self._hold(name)
         self.release([self._markets[name] for name in before - after if name in self._markets])
@@ -241,11 +247,11 @@ class Hub:
         else:
             self._flush_group(group)
         group.subscribers.add(subscriber)
-        subscriber.groups.add(group)
+        self._groups_of[subscriber].add(group)
 
     def _ungroup(self, subscriber: Subscriber) -> None:
         subscriber.leave_groups()
-        for group in subscriber.groups:
+        for group in self._groups_of[subscriber]:
             group.subscribers.discard(subscriber)
             if group.subscribers:
                 continue
@@ -258,15 +264,21 @@ class Hub:
                     del self._topics[key]
             if group.market in self._markets:
                 self._markets[group.market].whole.discard(group)
-        subscriber.groups.clear()
+        self._groups_of[subscriber].clear()
 
     def leave(self, subscriber: Subscriber) -> None:
         """Take a subscriber out."""
-        wants = subscriber.wants
-        self.part(subscriber, codes=set(wants.codes), bars=set(wants.bars), markets=wants.markets)
+        subscription = subscriber.subscription
+        self.part(
+            subscriber,
+            codes=set(subscription.codes),
+            bars=set(subscription.bars),
+            markets=subscription.markets,
+        )
         subscriber.closed = True
         subscriber.let_go()
         self.subscribers.discard(subscriber)
+        self._groups_of.pop(subscriber, None)
         self.budget.part(subscriber)
 
     def snapshot(self, keys: Iterable[str], markets: Iterable[str]) -> list[Row]:
@@ -302,37 +314,37 @@ class Hub:
             if good and is_entry_id(entry_id):
                 market.take_bar(Row(code, period, entry_id, k1))
 
-    def marks(self, names: Iterable[str]) -> dict[str, Mark]:
+    def offsets(self, names: Iterable[str]) -> dict[str, Offset]:
         """Return where the hub stands in markets, and in the producers' events."""
-        marks = self._marks(names)
+        offsets = self._offsets(names)
         if self.events_id:
-            marks[EVENTS] = ("", self.events_id)
-        return marks
+            offsets[EVENTS] = ("", self.events_id)
+        return offsets
 
-    def marks_of(self, subscriber: Subscriber) -> dict[str, Mark]:
+    def offsets_of(self, subscriber: Subscriber) -> dict[str, Offset]:
         """Return where a subscriber stands who has taken everything."""
-        return self.marks(subscriber.wants.names())
+        return self.offsets(subscriber.subscription.names())
 
-    def tell_events(self, subscriber: Subscriber, wants: Wants, after: str) -> None:
+    def send_events(self, subscriber: Subscriber, subscription: Subscription, after: str) -> None:
         """Tell a subscriber the producers' gaps behind an event's id that concern some wants."""
         for event_id, notice in self._events:
-            if id_key(event_id) > id_key(after) and _concerns(notice, wants):
-                subscriber.tell(_cut(notice, wants))
+            if id_key(event_id) > id_key(after) and _concerns(notice, subscription):
+                subscriber.send(_cut(notice, subscription))
 
     # Markets
 
-    def _make_room(self, wanted: set[str]) -> None:
+    def _make_room(self, requested: set[str]) -> None:
         """Keep the number of readers bounded: those without clients go first."""
-        others = [market for name, market in self._markets.items() if name not in wanted]
+        others = [market for name, market in self._markets.items() if name not in requested]
         busy = sum(market.clients > 0 for market in others)
-        if len(wanted) + busy > MAX_MARKETS:
+        if len(requested) + busy > MAX_MARKETS:
             raise InvalidRequest(
-                f"{len(wanted)} markets beside {busy}: a gateway reads at most {MAX_MARKETS}.",
+                f"{len(requested)} markets beside {busy}: a gateway reads at most {MAX_MARKETS}.",
                 hint="Check the codes' markets.",
                 limit=MAX_MARKETS,
             )
         idle = [market for market in others if market.clients <= 0]
-        for market in idle[: max(0, len(wanted) + len(others) - MAX_MARKETS)]:
+        for market in idle[: max(0, len(requested) + len(others) - MAX_MARKETS)]:
             self._stop(market)
 
     def _hold(self, name: str) -> Market:
@@ -364,7 +376,7 @@ class Hub:
         )
         async for batch in market.follower.batches():
             if batch.kind == "snapshot":
-                market.begin(batch.rows, batch.marks[market.name])
+                market.begin(batch.rows, batch.offsets[market.name])
             elif batch.kind != "begin":
                 self._take(market, self._checked(market, batch))
 
@@ -396,7 +408,7 @@ class Hub:
 
     def readers_of(self, name: str) -> list[Subscriber]:
         """Return who gets something of a market."""
-        return [one for one in self.subscribers if one.wants.in_market(name)]
+        return [one for one in self.subscribers if one.subscription.in_market(name)]
 
     def away_s(self, now: float) -> dict[str, float]:
         """Return the markets that Redis does not answer for, and for how long."""
@@ -413,14 +425,14 @@ class Hub:
 
     def _take(self, market: Market, batch: Batch) -> None:
         ticks, bars = Rows(batch.rows), rows_of((), batch.bars)
-        before, market.mark = market.mark, batch.marks.get(market.name, market.mark)
-        was_healing, market.is_healing = market.is_healing, batch.kind == "stored"
-        if market.broken or market.is_healing or was_healing:
+        before, market.offset = market.offset, batch.offsets.get(market.name, market.offset)
+        was_recovering, market.is_recovering = market.is_recovering, batch.kind == "stored"
+        if market.broken or market.is_recovering or was_recovering:
             # Who stands before this must be told so: memory does not lead over it.
             market.forget_recent()
             market.broken = False
         else:
-            market.note_recent((before, market.mark, batch.rows, bars))
+            market.note_recent((before, market.offset, batch.rows, bars))
         if ticks:
             kind = "stored" if batch.kind == "stored" else "live"
             # Those of the whole market first: their frame is the feed's own bytes.
@@ -441,14 +453,14 @@ class Hub:
             self._flusher = loop.call_later(due, self._flush)
 
     def _send_whole(self, market: Market, kind: str, ticks: Rows, data: bytes | None) -> None:
-        marks = {market.name: market.mark}
+        offsets = {market.name: market.offset}
         for group in market.whole:
             if group.conflate:
                 self._dirty[group] = None
                 group.pending += ticks.made()
             else:
-                frame = group.wire.live(kind, marks, ticks, data)
-                group.send(Frame(frame, ticks, marks))
+                frame = group.wire.live(kind, offsets, ticks, data)
+                group.send(Frame(frame, ticks, offsets))
 
     def _put(self, groups: Iterable[Group], row: Row) -> None:
         for group in groups:
@@ -460,17 +472,17 @@ class Hub:
         self._flusher = None
         self._flushed_at = asyncio.get_running_loop().time()
         dirty, self._dirty = self._dirty, {}
-        marks: dict[frozenset[str], dict[str, Mark]] = {}
+        offsets: dict[frozenset[str], dict[str, Offset]] = {}
         for group in dirty:
-            if group.names not in marks:
-                marks[group.names] = self._marks(group.names)
-            self._flush_group(group, marks[group.names])
+            if group.names not in offsets:
+                offsets[group.names] = self._offsets(group.names)
+            self._flush_group(group, offsets[group.names])
         self.budget.relieve()
 
-    def _marks(self, names: Iterable[str]) -> dict[str, Mark]:
-        return {name: self._markets[name].mark for name in names if name in self._markets}
+    def _offsets(self, names: Iterable[str]) -> dict[str, Offset]:
+        return {name: self._markets[name].offset for name in names if name in self._markets}
 
-    def _flush_group(self, group: Group, marks: dict[str, Mark] | None = None) -> None:
+    def _flush_group(self, group: Group, offsets: dict[str, Offset] | None = None) -> None:
         rows = group.pending
         if not rows:
             return
@@ -478,8 +490,8 @@ class Hub:
         if group.conflate:
             newest = {row.key: row for row in rows}
             rows = [row for row in rows if newest[row.key] is row]
-        marks = self._marks(group.names) if marks is None else marks
-        group.send(Frame(group.wire.live("live", marks, rows), rows, marks))
+        offsets = self._offsets(group.names) if offsets is None else offsets
+        group.send(Frame(group.wire.live("live", offsets, rows), rows, offsets))
 
     # Gaps and refusals
 
@@ -487,11 +499,11 @@ class Hub:
         _log.warning("feed gap", market=market.name, gap=gap.message)
         notice = notice_of(gap, market.name)
         market.broken = True
-        for group in [group for one in self.readers_of(market.name) for group in one.groups]:
+        for group in {g for one in self.readers_of(market.name) for g in self._groups_of[one]}:
             self._flush_group(group)
         for subscriber in self.readers_of(market.name):
-            if not gap.data.get("bars") or subscriber.wants.bars:
-                subscriber.tell(notice)
+            if not gap.data.get("bars") or subscriber.subscription.bars:
+                subscriber.send(notice)
 
     async def _follow_events(self) -> None:
         reader = FeedReader(
@@ -513,8 +525,8 @@ class Hub:
                 notice = self._note_event(event_id, event)
                 if notice is not None:
                     for subscriber in self.subscribers:
-                        if _concerns(notice, subscriber.wants):
-                            subscriber.tell(_cut(notice, subscriber.wants))
+                        if _concerns(notice, subscriber.subscription):
+                            subscriber.send(_cut(notice, subscriber.subscription))
             self.events_id = reader.events_id
 
     async def _load_events(self, reader: FeedReader) -> None:
@@ -541,13 +553,13 @@ class Hub:
 
     def _refused(self, member: str, error: QMTError) -> None:
         for subscriber in self.subscribers:
-            if member in subscriber.wants.bars:
-                subscriber.tell(Failure(id="", error=error.to_dict()))
+            if member in subscriber.subscription.bars:
+                subscriber.send(Failure(id="", error=error.to_dict()))
 
-    async def tell_all(self, message: FromGateway) -> None:
+    async def send_all(self, message: FromGateway) -> None:
         """Tell every subscriber something."""
         for subscriber in self.subscribers:
-            subscriber.tell(message)
+            subscriber.send(message)
 
     async def close(self) -> None:
         """Stop all readers."""
@@ -561,7 +573,7 @@ class Hub:
             tasks.append(self._events_task)
         if self._flusher is not None:
             self._flusher.cancel()
-        await self._leases.close()
+        await self._demand.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -576,20 +588,20 @@ def notice_of(gap: Gap, market: str) -> GapNotice:
         from_ms=int(facts.get("from_ms") or 0),
         to_ms=int(facts.get("to_ms") or 0),
         ticks=int(facts.get("ticks") or 0),
-        codes={code: list(told) for code, told in (facts.get("codes") or {}).items()},
+        codes={code: list(lost) for code, lost in (facts.get("codes") or {}).items()},
     )
 
 
-def _concerns(notice: GapNotice, wants: Wants) -> bool:
+def _concerns(notice: GapNotice, subscription: Subscription) -> bool:
     if notice.codes:
-        return any(wants.holds(code) for code in notice.codes)
-    return not notice.market or wants.in_market(notice.market)
+        return any(subscription.holds(code) for code in notice.codes)
+    return not notice.market or subscription.in_market(notice.market)
 
 
-def _cut(notice: GapNotice, wants: Wants) -> GapNotice:
+def _cut(notice: GapNotice, subscription: Subscription) -> GapNotice:
     """Leave out of a producer's notice the codes that a subscriber does not get."""
-    codes = {code: told for code, told in notice.codes.items() if wants.holds(code)}
+    codes = {code: lost for code, lost in notice.codes.items() if subscription.holds(code)}
     if len(codes) == len(notice.codes):
         return notice
-    ticks = sum(told[2] for told in codes.values())
+    ticks = sum(lost[2] for lost in codes.values())
     return msgspec.structs.replace(notice, codes=codes, ticks=ticks)

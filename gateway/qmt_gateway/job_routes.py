@@ -95,14 +95,14 @@ async def state(
         entry = await while_connected(request, transport.progress(job_id, after, wait_s))
     if entry is None and after != _NO_ENTRY:
         entry = await transport.progress(job_id)
-    told: dict[str, Any] = {"id": job_id, "entry": after, "state": "queued"}
+    body: dict[str, Any] = {"id": job_id, "entry": after, "state": "queued"}
     if entry is None:
-        told |= {"finished": 0, "total": 0, "message": "", "error": None}
+        body |= {"finished": 0, "total": 0, "message": "", "error": None}
     else:
-        told |= {"entry": entry[0], **entry[1].model_dump(mode="json")}
+        body |= {"entry": entry[0], **entry[1].model_dump(mode="json")}
         if entry[1].state == "failed":
-            told["error"] = explained(failure_of(entry[1]), admission).to_dict()
-    return answer(told, simulated=await bridge.simulated())
+            body["error"] = explained(failure_of(entry[1]), admission).to_dict()
+    return answer(body, simulated=await bridge.simulated())
 
 
 @router.get(
@@ -176,9 +176,9 @@ async def latest(
         more = await bridge.transport.latest_values(some)
         found.update(more)
         found.unreadable.update(more.unreadable)
-    told = {code: one for code, data in found.items() if (one := _encoded(found, code, data))}
+    body = {code: one for code, data in found.items() if (one := _encoded(found, code, data))}
     simulated = await bridge.simulated()
-    document = {"ticks": told, "unreadable": found.unreadable, "simulated": simulated}
+    document = {"ticks": body, "unreadable": found.unreadable, "simulated": simulated}
     return answer(document, simulated=simulated)
 
 
@@ -204,8 +204,8 @@ async def status(bridge: BridgeOf) -> Response:
 
     One that cannot be read is left out, and named in `unreadable`.
     """
-    told = await bridge.transport.status()
-    return answer(told.to_dict(), simulated=told.simulated)
+    body = await bridge.transport.status()
+    return answer(body.to_dict(), simulated=body.simulated)
 
 
 @health_router.get(
@@ -218,12 +218,12 @@ async def health(request: Request) -> Response:
     """Needs no key. Always 200 while the process serves; `streams` tells whether Redis does."""
     bridge: Bridge = request.app.state.bridge
     streams = not (await bridge.readiness())["streams"]
-    told = {
+    body = {
         "status": "ok" if streams else "degraded",
         "streams": streams,
         "version": version("qmt-redis-bridge"),
     }
-    return answer(told, simulated=None)
+    return answer(body, simulated=None)
 
 
 @health_router.get(
@@ -241,9 +241,9 @@ async def readiness(request: Request) -> Response:
     """
     bridge: Bridge = request.app.state.bridge
     reasons = await bridge.readiness()
-    told = {
+    body = {
         "ready": not any(reasons.values()),
         **{name: {"ready": not why, "reason": why} for name, why in reasons.items()},
         "version": version("qmt-redis-bridge"),
     }
-    return answer(told, simulated=None, status=200 if told["ready"] else 503)
+    return answer(body, simulated=None, status=200 if body["ready"] else 503)

@@ -29,8 +29,8 @@ def allowed(params: JobParams, admission: Admission, most_rows: int) -> JobParam
     """
     if not isinstance(params, HistoryParams):
         return params
-    told = "auto_download_rows" in params.model_fields_set
-    if told and params.auto_download_rows > most_rows:
+    is_given = "auto_download_rows" in params.model_fields_set
+    if is_given and params.auto_download_rows > most_rows:
         raise InvalidRequest(
             f"auto_download_rows={params.auto_download_rows} is above {most_rows}, which this "
             "gateway allows.",

@@ -48,37 +48,37 @@ def parse_limits(parts: Iterable[str]) -> dict[str, float]:
     ConfigurationError
         For a limit that there is not, or a figure that is none.
     """
-    told: dict[str, float] = {}
+    given: dict[str, float] = {}
     for part in parts:
         name, _, figure = part.partition("=")
-        told[name.strip()] = _figure(name.strip(), figure.strip())
-    return told
+        given[name.strip()] = _figure(name.strip(), figure.strip())
+    return given
 
 
-def limits_with(told: Mapping[str, float], base: Limits) -> Limits:
+def limits_with(given: Mapping[str, float], base: Limits) -> Limits:
     """Return limits with some figures in place of their own.
 
     Raises
     ------
     ConfigurationError
     """
-    figures = {name: _figure(name, figure) for name, figure in told.items()}
+    figures = {name: _figure(name, figure) for name, figure in given.items()}
     return msgspec.structs.replace(base, **figures)
 
 
-def _figure(name: str, told: object) -> float:
+def _figure(name: str, given: object) -> float:
     kind = _FIGURES.get(name)
     if kind is None:
         raise ConfigurationError(
             f"There is no limit {name!r}.", hint=f"Choose of {', '.join(_FIGURES)}."
         )
     try:
-        figure = float(str(told))
+        figure = float(str(given))
     except ValueError:
         figure = math.nan
     if not 0 <= figure < math.inf or (kind is int and not figure.is_integer()):
         raise ConfigurationError(
-            f"{name}={told} is not a figure of that limit.",
+            f"{name}={given} is not a figure of that limit.",
             hint=f"For example {name}={getattr(Limits(), name):g}; 0 is no limit.",
         )
     return int(figure) if kind is int else figure

@@ -8,9 +8,9 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from qmt_protocol.codes import parse_codes, parse_markets
-from qmt_protocol.cursor.position import EVENTS, Mark, Place
+from qmt_protocol.cursor.position import EVENTS, Offset, Position
 from qmt_protocol.errors import InvalidRequest, QMTError, RedisUnavailable, Unavailable
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_protocol.live import (
     MAX_ID,
     MSGPACK_SUBPROTOCOL,
@@ -34,11 +34,12 @@ from .access import admission_of
 from .answers import SOURCE_HEADER
 from .bridge import Bridge, source_name
 from .catch_up import CatchUp
+from .frame import Sink
 from .hub import Hub
 from .live_state import HEARTBEAT_S
 from .parameters import refuse_unknown_of_socket
 from .replays import Replays
-from .subscriber import Sink, Subscriber, Wants
+from .subscriber import Subscriber, Subscription
 from .websocket_protocol import SINK
 from .wires import JSON, MSGPACK
 
@@ -91,7 +92,7 @@ class _Session:
         self._settings = ws.app.state.settings
         self._subscriber = subscriber
         self._admission = admission_of(ws)
-        self._admission.counts(lambda: subscriber.wants.count, lambda: subscriber.held_bytes)
+        self._admission.counts(lambda: subscriber.subscription.count, lambda: subscriber.held_bytes)
         self._simulated = simulated
         self._replays = Replays(
             subscriber,
@@ -103,7 +104,7 @@ class _Session:
     async def serve(self) -> None:
         subscriber = self._subscriber
         settings = self._settings
-        subscriber.tell(
+        subscriber.send(
             Welcome(
                 version=VERSION,
                 simulated=self._simulated,
@@ -129,11 +130,11 @@ class _Session:
             await self._replays.close()
 
     async def _next_message(self) -> ToGateway:
-        told = await self._ws.receive()
-        if told["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(told.get("code", 1005))
-        text = told.get("text")
-        return read_message(told["bytes"] if text is None else text)
+        received = await self._ws.receive()
+        if received["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(received.get("code", 1005))
+        text = received.get("text")
+        return read_message(received["bytes"] if text is None else text)
 
     async def _follow(self, message: ToGateway) -> None:
         try:
@@ -150,9 +151,9 @@ class _Session:
             if isinstance(error, RedisUnavailable) or type(error) is Unavailable:
                 self._subscriber.close(CloseCode.UNAVAILABLE, str(error))
             else:
-                self._subscriber.tell(Failure(id=message.id[:MAX_ID], error=error.to_dict()))
+                self._subscriber.send(Failure(id=message.id[:MAX_ID], error=error.to_dict()))
 
-    async def _wants_of(self, message: Subscribe | Unsubscribe) -> Wants:
+    async def _subscription_of(self, message: Subscribe | Unsubscribe) -> Subscription:
         """Return what a message names, sectors and ``*`` resolved.
 
         Raises
@@ -173,14 +174,14 @@ class _Session:
                 "Nothing is named.", hint='For example codes: ["600519.SH"].', field="codes"
             )
         if period == "tick":
-            return Wants(set(codes), set(), markets, everything)
+            return Subscription(set(codes), set(), markets, everything)
         if markets or everything:
             raise InvalidRequest(
                 f"Bars ({period}) of whole markets are not served.",
                 hint="Name codes or sectors.",
                 field="markets",
             )
-        return Wants(set(), {want(period, code) for code in codes})
+        return Subscription(set(), {series_of(period, code) for code in codes})
 
     async def _start_replay(self, message: Replay) -> None:
         codes = [code for code in message.codes if code != _EVERYTHING]
@@ -200,73 +201,84 @@ class _Session:
 
     async def _subscribe(self, message: Subscribe) -> None:
         hub, subscriber = self._hub, self._subscriber
-        asked = await self._wants_of(message)
-        has = subscriber.wants
-        new = Wants(
+        asked = await self._subscription_of(message)
+        has = subscriber.subscription
+        new = Subscription(
             {c for c in asked.codes - has.codes if c.rpartition(".")[2] not in has.markets},
             asked.bars - has.bars,
             asked.markets - has.markets,
         )
         self._admission.check_codes(new.count)
-        place = _place_of(message)
+        position = _position_of(message)
         held = await hub.hold(new.names() | asked.names())
         try:
             if new.bars and message.snapshot:
                 await hub.load_bars(new.bars)
             has.everything = has.everything or asked.everything
             subscriber.conflate = subscriber.conflate or message.conflate
-            fresh, resumed = _divide(new, message, place)
+            fresh, resumed = _divide(new, message, position)
             # From here to the snapshot nothing is awaited: no tick can come between.
             hub.join(subscriber, codes=fresh.codes, bars=fresh.bars, markets=fresh.markets)
-            self._answer(message, asked, place, fresh, resumed)
+            self._answer(message, asked, position, fresh, resumed)
             if message.snapshot and fresh.count:
                 rows = hub.snapshot(fresh.codes | fresh.bars, fresh.markets)
-                subscriber.send_rows("snapshot", hub.marks(fresh.names()), rows)
+                subscriber.send_rows("snapshot", hub.offsets(fresh.names()), rows)
             if resumed.count:
-                await CatchUp(hub, subscriber, resumed, place, message.start_ms).run()
-                position = hub.marks_of(subscriber)
-                subscriber.tell(NowLive(id=message.id, position=position))
+                await CatchUp(hub, subscriber, resumed, position, message.start_ms).run()
+                offsets = hub.offsets_of(subscriber)
+                subscriber.send(NowLive(id=message.id, position=offsets))
         finally:
             hub.release(held)
 
     def _answer(
         self,
         message: Subscribe,
-        asked: Wants,
-        place: Place | None,
-        fresh: Wants,
-        resumed: Wants,
+        asked: Subscription,
+        position: Position | None,
+        fresh: Subscription,
+        resumed: Subscription,
     ) -> None:
         hub, subscriber = self._hub, self._subscriber
-        position: dict[str, Mark] = hub.marks(fresh.names())
-        events = position.get(EVENTS)
-        if place is not None:
-            position |= {name: mark for name, mark in place.marks.items() if name in asked.names()}
+        offsets: dict[str, Offset] = hub.offsets(fresh.names())
+        events = offsets.get(EVENTS)
+        if position is not None:
+            offsets |= {
+                name: offset for name, offset in position.offsets.items() if name in asked.names()
+            }
         if events is not None:
-            position[EVENTS] = events
+            offsets[EVENTS] = events
         absent = [code for code in asked.codes if not hub.snapshot([code], ())]
-        count = self._count(subscriber.wants) + self._count(resumed)
-        subscriber.tell(
-            Subscribed(id=message.id, position=position, codes=count, absent=sorted(absent))
+        count = self._count(subscriber.subscription) + self._count(resumed)
+        subscriber.send(
+            Subscribed(id=message.id, position=offsets, codes=count, absent=sorted(absent))
         )
-        if place is not None and EVENTS in place.marks:
-            hub.tell_events(subscriber, asked, place.marks[EVENTS][1])
+        if position is not None and EVENTS in position.offsets:
+            hub.send_events(subscriber, asked, position.offsets[EVENTS][1])
 
-    def _count(self, wants: Wants) -> int:
+    def _count(self, subscription: Subscription) -> int:
         """Return how many codes and bars are wanted, markets counted by what they hold."""
-        return len(wants.codes) + len(wants.bars) + len(self._hub.snapshot((), wants.markets))
+        return (
+            len(subscription.codes)
+            + len(subscription.bars)
+            + len(self._hub.snapshot((), subscription.markets))
+        )
 
     async def _unsubscribe(self, message: Unsubscribe) -> None:
-        wants = await self._wants_of(message)
+        subscription = await self._subscription_of(message)
         subscriber = self._subscriber
-        if wants.everything:
-            subscriber.wants.everything = False
-            wants.markets |= subscriber.wants.markets
-        self._hub.part(subscriber, codes=wants.codes, bars=wants.bars, markets=wants.markets)
-        subscriber.tell(Unsubscribed(id=message.id, codes=self._count(subscriber.wants)))
+        if subscription.everything:
+            subscriber.subscription.everything = False
+            subscription.markets |= subscriber.subscription.markets
+        self._hub.part(
+            subscriber,
+            codes=subscription.codes,
+            bars=subscription.bars,
+            markets=subscription.markets,
+        )
+        subscriber.send(Unsubscribed(id=message.id, codes=self._count(subscriber.subscription)))
 
 
-def _place_of(message: Subscribe) -> Place | None:
+def _position_of(message: Subscribe) -> Position | None:
     """Return the position that a message goes on from, checked."""
     if message.position is None and message.last_ids is None:
         return None
@@ -275,22 +287,24 @@ def _place_of(message: Subscribe) -> Place | None:
     document: dict[str, Any] = dict(message.position or {})
     if message.last_ids is not None:
         document["codes"] = message.last_ids
-    return Place.parse(document)
+    return Position.parse(document)
 
 
-def _divide(new: Wants, message: Subscribe, place: Place | None) -> tuple[Wants, Wants]:
+def _divide(
+    new: Subscription, message: Subscribe, position: Position | None
+) -> tuple[Subscription, Subscription]:
     """Divide what is new to a client into what begins now and what goes on from a position."""
     if message.start_ms is not None and not new.bars:
-        return Wants(), new
-    if place is None:
-        return new, Wants()
-    if place.codes is not None:
-        return Wants(), new
-    fresh, resumed = Wants(), Wants()
+        return Subscription(), new
+    if position is None:
+        return new, Subscription()
+    if position.codes is not None:
+        return Subscription(), new
+    fresh, resumed = Subscription(), Subscription()
     for name in new.markets:
-        (resumed if name in place.marks else fresh).markets.add(name)
+        (resumed if name in position.offsets else fresh).markets.add(name)
     for code in new.codes:
-        (resumed if code.rpartition(".")[2] in place.marks else fresh).codes.add(code)
+        (resumed if code.rpartition(".")[2] in position.offsets else fresh).codes.add(code)
     for key in new.bars:
-        (resumed if key.rpartition(".")[2] in place.marks else fresh).bars.add(key)
+        (resumed if key.rpartition(".")[2] in position.offsets else fresh).bars.add(key)
     return fresh, resumed

@@ -62,7 +62,7 @@ class LiveState:
                         CloseCode.STALLED, f"Nothing was read for {self._stall_s:g} s."
                     )
                 elif now - subscriber.sent_at >= HEARTBEAT_S and not subscriber.is_behind:
-                    subscriber.tell(self._heartbeat(subscriber, now))
+                    subscriber.send(self._heartbeat(subscriber, now))
                     subscriber.sent_at = now
             self._hub.budget.relieve()
             await self._trimmer.look()
@@ -79,8 +79,8 @@ class LiveState:
             self._status_at = time.monotonic()
             published = await self._bridge.published_markets()
             for subscriber in list(self._hub.subscribers):
-                new = set(published) - subscriber.wants.markets
-                if subscriber.wants.everything and new:
+                new = set(published) - subscriber.subscription.markets
+                if subscriber.subscription.everything and new:
                     await self._add(subscriber, new)
         except QMTError as error:
             _log.debug("status is not known", error=error.message)
@@ -91,7 +91,7 @@ class LiveState:
         try:
             self._hub.join(subscriber, markets=markets)
             rows = self._hub.snapshot((), markets)
-            subscriber.send_rows("snapshot", self._hub.marks(markets), rows)
+            subscriber.send_rows("snapshot", self._hub.offsets(markets), rows)
         finally:
             self._hub.release(held)
 
@@ -99,7 +99,7 @@ class LiveState:
         since_ms = int((now - self._status_at) * 1000)
         ages = [one.age_ms for one in self._status.processes if one.beat.role == "producer"]
         return HeartbeatNotice(
-            position=self._hub.marks_of(subscriber),
+            position=self._hub.offsets_of(subscriber),
             now_ms=self._status.now_ms + since_ms if self._status.now_ms else 0,
             producer_age_ms=min(ages) + since_ms if ages else None,
         )
@@ -108,9 +108,9 @@ class LiveState:
         """Tell every client that the gateway stops, and close."""
         self._task.cancel()
         for subscriber in list(self._hub.subscribers):
-            position = self._hub.marks_of(subscriber)
+            position = self._hub.offsets_of(subscriber)
             if not subscriber.is_behind:
-                subscriber.tell(Shutdown(reason="the gateway is stopping", position=position))
+                subscriber.send(Shutdown(reason="the gateway is stopping", position=position))
             subscriber.close(CloseCode.GOING_AWAY, "the gateway is stopping")
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qmt_protocol.cursor.batch import Row as TickRow
-from qmt_protocol.cursor.position import Mark
+from qmt_protocol.cursor.position import Offset
 from qmt_protocol.errors import QMTError
 from qmt_protocol.ids import id_key
 from qmt_reading.live.follower import Follower
@@ -20,7 +20,7 @@ __all__ = ["Market", "Recent"]
 
 _RECENT_BATCHES: Final = 32
 _RECENT_ROWS: Final = 100_000
-Recent = tuple[Mark, Mark, Sequence[TickRow], Sequence[Row]]
+Recent = tuple[Offset, Offset, Sequence[TickRow], Sequence[Row]]
 """A batch: the positions before and behind it, its ticks and its bars."""
 
 
@@ -29,12 +29,12 @@ class Market:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.mark: Mark = ("", "")
+        self.offset: Offset = ("", "")
         self._latest: dict[str, Row | TickRow] = {}
         self._recent: deque[Recent] = deque()
         self._recent_rows = 0
-        self.is_healing = False
-        """Whether a part of what lies behind its mark was given already."""
+        self.is_recovering = False
+        """Whether a part of what lies behind its offset was given already."""
         self.broken = False
         """Whether a gap lies between the last batch and the next."""
         self.whole: set[Group] = set()
@@ -47,10 +47,10 @@ class Market:
         self.task: asyncio.Task[None] | None = None
         self.stopper: asyncio.TimerHandle | None = None
 
-    def begin(self, ticks: Sequence[TickRow], mark: Mark) -> None:
+    def begin(self, ticks: Sequence[TickRow], offset: Offset) -> None:
         """Take the newest tick of each code, as it is at a position."""
         self._latest = {row[0]: row for row in ticks}
-        self.mark = mark
+        self.offset = offset
         self.ready.set()
 
     def take_ticks(self, ticks: Rows) -> None:
@@ -89,18 +89,18 @@ class Market:
         self._recent.clear()
         self._recent_rows = 0
 
-    def after(self, mark: Mark) -> list[Recent] | None:
+    def after(self, offset: Offset) -> list[Recent] | None:
         """Return the batches behind a position.
 
         ``None``: memory does not reach back to it, or not yet forward to it.
         """
-        if self.is_healing:
+        if self.is_recovering:
             return None
-        if mark == self.mark:
+        if offset == self.offset:
             return []
         found: list[Recent] | None = None
         for batch in self._recent:
-            if batch[0] == mark:
+            if batch[0] == offset:
                 found = []
             if found is not None:
                 found.append(batch)

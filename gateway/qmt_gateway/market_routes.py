@@ -243,7 +243,7 @@ def _simulated(manifest: Manifest) -> bool:
 
 def _meta(manifest: Manifest) -> dict[str, Any]:
     """What the worker tells of its answer; its description of the terminal is ``terminal``."""
-    facts = {name: told for name, told in manifest.meta.items() if name != "source"}
+    facts = {name: fact for name, fact in manifest.meta.items() if name != "source"}
     return {**facts, "terminal": manifest.meta.get("source"), **meta_of(_simulated(manifest))}
 
 
@@ -331,12 +331,12 @@ async def instrument_detail(stock: Stock, jobs: JobsOf) -> Response:
     responses=models.problems(404, 415, 502, 503, 504),
     openapi_extra=described_body(models.DownloadBody.model_json_schema()),
 )
-async def download(told: Document, jobs: JobsOf) -> Response:
+async def download(fact: Document, jobs: JobsOf) -> Response:
     """Answer when the download has ended and its range was read back.
 
     A long one is better submitted as `POST /api/v1/jobs/download`, which can be watched.
     """
-    body = parse_document(models.DownloadBody, told)
+    body = parse_document(models.DownloadBody, fact)
     code = parse_code(body.stock, "stock")
     document = {
         "codes": [code],

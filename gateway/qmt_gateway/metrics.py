@@ -44,7 +44,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _lines(hub: Hub, budget: Budget) -> Iterator[str]:
-    subscribed = sum(one.wants.count for one in hub.subscribers)
+    subscribed = sum(one.subscription.count for one in hub.subscribers)
     behind = sum(one.is_behind for one in hub.subscribers)
     yield from _gauge("websockets", "WebSocket clients.", hub.clients)
     yield from _gauge("websockets_behind", "Those that are conflated.", behind)

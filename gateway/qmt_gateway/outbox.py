@@ -14,7 +14,7 @@ from .wires import FRAGMENT_BYTES
 
 if TYPE_CHECKING:
     from .budget import Budget
-    from .subscriber import Sink
+    from .frame import Sink
 
 __all__ = ["Outbox"]
 

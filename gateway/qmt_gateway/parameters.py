@@ -177,15 +177,15 @@ async def _body(request: Request, budget: Budget) -> bytes:
 
 
 def _check_type(request: Request) -> None:
-    told = request.headers.get("content-type", "")
-    kind, _, parameters = told.partition(";")
+    header = request.headers.get("content-type", "")
+    kind, _, parameters = header.partition(";")
     name, _, charset = parameters.strip().partition("=")
     right = kind.strip().lower() == _JSON and (
         not name or (name.lower() == "charset" and charset.strip('"').lower() == "utf-8")
     )
     if not right:
         raise _WrongType(
-            f"The body's media type is {shown(told)}.",
+            f"The body's media type is {shown(header)}.",
             hint=f"Send {_JSON}, in UTF-8.",
             field="Content-Type",
         )

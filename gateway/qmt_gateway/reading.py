@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from qmt_protocol.archive import Missing
 from qmt_reading.callbacks import OnGap
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.stored.source import RedisStored
 
 __all__ = ["READING_BYTES", "Readings"]
@@ -36,10 +36,10 @@ class Readings:
         self._waiting = 0
 
     async def batches(
-        self, wish: StoredWish, on_gap: OnGap
+        self, request: StoredRequest, on_gap: OnGap
     ) -> AsyncGenerator[pa.RecordBatch, None]:
         """Yield rows as `RedisStored.batches` does; each batch waits its turn."""
-        async with aclosing(self._source.batches(wish, on_gap)) as batches:
+        async with aclosing(self._source.batches(request, on_gap)) as batches:
             while True:
                 batch = await self._next(batches)
                 if batch is None:
@@ -59,17 +59,17 @@ class Readings:
         finally:
             self._waiting -= 1
 
-    async def missing(self, wish: StoredWish) -> list[Missing]:
+    async def missing(self, request: StoredRequest) -> list[Missing]:
         """Return what is known to be absent."""
-        return await self._source.missing(wish)
+        return await self._source.missing(request)
 
     async def markets(self) -> list[str]:
         """Return the markets that are archived."""
         return await self._source.markets()
 
-    async def simulated(self, wish: StoredWish) -> bool:
-        """Whether rows of a wish may be the simulator's."""
-        return wish.concerns(await self._source.simulated_markets())
+    async def simulated(self, request: StoredRequest) -> bool:
+        """Whether rows of a request may be the simulator's."""
+        return request.concerns(await self._source.simulated_markets())
 
     async def simulated_markets(self) -> frozenset[str]:
         """Return the markets of which rows were invented by the simulator."""

@@ -13,17 +13,18 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from qmt_protocol.codes import parse_codes, parse_markets
 from qmt_protocol.documents import parse_json
 from qmt_protocol.errors import InvalidRequest, LimitExceeded, QMTError
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_protocol.live import CloseCode, Subscribed
 from qmt_protocol.periods import parse_period
 
 from .access import admission_of
 from .answers import SOURCE_HEADER
 from .bridge import source_name
+from .frame import Sink
 from .hub import Hub
 from .parameters import refuse_unknown_of_socket
 from .problems import problem
-from .subscriber import Sink, Subscriber, Wants
+from .subscriber import Subscriber, Subscription
 from .websocket_protocol import SINK
 from .wires import QUOTE, REALTIME, REALTIME_NOTICES, Wire
 
@@ -42,27 +43,31 @@ class _Realtime(msgspec.Struct, forbid_unknown_fields=True):
     add: bool = False
     notices: bool = False
 
-    def wants(self, before: Wants) -> Wants:
+    def subscription(self, before: Subscription) -> Subscription:
         """Return what the client gets from now on."""
         codes = parse_codes(self.stocks, "stocks")
         period = parse_period(self.period)
-        wants = Wants(set(before.codes), set(before.bars)) if self.add else Wants()
+        subscription = (
+            Subscription(set(before.codes), set(before.bars)) if self.add else Subscription()
+        )
         if period == "tick":
-            wants.codes.update(codes)
+            subscription.codes.update(codes)
         else:
-            wants.bars.update(want(period, code) for code in codes)
-        return wants
+            subscription.bars.update(series_of(period, code) for code in codes)
+        return subscription
 
 
 class _Quote(msgspec.Struct, forbid_unknown_fields=True):
     codes: list[str]
     notices: bool = False
 
-    def wants(self, before: Wants) -> Wants:
+    def subscription(self, before: Subscription) -> Subscription:
         """Return what the client gets from now on: whole markets, or codes."""
         markets = set(parse_markets([one for one in self.codes if "." not in one], "codes"))
         codes = [one for one in self.codes if "." in one]
-        return Wants(set(parse_codes(codes)) if codes or not markets else set(), set(), markets)
+        return Subscription(
+            set(parse_codes(codes)) if codes or not markets else set(), set(), markets
+        )
 
 
 @router.websocket("/ws/realtime")
@@ -105,7 +110,7 @@ class _Client:
         self._hub = hub
         self._subscriber = subscriber
         self._admission = admission_of(ws)
-        self._admission.counts(lambda: subscriber.wants.count, lambda: subscriber.held_bytes)
+        self._admission.counts(lambda: subscriber.subscription.count, lambda: subscriber.held_bytes)
         self._kind = kind
         self._shape = shape
 
@@ -137,8 +142,8 @@ class _Client:
             return
         try:
             text = message.get("text")
-            wish = self._read(message["bytes"] if text is None else text)
-            await self._subscribe(wish)
+            request = self._read(message["bytes"] if text is None else text)
+            await self._subscribe(request)
         except InvalidRequest as error:
             subscriber.close(CloseCode.BAD_MESSAGE, str(error))
         except LimitExceeded as error:
@@ -148,30 +153,34 @@ class _Client:
 
     def _read(self, data: str | bytes) -> _Realtime | _Quote:
         try:
-            wish: _Realtime | _Quote = msgspec.convert(parse_json(data, "message"), self._kind)
+            request: _Realtime | _Quote = msgspec.convert(parse_json(data, "message"), self._kind)
         except (msgspec.ValidationError, InvalidRequest) as error:
             reason = error.message if isinstance(error, InvalidRequest) else str(error)
             raise InvalidRequest(
                 f"{reason.rstrip('.')}; expected {self._shape}", field="message"
             ) from None
-        return wish
+        return request
 
-    async def _subscribe(self, wish: _Realtime | _Quote) -> None:
+    async def _subscribe(self, request: _Realtime | _Quote) -> None:
         hub, subscriber = self._hub, self._subscriber
-        has = subscriber.wants
-        wants = wish.wants(has)
-        self._admission.check_codes(wants.count - has.count)
+        has = subscriber.subscription
+        subscription = request.subscription(has)
+        self._admission.check_codes(subscription.count - has.count)
         if subscriber.wire is not QUOTE:
-            subscriber.wire = REALTIME_NOTICES if wish.notices else REALTIME
-        held = await hub.hold(wants.names())
+            subscriber.wire = REALTIME_NOTICES if request.notices else REALTIME
+        held = await hub.hold(subscription.names())
         try:
-            new = Wants(wants.codes - has.codes, wants.bars - has.bars, wants.markets - has.markets)
+            new = Subscription(
+                subscription.codes - has.codes,
+                subscription.bars - has.bars,
+                subscription.markets - has.markets,
+            )
             await hub.load_bars(new.bars)
             hub.part(
                 subscriber,
-                codes=has.codes - wants.codes,
-                bars=has.bars - wants.bars,
-                markets=has.markets - wants.markets,
+                codes=has.codes - subscription.codes,
+                bars=has.bars - subscription.bars,
+                markets=has.markets - subscription.markets,
             )
             hub.join(subscriber, codes=new.codes, bars=new.bars, markets=new.markets)
             rows = hub.snapshot(new.codes | new.bars, new.markets)
@@ -179,5 +188,5 @@ class _Client:
             hub.release(held)
         absent = sorted((new.codes | new.bars) - {row.key for row in rows})
         if absent:
-            subscriber.tell(Subscribed(id="", position={}, codes=has.count, absent=absent))
+            subscriber.send(Subscribed(id="", position={}, codes=has.count, absent=absent))
         subscriber.send_rows("snapshot", {}, rows)

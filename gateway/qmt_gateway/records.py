@@ -31,14 +31,14 @@ def records_by_code(
         Columns wanted, in this order; ``time`` is the label in ms since the epoch. ``None``: all.
     """
     names = [name for name in table.column_names if name not in ("code", "time")]
-    wanted = names if fields is None else fields
+    requested = names if fields is None else fields
     times = np.asarray(table.column("time").cast(pa.int64()).to_numpy())
     columns = [_dates(times, daily=period in DAILY_PERIODS)]
     columns += [
         times.tolist() if name == "time" else table.column(name).to_numpy().tolist()
-        for name in wanted
+        for name in requested
     ]
-    keys = ("date", *wanted)
+    keys = ("date", *requested)
     rows = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
     grouped: dict[str, list[dict[str, Any]]] = {}
     for code, row in zip(table.column("code").to_pylist(), rows, strict=True):

@@ -29,7 +29,7 @@ from qmt_protocol.live import (
 from qmt_protocol.texts import shown
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms, to_datetime
 from qmt_reading.replay.engine import AsyncReplay
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 
 from .budget import Budget
 from .reading import READING_BYTES, Readings
@@ -88,14 +88,14 @@ class Replays:
             end_ms = day_start_ms(day_of(message.start_ms)) + DAY_MS - 1
         if end_ms < message.start_ms:
             raise InvalidRequest("The end lies before the start.", field="end_ms")
-        wish = StoredWish(
+        request = StoredRequest(
             None if codes is None else tuple(codes),
             tuple(markets),
             start_ms=message.start_ms,
             end_ms=end_ms,
         )
         held = Held(self._budget, READING_BYTES)
-        started = _Running(self._subscriber, self._source, message, wish, held)
+        started = _Running(self._subscriber, self._source, message, request, held)
         self._running[message.id] = started
         started.begin(lambda: self._running.pop(message.id))
 
@@ -132,7 +132,7 @@ class _Running:
         subscriber: Subscriber,
         source: Readings,
         message: Replay,
-        wish: StoredWish,
+        request: StoredRequest,
         held: Held,
     ) -> None:
         self._held = held
@@ -141,28 +141,28 @@ class _Running:
         self._subscriber = subscriber
         self._source = source
         self._id = message.id
-        self._wish = wish
+        self._request = request
         skip_idle_s = _SKIP_IDLE_S if message.skip_idle_s is None else message.skip_idle_s
         self._replay: AsyncReplay[Any] = AsyncReplay(
             self._read,
             rows_from,
             speed=message.speed,
             skip_idle_s=skip_idle_s,
-            missing=lambda: source.missing(wish),
-            is_simulated=lambda: source.simulated(wish),
-            on_gap=self._tell_gap,
+            missing=lambda: source.missing(request),
+            is_simulated=lambda: source.simulated(request),
+            on_gap=self._report_gap,
         )
         if message.paused:
             self._replay.pause()
         self._is_packed = subscriber.wire is MSGPACK
-        self._at_ms = wish.start_ms or 0
+        self._at_ms = request.start_ms or 0
         self._ticks = 0
         self._to_step = 0
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, on_end: Callable[[], object]) -> None:
         """Begin to send."""
-        self._tell_state()
+        self._report_state()
         self._task = asyncio.create_task(self._run(on_end), name=f"replay {self._id}")
 
     async def stop(self) -> None:
@@ -198,10 +198,10 @@ class _Running:
         elif isinstance(message, ReplaySpeed):
             replay.speed = message.speed
         else:
-            first_ms, last_ms = self._wish.start_ms or 0, self._wish.end_ms or 0
+            first_ms, last_ms = self._request.start_ms or 0, self._request.end_ms or 0
             self._at_ms = min(max(message.at_ms, first_ms), last_ms)
             replay.seek(to_datetime(self._at_ms))
-        self._tell_state()
+        self._report_state()
 
     async def _run(self, on_end: Callable[[], object]) -> None:
         reason = "failed"
@@ -212,15 +212,15 @@ class _Running:
             reason = "stopped"
             if self._cut is not None:
                 reason = "failed"
-                self._subscriber.tell(Failure(id=self._id, error=self._cut.to_dict()))
+                self._subscriber.send(Failure(id=self._id, error=self._cut.to_dict()))
         except QMTError as error:
-            self._subscriber.tell(Failure(id=self._id, error=error.to_dict()))
+            self._subscriber.send(Failure(id=self._id, error=error.to_dict()))
         finally:
             self._held.let_go()
             on_end()
             await self._replay.aclose()
             if not self._subscriber.closed:
-                self._subscriber.tell(ReplayEnded(id=self._id, reason=reason, ticks=self._ticks))
+                self._subscriber.send(ReplayEnded(id=self._id, reason=reason, ticks=self._ticks))
 
     def _cut_off(self, reason: str) -> None:
         self._cut = Overloaded(reason, hint="Begin it again where it ended.")
@@ -248,24 +248,24 @@ class _Running:
         self._ticks += len(ticks)
         self._at_ms = int(batch.column("id_ms")[-1].as_py())
         live = Live(kind="replay", position={}, replay=self._id, ticks=ticks)
-        self._subscriber.tell(live, paced=True)
+        self._subscriber.send(live, paced=True)
         self._held.taken()
         if self._to_step:
             self._to_step = max(0, self._to_step - len(ticks))
             if not self._to_step:
-                self._tell_state()
+                self._report_state()
 
     async def _read(self, start_ms: int | None) -> AsyncGenerator[pa.RecordBatch, None]:
-        wish = self._wish if start_ms is None else replace(self._wish, start_ms=start_ms)
-        async with aclosing(self._source.batches(wish, self._tell_gap)) as batches:
+        request = self._request if start_ms is None else replace(self._request, start_ms=start_ms)
+        async with aclosing(self._source.batches(request, self._report_gap)) as batches:
             async for batch in batches:
                 for at in range(0, len(batch), _FRAME_ROWS):
                     yield batch.slice(at, _FRAME_ROWS)
 
-    def _tell_gap(self, gap: Gap) -> None:
+    def _report_gap(self, gap: Gap) -> None:
         facts = gap.data
         from_ms, to_ms = facts.get("from_ms", 0), facts.get("to_ms", 0)
-        self._subscriber.tell(
+        self._subscriber.send(
             GapNotice(
                 market=facts.get("market", ""),
                 reason=facts.get("reason", "unknown"),
@@ -277,9 +277,9 @@ class _Running:
             )
         )
 
-    def _tell_state(self) -> None:
+    def _report_state(self) -> None:
         replay = self._replay
-        self._subscriber.tell(
+        self._subscriber.send(
             ReplayState(
                 id=self._id,
                 state="paused" if replay.paused else "running",

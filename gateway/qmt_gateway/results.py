@@ -39,12 +39,12 @@ async def one_stream(manifest: Manifest, tables: Tables) -> AsyncGenerator[bytes
     ------
     JobNotFound, CodecError
     """
-    told = {MANIFEST_KEY: manifest.model_dump_json().encode()}
+    extra = {MANIFEST_KEY: manifest.model_dump_json().encode()}
     maker = None
     async with aclosing(tables):
         async for table in tables:
             if maker is None:
-                schema = table.schema.with_metadata({**(table.schema.metadata or {}), **told})
+                schema = table.schema.with_metadata({**(table.schema.metadata or {}), **extra})
                 maker = maker_of("arrow", schema, {})
                 yield maker.begin()
             for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):

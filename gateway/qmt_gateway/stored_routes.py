@@ -19,7 +19,7 @@ from qmt_protocol.errors import Gap, InvalidRequest
 from qmt_protocol.periods import parse_period
 from qmt_protocol.times import parse_end, parse_start
 from qmt_reading.arguments import parse_names
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.stored.edges import Edges
 from qmt_reading.stored.gaps import gap_of
 from qmt_reading.stored.source import finished
@@ -88,7 +88,7 @@ class StoredQuery:
                 field="fields",
             )
 
-    async def wish(self, bridge: Bridge, period: str) -> StoredWish:
+    async def stored_request(self, bridge: Bridge, period: str) -> StoredRequest:
         """Return what is asked for.
 
         Raises
@@ -99,14 +99,14 @@ class StoredQuery:
         markets = self._markets
         if self._everything:
             markets = await bridge.stored_markets()
-        wish = StoredWish(
+        stored_request = StoredRequest(
             None if self._codes is None else tuple(self._codes),
             tuple(markets),
             period,
             self._start_ms,
             self._end_ms,
         )
-        names = wish.schema.names
+        names = stored_request.schema.names
         unknown = [name for name in self._fields or () if name not in names]
         if unknown:
             raise InvalidRequest(
@@ -115,8 +115,8 @@ class StoredQuery:
                 field="fields",
             )
         if self._fields is None:
-            return wish
-        return replace(wish, columns=tuple(self._fields))
+            return stored_request
+        return replace(stored_request, columns=tuple(self._fields))
 
 
 QueryOf = Annotated[StoredQuery, Depends()]
@@ -144,8 +144,8 @@ async def stored_ticks(
     request: Request, query: QueryOf, bridge: BridgeOf, budget: BudgetOf, admission: AdmissionOf
 ) -> Response:
     """From archive and streams as one; no terminal is asked."""
-    wish = await query.wish(bridge, "tick")
-    return await _streamed(request, bridge, budget, wish, query.format, admission)
+    stored_request = await query.stored_request(bridge, "tick")
+    return await _streamed(request, bridge, budget, stored_request, query.format, admission)
 
 
 @router.get(
@@ -164,32 +164,32 @@ async def stored_bars(
     period: Annotated[str, Query(description="1m, 5m, 15m, 30m, 1h, 1d ...")] = "1m",
 ) -> Response:
     """A bar is collected while somebody wants it live; others come by `/api/history`."""
-    wish = await query.wish(bridge, parse_period(period, bars_only=True))
-    return await _streamed(request, bridge, budget, wish, query.format, admission)
+    stored_request = await query.stored_request(bridge, parse_period(period, bars_only=True))
+    return await _streamed(request, bridge, budget, stored_request, query.format, admission)
 
 
 async def _streamed(
     request: Request,
     bridge: Bridge,
     budget: Budget,
-    wish: StoredWish,
+    stored_request: StoredRequest,
     form: Format,
     admission: Admission,
 ) -> Response:
-    simulated = await bridge.readings.simulated(wish)
+    simulated = await bridge.readings.simulated(stored_request)
     held = Held(budget, READING_BYTES)
-    batches = admission.counted(bridge.readings.batches(wish, _unreadable))
+    batches = admission.counted(bridge.readings.batches(stored_request, _unreadable))
     try:
-        missing = await bridge.readings.missing(wish)
+        missing = await bridge.readings.missing(stored_request)
         # What cannot be read from the start is an error answer, and not one that breaks off.
         first = await while_connected(request, anext(batches, None))
     except BaseException:
         held.let_go()
         await batches.aclose()
         raise
-    maker = maker_of(form, wish.schema, meta_of(simulated))
+    maker = maker_of(form, stored_request.schema, meta_of(simulated))
     return Streamed(
-        _body(first, batches, maker, _ROWS_AT_ONCE[form], wish, missing),
+        _body(first, batches, maker, _ROWS_AT_ONCE[form], stored_request, missing),
         held,
         media_type=MEDIA[form],
         headers={SOURCE_HEADER: source_name(simulated)},
@@ -201,10 +201,10 @@ async def _body(
     batches: AsyncGenerator[pa.RecordBatch, None],
     maker: Maker,
     rows: int,
-    wish: StoredWish,
+    stored_request: StoredRequest,
     missing: list[Missing],
 ) -> AsyncGenerator[bytes, None]:
-    edges = Edges(wish)
+    edges = Edges(stored_request)
     gaps = [gap_of(one) for one in missing]
     async with aclosing(batches):
         yield maker.begin()

@@ -179,8 +179,8 @@ class _Answer:
             await self._send(message)
 
     async def _begin(self, message: Message) -> None:
-        told = dict(message["headers"]).get(b"content-length", b"")
-        size_bytes = int(told) if told.isdigit() else 0
+        declared = dict(message["headers"]).get(b"content-length", b"")
+        size_bytes = int(declared) if declared.isdigit() else 0
         if size_bytes > _PIECE_BYTES and message["status"] < 400:
             try:
                 self._held = Held(self._budget, size_bytes)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qmt_protocol.live import CloseCode, FromGateway
 
 from .conflation import Kept
 from .counts import CLOSED
+from .frame import Frame, Sink
 from .outbox import Outbox
 from .wires import Row, Wire
 
 if TYPE_CHECKING:
     from .budget import Budget
-    from .group import Group
 
-__all__ = ["Frame", "Part", "Sink", "Subscriber", "Wants"]
+__all__ = ["Part", "Subscriber", "Subscription"]
 
 _ROWS_PER_FRAME: Final = 1_000
 _REASON_BYTES: Final = 120
@@ -28,36 +28,11 @@ _LATER_BYTES: Final = 64
 """What a row takes whose frame is not made yet: rows are shared."""
 
 
-class Sink(Protocol):
-    """A client's connection."""
+class Keeper(Protocol):
+    """Who keeps rows for those who fall behind: a group."""
 
-    @property
-    def paused(self) -> bool:
-        """Whether the connection takes no more for now; `on_drained` is called when it does."""
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that it has not taken yet."""
-
-    @property
-    def incoming_bytes(self) -> int:
-        """Bytes that came from it and that nobody has looked at."""
-
-    def push(self, frame: bytes | memoryview) -> None:
-        """Send a frame, or the next whole fragments of one."""
-
-    def on_drained(self, call: Callable[[], None]) -> None:
-        """Have a function called whenever little is left waiting."""
-
-    async def drain(self) -> None:
-        """Wait until little is left waiting, or the client is gone."""
-
-    @property
-    def gone(self) -> bool:
-        """Whether nothing can be sent any more."""
-
-    def abandon(self, code: int, reason: str) -> None:
-        """Close without waiting for room to write."""
+    def let_go(self, kept: Kept) -> None:
+        """Note that one less gets what is kept."""
 
 
 Part = tuple[dict[str, tuple[str, str]], Sequence[Row]]
@@ -66,25 +41,17 @@ Part = tuple[dict[str, tuple[str, str]], Sequence[Row]]
 
 def _frames(wire: Wire, kind: str, parts: Iterable[Part]) -> Iterator[bytes]:
     least = 1 if kind == "snapshot" else 0
-    for marks, rows in parts:
+    for offsets, rows in parts:
         for start in range(0, max(least, len(rows)), _ROWS_PER_FRAME):
             last = start + _ROWS_PER_FRAME >= len(rows)
             some = rows[start : start + _ROWS_PER_FRAME]
-            data = wire.live(kind, marks if last else {}, some)
+            data = wire.live(kind, offsets if last else {}, some)
             if data:
                 yield data
 
 
-class Frame(NamedTuple):
-    """One encoded frame and what is in it, shared by all clients that get it."""
-
-    data: bytes
-    rows: Sequence[Row]
-    marks: dict[str, tuple[str, str]]
-
-
 @dataclass
-class Wants:
+class Subscription:
     """What a client gets.
 
     Attributes
@@ -143,14 +110,13 @@ class Subscriber:
     def __init__(self, sink: Sink, wire: Wire, max_bytes: int, budget: Budget) -> None:
         self.sink = sink
         self.wire = wire
-        self.wants = Wants()
+        self.subscription = Subscription()
         self.conflate = False
-        self.groups: set[Group] = set()
         self.sent_at = time.monotonic()
         self.closed = False
         self._max_bytes = max_bytes
         self._outbox = Outbox(sink, budget)
-        self._behind: dict[Group, Kept] = {}
+        self._behind: dict[Keeper, Kept] = {}
         self._kept: Kept | None = None
         """What was kept for it in groups that it has left since."""
         self._taken_bytes = 0
@@ -192,12 +158,12 @@ class Subscriber:
     def _has_no_room(self, size_bytes: int) -> bool:
         return self._outbox.waiting_bytes + size_bytes > self._max_bytes
 
-    def fall_behind(self, group: Group, kept: Kept) -> None:
+    def fall_behind(self, group: Keeper, kept: Kept) -> None:
         """Get from now on what is kept for a group, until it has taken what waits."""
         self._behind[group] = kept
         kept.users += 1
 
-    def keeps_of(self, group: Group) -> bool:
+    def keeps_of(self, group: Keeper) -> bool:
         """Whether rows of a group are kept for it."""
         return group in self._behind
 
@@ -214,7 +180,7 @@ class Subscriber:
         if self._kept is not None:
             self._kept.forget(keys)
 
-    def tell(self, message: FromGateway, *, paced: bool = False) -> None:
+    def send(self, message: FromGateway, *, paced: bool = False) -> None:
         """Send another message, whatever waits.
 
         Messages cannot be conflated: who leaves too many of them unread is cut off, and comes back
@@ -233,12 +199,14 @@ class Subscriber:
         else:
             self.cut(f"{self._outbox.waiting_bytes} bytes were not read.")
 
-    def send_rows(self, kind: str, marks: dict[str, tuple[str, str]], rows: Sequence[Row]) -> None:
+    def send_rows(
+        self, kind: str, offsets: dict[str, tuple[str, str]], rows: Sequence[Row]
+    ) -> None:
         """Send rows to this client alone, made as it takes them; the last frame has the position.
 
         A snapshot without rows is one empty frame.
         """
-        self.send_parts(kind, ((marks, rows),), len(rows))
+        self.send_parts(kind, ((offsets, rows),), len(rows))
 
     def send_parts(self, kind: str, parts: Iterable[Part], count: int) -> None:
         """Do as `send_rows` for each part; ``count``: how many rows they have in all."""
@@ -268,8 +236,8 @@ class Subscriber:
         assert kept is not None
         skipped = kept.skipped()
         if skipped is not None:
-            self.tell(skipped)
-        self.send_rows("live", kept.marks, list(kept.rows.values()))
+            self.send(skipped)
+        self.send_rows("live", kept.offsets, list(kept.rows.values()))
 
     def stalled_s(self, now: float) -> float:
         """Return for how long the client has taken nothing of what waits for it."""

@@ -12,7 +12,7 @@ from qmt_protocol.bars import decode_bar
 from qmt_protocol.cursor.batch import BarRow
 from qmt_protocol.cursor.batch import Row as TickRow
 from qmt_protocol.errors import CodecError
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_protocol.live import CloseCode, FromGateway, GapNotice, Live, Skipped, Subscribed
 from qmt_protocol.ticks import TickFlag, decode_tick
 
@@ -52,13 +52,13 @@ class Row:
         self.period = period
         self.id = entry_id
         self.data = data
-        self.key = want(period, code) if period else code
+        self.key = series_of(period, code) if period else code
         self._packed = b""
         self._dict: bytes | None = None
 
     @property
     def flags(self) -> int:
-        """The tick's marks: the last byte of its encoding."""
+        """The tick's offsets: the last byte of its encoding."""
         return int(memoryview(self.data)[-1])
 
     @property
@@ -160,7 +160,7 @@ class Wire(Protocol):
     """Close codes that it has others for."""
 
     def live(
-        self, kind: str, marks: _Marks, rows: Sequence[Row], ticks: bytes | None = None
+        self, kind: str, offsets: _Marks, rows: Sequence[Row], ticks: bytes | None = None
     ) -> bytes:
         """Return a frame of rows; ``ticks``: all of them as the feed has them, encoded."""
 
@@ -173,7 +173,7 @@ class _Msgpack:
     close_codes: Mapping[int, int] = {}
 
     def live(
-        self, kind: str, marks: _Marks, rows: Sequence[Row], ticks: bytes | None = None
+        self, kind: str, offsets: _Marks, rows: Sequence[Row], ticks: bytes | None = None
     ) -> bytes:
         bars = _NONE
         if ticks is None:
@@ -181,7 +181,7 @@ class _Msgpack:
             ticks = _array(packed)
             if len(packed) < len(rows):
                 bars = _array([row.packed() for row in rows if row.period])
-        return _framed(_BINARY, _pack(_live(kind, marks, ticks, bars)))
+        return _framed(_BINARY, _pack(_live(kind, offsets, ticks, bars)))
 
     def message(self, message: FromGateway) -> bytes:
         return _framed(_BINARY, _pack(message))
@@ -192,21 +192,21 @@ class _Json:
     close_codes: Mapping[int, int] = {}
 
     def live(
-        self, kind: str, marks: _Marks, rows: Sequence[Row], ticks: bytes | None = None
+        self, kind: str, offsets: _Marks, rows: Sequence[Row], ticks: bytes | None = None
     ) -> bytes:
-        told = [row for row in rows if row.as_dict()]
+        document = [row for row in rows if row.as_dict()]
         of_ticks = (
             b'["%b","%b",%d,%b]' % (_name(row.code), row.id.encode(), row.flags, row.as_dict())
-            for row in told
+            for row in document
             if not row.period
         )
         of_bars = (
             b'["%b","%b","%b",%b]'
             % (_name(row.code), row.period.encode(), row.id.encode(), row.as_dict())
-            for row in told
+            for row in document
             if row.period
         )
-        return _framed(_TEXT, _json(_live(kind, marks, _list(of_ticks), _list(of_bars))))
+        return _framed(_TEXT, _json(_live(kind, offsets, _list(of_ticks), _list(of_bars))))
 
     def message(self, message: FromGateway) -> bytes:
         return _framed(_TEXT, _json(message))
@@ -226,7 +226,7 @@ class _Realtime:
         self._notices = notices
 
     def live(
-        self, kind: str, marks: _Marks, rows: Sequence[Row], ticks: bytes | None = None
+        self, kind: str, offsets: _Marks, rows: Sequence[Row], ticks: bytes | None = None
     ) -> bytes:
         by_code: dict[str, list[bytes]] = {}
         for row in rows:
@@ -238,17 +238,17 @@ class _Realtime:
     def message(self, message: FromGateway) -> bytes:
         if not self._notices:
             return b""
-        told: dict[str, Any]
+        document: dict[str, Any]
         if isinstance(message, GapNotice):
             markets = {code.rpartition(".")[2] for code in message.codes} or {message.market}
-            told = {"notice": "gap", "markets": sorted(markets)}
+            document = {"notice": "gap", "markets": sorted(markets)}
         elif isinstance(message, Skipped):
-            told = {"notice": "conflated", "skipped": message.codes}
+            document = {"notice": "conflated", "skipped": message.codes}
         elif isinstance(message, Subscribed):
-            told = {"notice": "absent", "codes": message.absent}
+            document = {"notice": "absent", "codes": message.absent}
         else:
             return b""
-        return _framed(_TEXT, _json(told))
+        return _framed(_TEXT, _json(document))
 
 
 class _Quote(_Realtime):
@@ -260,16 +260,16 @@ class _Quote(_Realtime):
         super().__init__(notices=False)
 
     def live(
-        self, kind: str, marks: _Marks, rows: Sequence[Row], ticks: bytes | None = None
+        self, kind: str, offsets: _Marks, rows: Sequence[Row], ticks: bytes | None = None
     ) -> bytes:
         newest = {row.code: row for row in rows if row.as_dict()}
         parts = (b'"%b":%b' % (_name(code), row.as_dict()) for code, row in newest.items())
         return _framed(_TEXT, b"{" + b",".join(parts) + b"}") if newest else b""
 
 
-def _live(kind: str, marks: _Marks, ticks: bytes, bars: bytes) -> Live:
+def _live(kind: str, offsets: _Marks, ticks: bytes, bars: bytes) -> Live:
     raw: Any = msgspec.Raw
-    return Live(kind=kind, position=dict(marks), ticks=raw(ticks), bars=raw(bars))
+    return Live(kind=kind, position=dict(offsets), ticks=raw(ticks), bars=raw(bars))
 
 
 def _name(code: str) -> bytes:

@@ -10,10 +10,10 @@ import sys
 from qmt_protocol.errors import QMTError
 from qmt_protocol.settings import load_settings
 from qmt_runtime.process import (
+    on_stop_signal,
     rest_the_collector,
     start_logging,
     when_stdin_ends,
-    when_told_to_stop,
 )
 
 __all__ = ["main"]
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except QMTError as error:
         print(f"qmt-producer: {error}", file=sys.stderr)
         return 2
-    when_told_to_stop(producer.stop)
+    on_stop_signal(producer.stop)
     if settings.exit_with_stdin:
         when_stdin_ends(producer.stop)
     return producer.run()

@@ -49,7 +49,7 @@ class _State:
     label_ms: int = 0
     row: Mapping[str, Any] | None = None
     closed: bool = False
-    told: bytes = b""
+    published: bytes = b""
     before: tuple[int, bytes] = (0, b"")
     """Label and ``k1`` of the bar before, which terminals send along again."""
     stamp: int | None = None
@@ -124,7 +124,7 @@ class BarMaker:
         Nothing of a code whose subscription holds no more: what comes next may end its bar.
         """
         now_ms, stamp = self._now_ms(), self._stamp()
-        told: list[tuple[str, str, MadeBar]] = []
+        published: list[tuple[str, str, MadeBar]] = []
         with self._lock:
             for (period, code), state in self._states.items():
                 if state.stamp is None or state.stamp != stamp:
@@ -133,9 +133,9 @@ class BarMaker:
                 if state.waiting:
                     made = self._take_waiting(period, state, now_ms)
                 elif not state.closed and self._is_over(period, state, now_ms):
-                    self._tell(period, state, now_ms, made)
-                told += [(period, code, one) for one in made]
-        return told
+                    self._report(period, state, now_ms, made)
+                published += [(period, code, one) for one in made]
+        return published
 
     def _take_waiting(self, period: str, state: _State, now_ms: int) -> list[MadeBar]:
         made: list[MadeBar] = []
@@ -151,7 +151,7 @@ class BarMaker:
                 self._move_on(period, state, label_ms, made)
                 state.label_ms, state.row = int(label_ms), row
         state.waiting = []
-        self._tell(period, state, now_ms, made)
+        self._report(period, state, now_ms, made)
         return made
 
     @property
@@ -170,20 +170,20 @@ class BarMaker:
             return
         if label_ms >= bar_end_ms(period, state.label_ms, state.close_s):
             for closed_ms, k1 in _made(state.label_ms, state.row):
-                if k1 != state.told:
+                if k1 != state.published:
                     made.append((closed_ms, k1))
                 if isinstance(k1, bytes):
                     state.before = closed_ms, k1
-        state.closed, state.told = False, b""
+        state.closed, state.published = False, b""
 
-    def _tell(self, period: str, state: _State, now_ms: int, made: list[MadeBar]) -> None:
+    def _report(self, period: str, state: _State, now_ms: int, made: list[MadeBar]) -> None:
         if state.row is None:
             return
         state.closed = state.closed or self._is_over(period, state, now_ms)
         for label_ms, k1 in _made(state.label_ms, state.row, closed=state.closed):
-            if k1 != state.told:
+            if k1 != state.published:
                 made.append((label_ms, k1))
-            state.told = k1 if isinstance(k1, bytes) else b""
+            state.published = k1 if isinstance(k1, bytes) else b""
 
 
 def _made(label_ms: int, row: Mapping[str, Any], *, closed: bool = True) -> list[MadeBar]:

@@ -1,7 +1,7 @@
 """A batch as the ring keeps it: what would be published of it if all were new.
 
-Its ids are candidates, ``<ms>-0``: which ids ticks and bars really have is judged by who holds the
-market, so a standby's ring holds none. Where all of a batch is new, its body goes out as it is.
+Its ids are candidates, ``<ms>-0``: which ids ticks and bars really have is decided by who holds
+the market, so a standby's ring holds none. Where all of a batch is new, its body goes out as it is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from qmt_protocol.keys import parse_want
+from qmt_protocol.keys import parse_series
 
 __all__ = ["Candidates", "Entry", "Kind", "body_of", "head_of", "packed", "text"]
 
 Kind = Literal["tick", "bar"]
 Entry = tuple[str, int | str, bytes]
-"""A tick: code, ms that orders it, ``t1``. A bar: its `want`, its label, ``k1``. What was published
-before, elsewhere, has its whole entry id in place of the ms."""
+"""A tick: code, ms that orders it, ``t1``. A bar: its series, its label, ``k1``. What was
+published before, elsewhere, has its whole entry id in place of the ms."""
 
 text: Final = msgspec.msgpack.Encoder().encode
 """Encodes a code, a period or an entry id as it stands in a batch."""
@@ -76,10 +76,10 @@ class Candidates(msgspec.Struct, array_like=True, frozen=True):
         """What it was made of."""
         return [
             (name, at, self.body[start : start + size])
-            for name, at, start, size in zip(self.names, self.ats, *self.places(), strict=True)
+            for name, at, start, size in zip(self.names, self.ats, *self.spans(), strict=True)
         ]
 
-    def places(self) -> tuple[Sequence[int], Sequence[int]]:
+    def spans(self) -> tuple[Sequence[int], Sequence[int]]:
         """Return starts and sizes as numbers."""
         form = f">{len(self.names)}I"
         return struct.unpack(form, self.starts), struct.unpack(form, self.sizes)
@@ -105,5 +105,5 @@ def head_of(kind: Kind, name: str) -> bytes:
     """Return how the piece of a code, or of a bar's want, begins in a batch."""
     if kind == "tick":
         return b"\x93" + text(name)
-    period, code = parse_want(name)
+    period, code = parse_series(name)
     return b"\x94" + text(code) + text(period)

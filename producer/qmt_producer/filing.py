@@ -15,12 +15,12 @@ from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError
 from qmt_protocol.feed import split_bar_batch, split_batch
 from qmt_protocol.ids import id_key, is_stream_id
-from qmt_protocol.keys import Keys, parse_want, want
+from qmt_protocol.keys import Keys, parse_series, series_of
 from qmt_protocol.limits import MAX_BATCH
 
 from .candidates import Kind
 from .functions import Functions
-from .redis_link import reach
+from .redis_link import ask_redis
 
 __all__ = ["Filed", "Filing"]
 
@@ -111,7 +111,7 @@ class Filing:
         """
         if self._more and not self._entries:
             feed, connection = self._keys.feed(self._market), self._functions.connection
-            found: Any = reach(lambda: connection.xrange(feed, f"({self.filed}", count=_LOOK))
+            found: Any = ask_redis(lambda: connection.xrange(feed, f"({self.filed}", count=_LOOK))
             self._more = len(found) == _LOOK
             for raw_id, fields in found:
                 self.add(raw_id.decode(), *self._read(fields))
@@ -126,7 +126,7 @@ class Filing:
                 streams = [code for code, _, _ in ticks]
             else:
                 bars, bad = split_bar_batch(fields.get(b"c1", b""), self._market)
-                kind, streams = "bar", [want(period, code) for code, period, _, _ in bars]
+                kind, streams = "bar", [series_of(period, code) for code, period, _, _ in bars]
         except CodecError:
             return "tick", []
         return kind, [] if bad or len(streams) > MAX_BATCH else streams
@@ -142,7 +142,7 @@ class Filing:
         entry = self._entries[0]
         streams = [self.stream(entry.kind, one) for one in entry.streams]
         answer = self._functions.call("file", [*self._names, *streams], [entry.id])
-        state, filed, refused, words, *places = answer
+        state, filed, refused, words, *spans = answer
         if state == b"other":
             found = printable(filed)
             self.broken = is_stream_id(found) and id_key(found) < id_key(entry.id)
@@ -151,9 +151,9 @@ class Filing:
         self.filed = filed.decode()
         if state == b"damaged":
             return Filed(entry.id, entry.kind, damaged=True)
-        which = [entry.streams[int(at) - 1] for at in places[0]] if refused else []
+        which = [entry.streams[int(at) - 1] for at in spans[0]] if refused else []
         return Filed(entry.id, entry.kind, refused=which, words=printable(words))
 
     def stream(self, kind: Kind, name: str) -> str:
         """Return the key of a code's, or of a bar's want's, stream."""
-        return self._stem + name if kind == "tick" else self._keys.bar(*parse_want(name))
+        return self._stem + name if kind == "tick" else self._keys.bar(*parse_series(name))

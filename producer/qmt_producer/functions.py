@@ -11,7 +11,7 @@ import redis
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.redis_users import LIBRARY
 
-from .redis_link import reach
+from .redis_link import ask_redis
 
 __all__ = ["COMPLETE", "Functions"]
 
@@ -34,10 +34,10 @@ class Functions:
         RedisUnavailable
             When it is missing and this user may not load it, or Redis does not answer.
         """
-        if reach(lambda: self.connection.function_list(library=LIBRARY)):
+        if ask_redis(lambda: self.connection.function_list(library=LIBRARY)):
             return
         try:
-            reach(lambda: self.connection.function_load(_code(), replace=True))
+            ask_redis(lambda: self.connection.function_load(_code(), replace=True))
         except RedisUnavailable as error:
             if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
                 raise
@@ -55,7 +55,7 @@ class Functions:
         RedisUnavailable
             When Redis does not answer, or refuses the call as a whole.
         """
-        return reach(lambda: self.put(self.connection, name, keys, args))
+        return ask_redis(lambda: self.put(self.connection, name, keys, args))
 
     @staticmethod
     def put(connection: redis.Redis, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:

@@ -136,7 +136,7 @@ class TradingHours:
         return self._sessions[code]
 
     def _trades(self, market: str, day: int) -> bool:
-        told = self._calendar.of_day(day, market)
+        trading_day = self._calendar.of_day(day, market)
         if market in _SHANGHAIS:
-            self._today = told
-        return told.trades
+            self._today = trading_day
+        return trading_day.trades

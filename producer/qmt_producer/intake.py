@@ -13,7 +13,7 @@ import structlog
 
 from qmt_protocol.codes import market_of
 from qmt_protocol.errors import EncodeError, InvalidCode
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 
 from .bar_maker import BarMaker, MadeBar
 from .candidates import Entry, Kind
@@ -149,7 +149,7 @@ class Intake:
         else:
             lost = [
                 (
-                    code if push.period == "tick" else want(push.period, code),
+                    code if push.period == "tick" else series_of(push.period, code),
                     int(row.get("time") or push.received_ms),
                 )
                 for code, rows in push.body.items()
@@ -234,7 +234,7 @@ class Intake:
         return done
 
     def _add_bars(self, done: _ByMarket, period: str, code: str, made: list[MadeBar]) -> None:
-        encoded = [(want(period, code), label_ms, k1) for label_ms, k1 in made]
+        encoded = [(series_of(period, code), label_ms, k1) for label_ms, k1 in made]
         done.setdefault(market_of(code), []).extend(self._sound(encoded))
 
     def _store(self, kind: Kind, received_ms: int, by_market: _ByMarket) -> None:

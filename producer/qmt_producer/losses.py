@@ -72,7 +72,7 @@ def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined_codes(one: Codes, other: Codes) -> Codes:
-    codes = {code: list(told) for code, told in one.items()}
+    codes = {code: list(span) for code, span in one.items()}
     merge(codes, other)
     return codes
 

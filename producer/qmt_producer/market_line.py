@@ -19,10 +19,10 @@ from .candidates import Kind
 from .figures import Figures
 from .filing import Filing
 from .functions import COMPLETE, Functions
-from .judge import BarMemory, Judged, TickMemory
 from .recall import learn, recall_ticks
-from .redis_link import reach, refuse_errors
+from .redis_link import ask_redis, refuse_errors
 from .ring import Batch, Ring
+from .sequencer import BarSequencer, Sequenced, TickSequencer
 
 __all__ = ["MarketLine"]
 
@@ -43,9 +43,9 @@ _IDLE_MARK_MS: Final = 2_000
 class MarketLine:
     """Publishes one market's batches in order, each exactly once, while it holds the lease.
 
-    A batch is judged here, by what this process knows of the market, and appended to its feed; the
-    streams and ``latest`` are filed from there. What it knows is as of one term of the lease and
-    the last batch that Redis applied under it: where Redis is not there any more, it takes
+    A batch is sequenced here, by what this process knows of the market, and appended to its feed;
+    the streams and ``latest`` are filed from there. What it knows is as of one term of the lease
+    and the last batch that Redis applied under it: where Redis is not there any more, it takes
     nothing, and all that was known is read anew under another term.
 
     A producer that does not hold the lease follows: its ring fills and is thinned, and when the
@@ -99,7 +99,7 @@ class MarketLine:
         self._filing = Filing(market, keys, functions)
         self._term = ""  # of the lease; empty: take it anew
         self._recalled = False  # whether the memories are as of the term and the last batch applied
-        self._ticks, self._bars = TickMemory({}, future_ms), BarMemory()
+        self._ticks, self._bars = TickSequencer({}, future_ms), BarSequencer()
         self._renewed = -math.inf
         self._sure_until = -math.inf
         self._skew_ms = 0  # how far this clock is ahead of Redis'
@@ -183,27 +183,27 @@ class MarketLine:
         Each names the one before it, so Redis takes none whose predecessor it refused.
         """
         pipe = self._functions.connection.pipeline(transaction=False)
-        sent: list[tuple[Batch, Judged]] = []
+        sent: list[tuple[Batch, Sequenced]] = []
         last = self._ring.acked(self.market)
         for batch in batches:
-            judged = self._judge(batch, alone=not sent)
-            if judged is None:
+            sequenced = self._sequence(batch, alone=not sent)
+            if sequenced is None:
                 break
-            self._functions.put(pipe, "append", *self._append_call(batch, judged, last))
-            sent.append((batch, judged))
+            self._functions.put(pipe, "append", *self._append_call(batch, sequenced, last))
+            sent.append((batch, sequenced))
             last = batch.number
         received = [batch.received_ms for batch, _ in sent if batch.kind == "tick"]
         complete_ms = self._complete_at(received[-1]) if received else self._complete_ms
         self._functions.put(pipe, "complete", *self._complete_call(last, complete_ms))
-        *answers, marked = reach(lambda: pipe.execute(raise_on_error=False))
-        for (batch, judged), answer in zip(sent, answers, strict=True):
+        *answers, marked = ask_redis(lambda: pipe.execute(raise_on_error=False))
+        for (batch, sequenced), answer in zip(sent, answers, strict=True):
             refuse_errors(answer)
-            if not self._took(batch, judged, answer):
+            if not self._took(batch, sequenced, answer):
                 return
         if marked == 1:
             self._complete_ms = complete_ms
 
-    def _judge(self, batch: Batch, *, alone: bool) -> Judged | None:
+    def _sequence(self, batch: Batch, *, alone: bool) -> Sequenced | None:
         """Judge a batch; none: what was let through must be filed first, and be read."""
         memory = self._memory(batch.kind)
         now_ms = self._redis_now()
@@ -216,29 +216,29 @@ class MarketLine:
                     return None
             stream_of = partial(self._filing.stream, batch.kind)
             learn(memory, self._functions.connection, stream_of, needed)
-        return memory.judge(batch.candidates, now_ms)
+        return memory.sequence(batch.candidates, now_ms)
 
     def _recall(self) -> None:
-        """Learn of Redis what all is judged by; everything published is filed."""
+        """Learn of Redis what all is sequenced by; everything published is filed."""
         latest = self._keys.latest(self.market)
         self._ticks = recall_ticks(self._functions.connection, latest, self._future_ms)
-        self._bars = BarMemory()
+        self._bars = BarSequencer()
         self._recalled = True
 
-    def _memory(self, kind: Kind) -> TickMemory | BarMemory:
+    def _memory(self, kind: Kind) -> TickSequencer | BarSequencer:
         return self._ticks if kind == "tick" else self._bars
 
     def _append_call(
-        self, batch: Batch, judged: Judged, before: int
+        self, batch: Batch, sequenced: Sequenced, before: int
     ) -> tuple[list[str], list[Any]]:
         names = [self._lease_key, self._acked_key, self._keys.feed(self.market)]
         return names, [
             *(self._term, self._lease_ms, self._ring.id, batch.number, before),
-            *(self._feed_keep_ms, self._filing.filed, judged.greatest_ms, self._future_ms),
-            *("b1" if batch.kind == "tick" else "c1", judged.body, judged.sizes),
+            *(self._feed_keep_ms, self._filing.filed, sequenced.greatest_ms, self._future_ms),
+            *("b1" if batch.kind == "tick" else "c1", sequenced.body, sequenced.sizes),
         ]
 
-    def _took(self, batch: Batch, judged: Judged, answer: list[Any]) -> bool:
+    def _took(self, batch: Batch, sequenced: Sequenced, answer: list[Any]) -> bool:
         """Note a batch as published; false where Redis refused it."""
         state, redis_ms, entry_id = answer
         if state != b"applied":  # taking the lease anew finds the place
@@ -248,12 +248,12 @@ class MarketLine:
             return False
         self._renew(time.monotonic())
         if entry_id:
-            self._filing.add(entry_id.decode(), batch.kind, judged.streams)
+            self._filing.add(entry_id.decode(), batch.kind, sequenced.streams)
         self.cursor = batch.number
         self._ring.acknowledge(self.market, batch.number)
-        self._told_time(int(redis_ms))
+        self._reported_time(int(redis_ms))
         self._figures.latency.add(_now_ms() - batch.received_ms)
-        self._count(batch.kind, judged)
+        self._count(batch.kind, sequenced)
         return True
 
     # -- filing -------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class MarketLine:
 
     # -- Redis time ---------------------------------------------------------------------------
 
-    def _told_time(self, redis_ms: int) -> None:
+    def _reported_time(self, redis_ms: int) -> None:
         self._redis_ms, self._redis_at = redis_ms, time.monotonic()
         self._skew_ms = _now_ms() - redis_ms
 
@@ -298,8 +298,8 @@ class MarketLine:
         return max(self._complete_ms, int(known_ms) - self._skew_ms)
 
     def _complete_call(self, number: int, complete_ms: int) -> tuple[list[str], list[Any]]:
-        told = f"{complete_ms} {self._ring.id}"
-        arguments = [self._term, self._ring.id, number, told, COMPLETE]
+        complete = f"{complete_ms} {self._ring.id}"
+        arguments = [self._term, self._ring.id, number, complete, COMPLETE]
         return [self._lease_key, self._acked_key], arguments
 
     def _name_silences(self) -> None:
@@ -317,25 +317,25 @@ class MarketLine:
                 self._gap(silence.reason, from_ms, silence.to_ms)
             self._named = silence.number
 
-    def _count(self, kind: Kind, judged: Judged) -> None:
+    def _count(self, kind: Kind, sequenced: Sequenced) -> None:
         figures = self._figures
-        self.published += judged.added
-        figures.clamped += judged.clamped
+        self.published += sequenced.added
+        figures.clamped += sequenced.clamped
         if kind == "bar":
-            figures.bars += judged.added
-            figures.bars_repeated += judged.repeated
-            figures.bars_late += judged.late
-            if judged.late:
-                event = {"kind": "late bar", "market": self.market, "bars": judged.late}
-                self._on_event({**event, "which": judged.words})
+            figures.bars += sequenced.added
+            figures.bars_repeated += sequenced.repeated
+            figures.bars_late += sequenced.late
+            if sequenced.late:
+                event = {"kind": "late bar", "market": self.market, "bars": sequenced.late}
+                self._on_event({**event, "which": sequenced.words})
         else:
-            figures.published += judged.added
-            figures.repeated += judged.repeated
-            figures.late += judged.late
-            if judged.late:
-                self._on_event({"kind": "late", "market": self.market, "ticks": judged.late})
-        if judged.rejected:
-            self._refused(kind, judged.rejected, judged.words)
+            figures.published += sequenced.added
+            figures.repeated += sequenced.repeated
+            figures.late += sequenced.late
+            if sequenced.late:
+                self._on_event({"kind": "late", "market": self.market, "ticks": sequenced.late})
+        if sequenced.rejected:
+            self._refused(kind, sequenced.rejected, sequenced.words)
 
     def _refused(self, kind: Kind, count: int, words: str) -> None:
         """Name what cannot be stored."""
@@ -364,11 +364,11 @@ class MarketLine:
         if holder != self._holder:
             self._stand_by(holder)
             return False
-        number, tail, redis_ms, told, filed = facts
+        number, tail, redis_ms, complete, filed = facts
         took_over = not self.holding
         self._figures.stand_by(self.market, "")
         self._renew(now)
-        self._told_time(int(redis_ms))
+        self._reported_time(int(redis_ms))
         applied, filed = _number(number), self._checked_filed(filed)
         acked = self._ring.acked(self.market)
         if term.decode() == self._term and applied == acked and filed == self._filing.filed:
@@ -378,8 +378,8 @@ class MarketLine:
         broken = self._filing.broken or id_key(filed) > id_key(tail.decode())
         if lost or took_over or broken:
             tail_ms = min(_number(tail.partition(b"-")[0]), int(redis_ms))
-            told_ms, _, ring = told.partition(b" ")
-            complete_ms = min(_number(told_ms), int(redis_ms)) or max(tail_ms - _MARGIN_MS, 0)
+            reported_ms, _, ring = complete.partition(b" ")
+            complete_ms = min(_number(reported_ms), int(redis_ms)) or max(tail_ms - _MARGIN_MS, 0)
             self._apart_ms = 0 if ring == self._ring.id.encode() else _APART_MS
             # Carried over to this clock; rather a little too early than too late.
             local_ms = complete_ms + asked_ms - int(redis_ms) if complete_ms else 0

@@ -20,12 +20,12 @@ from .figures import Rate
 from .hours import TradingHours
 from .intake import Intake
 from .listener import Listener
+from .on_demand import OnDemand
 from .publisher import Publisher
 from .reporter import Reporter
 from .ring import Ring, RingUnwritable
 from .settings import ProducerSettings
 from .sweeper import Sweeper
-from .wants import Wants
 
 __all__ = ["EXIT_BROKEN", "EXIT_RESTART", "Producer"]
 
@@ -104,14 +104,14 @@ class Producer:
             on_event=self._reporter.event,
         )
         self._intake.on_stored = self._publisher.more
-        self._wants = Wants(
+        self._on_demand = OnDemand(
             self._terminal,
             self._bars,
             hours,
             keys=settings.keys,
             url=settings.streams_url,
             standing=settings.markets,
-            limit=settings.wanted_max,
+            limit=settings.demand_max,
             stamp=self._subscription,
             put_rows=self._intake.put_rows,
             is_ours=self._is_ours,
@@ -142,7 +142,7 @@ class Producer:
         int
             The process's exit code: 0, `EXIT_RESTART` or `EXIT_BROKEN`.
         """
-        parts = (self._intake, self._publisher, self._reporter, self._wants, self._sweeper)
+        parts = (self._intake, self._publisher, self._reporter, self._on_demand, self._sweeper)
         for part in parts:
             part.thread.start()
         failures = 0
@@ -163,7 +163,7 @@ class Producer:
                         self._stopping.wait(_RECONNECT_S[min(failures, len(_RECONNECT_S) - 1)])
                         failures += 1
                     self._hours.look(self._listener.pulse)
-                    self._tell_losses()
+                    self._report_losses()
                     if time.monotonic() >= next_tidy:
                         next_tidy = time.monotonic() + _TIDY_S
                         keep_ms = self._settings.ring_keep_s * 1000
@@ -173,12 +173,12 @@ class Producer:
                     log.error("the disk of the ring is full or broken", error=error.message)
                     self._stopping.wait(_LOOK_S)
         finally:
-            self._wants.stop()
+            self._on_demand.stop()
             self._sweeper.stop()
             self._terminal.close()
             self._intake.stop()
             self._publisher.stop(_DRAIN_S)
-            self._tell_losses()
+            self._report_losses()
             self._reporter.stop()
             self._ring.close()
         return EXIT_RESTART if self._listener.must_restart else 0
@@ -204,7 +204,7 @@ class Producer:
         if idle and self._listener.listening and quiet_ms > self._settings.deaf_after_s * 2000:
             self._ring.heard(now_ms)
 
-    def _tell_losses(self) -> None:
+    def _report_losses(self) -> None:
         away = bool(self._publisher.figures.redis_away)
         full = self._ring.take_lost(self._is_ours, hold=away)
         if full:
@@ -259,10 +259,10 @@ class Producer:
                 "ring_bytes": self._ring.size_bytes,
                 "latency_ms": figures.latency.summary(),
                 "markets": self._publisher.market_figures(),
-                "wanted": {
-                    "served": shortened(self._wants.served, _SHOWN),
-                    "subscriptions": self._wants.subscriptions,
-                    "refused": shortened(self._wants.refused, _SHOWN),
+                "demand": {
+                    "served": shortened(self._on_demand.served, _SHOWN),
+                    "subscriptions": self._on_demand.subscriptions,
+                    "refused": shortened(self._on_demand.refused, _SHOWN),
                 },
                 "clocks": self._clocks.figures,
                 "retention": self._sweeper.figures,

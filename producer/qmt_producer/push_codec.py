@@ -77,8 +77,8 @@ class PushCodec:
         ValueError
             When the bytes are not a BSON document of ticks.
         """
-        codes, places = _split(push)
-        return self._part(push, codes, places, received_ms)
+        codes, spans = _split(push)
+        return self._part(push, codes, spans, received_ms)
 
     def parts(
         self, push: bytes, received_ms: int, size: int, market_of: Callable[[str], str | None]
@@ -93,7 +93,7 @@ class PushCodec:
         ValueError
             As `encode` does, before the first part.
         """
-        codes, places = _split(push)
+        codes, spans = _split(push)
         by_market: dict[str, list[int]] = {}
         for number, code in enumerate(codes):
             market = market_of(code)
@@ -102,23 +102,23 @@ class PushCodec:
         for market, members in by_market.items():
             for at in range(0, len(members), size):
                 some = members[at : at + size]
-                part_codes, part_places = [codes[n] for n in some], [places[n] for n in some]
+                part_codes, part_places = [codes[n] for n in some], [spans[n] for n in some]
                 yield market, self._part(push, part_codes, part_places, received_ms)
 
     def _part(
-        self, push: bytes, codes: list[str], places: list[tuple[int, int]], received_ms: int
+        self, push: bytes, codes: list[str], spans: list[tuple[int, int]], received_ms: int
     ) -> list[Encoded]:
         by_size: dict[int, list[int]] = {}
-        for number, (start, end) in enumerate(places):
+        for number, (start, end) in enumerate(spans):
             by_size.setdefault(end - start, []).append(number)
         done: list[Encoded | None] = [None] * len(codes)
         left: list[int] = []
         for size, members in by_size.items():
-            layout = self._layout(size, push[places[members[0]][0] : places[members[0]][1]])
+            layout = self._layout(size, push[spans[members[0]][0] : spans[members[0]][1]])
             if layout is None:
                 left += members
                 continue
-            raw = b"".join([push[places[n][0] : places[n][1]] for n in members])
+            raw = b"".join([push[spans[n][0] : spans[n][1]] for n in members])
             same = layout.matching(np.frombuffer(raw, np.uint8).reshape(-1, size))
             rows = np.frombuffer(raw, layout.dtype)
             if not same.all():
@@ -128,11 +128,11 @@ class PushCodec:
             for number, (at_ms, t1) in zip(members, _encode_rows(rows), strict=True):
                 done[number] = (codes[number], at_ms, t1)
         for number in left:
-            start, end = places[number]
+            start, end = spans[number]
             done[number] = self._ordinary(codes[number], push[start:end], received_ms)
         for number, one in enumerate(done):
             if one is not None and one[1] <= 0:  # no time of its own
-                start, end = places[number]
+                start, end = spans[number]
                 done[number] = self._ordinary(codes[number], push[start:end], received_ms)
         return [one for one in done if one is not None]
 
@@ -144,10 +144,10 @@ class PushCodec:
         ValueError
             As `encode` does.
         """
-        codes, places = _split(push)
+        codes, spans = _split(push)
         return [
             (code, self._ordinary(code, push[start:end], received_ms)[1])
-            for code, (start, end) in zip(codes, places, strict=True)
+            for code, (start, end) in zip(codes, spans, strict=True)
         ]
 
     def _ordinary(self, code: str, document: bytes, received_ms: int) -> Encoded:
@@ -191,7 +191,7 @@ def _walk(push: bytes) -> tuple[list[str], list[tuple[int, int]]]:
     if len(push) < 5 or _int32(push, 0)[0] != len(push) or push[-1] != 0:
         raise ValueError("not a BSON document")
     codes: list[str] = []
-    places: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     at, last = 4, len(push) - 1
     while at < last:
         if push[at] != _DOCUMENT:
@@ -201,9 +201,9 @@ def _walk(push: bytes) -> tuple[list[str], list[tuple[int, int]]]:
         if not start + 5 <= end <= last:
             raise ValueError("a tick reaches beyond its push")
         codes.append(push[at + 1 : start - 1].decode())
-        places.append((start, end))
+        spans.append((start, end))
         at = end
-    return codes, places
+    return codes, spans
 
 
 def _elements(document: bytes) -> Iterator[tuple[str, int, int]]:
@@ -223,7 +223,7 @@ def _elements(document: bytes) -> Iterator[tuple[str, int, int]]:
 
 def _learn(document: bytes) -> _Layout | None:
     """Return the layout of a tick that has exactly the known fields, or ``None``."""
-    places: dict[str, tuple[Any, int]] = {}
+    spans: dict[str, tuple[Any, int]] = {}
     values = np.zeros(len(document), dtype=np.bool_)
     for name, kind, at in _elements(document):
         if kind == _ARRAY:
@@ -232,10 +232,10 @@ def _learn(document: bytes) -> _Layout | None:
                 return None
             form, offsets = found
             for level, offset in enumerate(offsets):
-                places[f"{name}{level}"] = (form, offset)
+                spans[f"{name}{level}"] = (form, offset)
                 values[offset : offset + np.dtype(form).itemsize] = True
         elif kind in _SIZES:
-            places[name] = (_FORMATS[kind], at)
+            spans[name] = (_FORMATS[kind], at)
             values[at : at + _SIZES[kind]] = True
         else:
             return None
@@ -244,25 +244,25 @@ def _learn(document: bytes) -> _Layout | None:
         for name, kind in _KINDS.items()
         for one in ([f"{name}{n}" for n in range(_LEVELS)] if kind.endswith("s") else [name])
     }
-    if set(places) != expected or not _right_types(places):
+    if set(spans) != expected or not _right_types(spans):
         return None
     dtype = np.dtype(
         {
-            "names": list(places),
-            "formats": [form for form, _ in places.values()],
-            "offsets": [at for _, at in places.values()],
+            "names": list(spans),
+            "formats": [form for form, _ in spans.values()],
+            "offsets": [at for _, at in spans.values()],
             "itemsize": len(document),
         }
     )
     return _Layout(dtype, values, np.frombuffer(document, np.uint8))
 
 
-def _right_types(places: dict[str, tuple[Any, int]]) -> bool:
+def _right_types(spans: dict[str, tuple[Any, int]]) -> bool:
     """Whether every whole-number field is one; what differs goes the ordinary way."""
     for name, kind in _KINDS.items():
-        wants_int = kind in ("time", "int", "ints")
-        form = np.dtype(places[f"{name}0" if kind.endswith("s") else name][0])
-        if wants_int and form.kind != "i":
+        needs_int = kind in ("time", "int", "ints")
+        form = np.dtype(spans[f"{name}0" if kind.endswith("s") else name][0])
+        if needs_int and form.kind != "i":
             return False
     return True
 

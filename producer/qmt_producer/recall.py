@@ -1,4 +1,4 @@
-"""What a market's memory must know of Redis before it can judge: `latest`, and parts of streams."""
+"""What a sequencer must know of Redis: `latest`, and parts of streams."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import redis
 
 from qmt_protocol.decoding import printable
 
-from .judge import LOOK, BarMemory, Stored, TickMemory
-from .redis_link import is_of_a_key, reach, refuse_errors
+from .redis_link import ask_redis, is_of_a_key, refuse_errors
+from .sequencer import LOOK, BarSequencer, Stored, TickSequencer
 
 __all__ = ["learn", "recall_ticks"]
 
 
-def recall_ticks(connection: redis.Redis, latest: str, future_ms: int) -> TickMemory:
+def recall_ticks(connection: redis.Redis, latest: str, future_ms: int) -> TickSequencer:
     """Return the memory of a market of which everything published is filed.
 
     Raises
     ------
     RedisUnavailable
     """
-    held: Any = reach(lambda: connection.hgetall(latest))
-    return TickMemory({printable(code): data for code, data in held.items()}, future_ms)
+    held: Any = ask_redis(lambda: connection.hgetall(latest))
+    return TickSequencer({printable(code): data for code, data in held.items()}, future_ms)
 
 
 def learn(
-    memory: TickMemory | BarMemory,
+    memory: TickSequencer | BarSequencer,
     connection: redis.Redis,
     stream_of: Callable[[str], str],
     needed: dict[str, int],
 ) -> None:
-    """Read what a memory needs to judge a batch. Everything that it let through must be filed.
+    """Read what a memory needs to sequence a batch. Everything that it let through must be filed.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def learn(
     for name, from_ms in needed.items():
         pipe.xrange(stream_of(name), from_ms, count=LOOK)
         pipe.xrevrange(stream_of(name), count=LOOK)
-    answers = iter(reach(lambda: pipe.execute(raise_on_error=False)))
+    answers = iter(ask_redis(lambda: pipe.execute(raise_on_error=False)))
     for name, from_ms in needed.items():
         first, last = (_stored(next(answers)) for _ in range(2))
         memory.learn(name, from_ms, (*first, *last))

@@ -7,19 +7,18 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from qmt_protocol.errors import RedisUnavailable, WrongVersion
 from qmt_protocol.keys import Keys
 from qmt_protocol.schema import FEED, check_version
+from qmt_runtime import connections
 
 __all__ = [
     "KeyRefused",
+    "ask_redis",
     "connect",
     "end_soon",
     "is_of_a_key",
-    "reach",
     "refuse_errors",
     "refuse_other_version",
 ]
@@ -36,14 +35,8 @@ class KeyRefused(RedisUnavailable):
 
 
 def connect(url: str) -> redis.Redis:
-    """Open a connection pool whose calls are sent once: a retry is ours to decide."""
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-    )
+    """Open a connection pool with the producer's patience."""
+    return connections.connect(url, timeout_s=SOCKET_TIMEOUT_S)
 
 
 def end_soon(thread: threading.Thread, connection: redis.Redis) -> None:
@@ -62,7 +55,7 @@ def end_soon(thread: threading.Thread, connection: redis.Redis) -> None:
         connection.close()
 
 
-def reach(call: Callable[[], _T]) -> _T:
+def ask_redis(call: Callable[[], _T]) -> _T:
     """Run one call against Redis.
 
     Raises
@@ -90,7 +83,7 @@ def refuse_errors(answer: object) -> None:
         if isinstance(answer, Exception):
             raise answer
 
-    reach(give)
+    ask_redis(give)
 
 
 def refuse_other_version(connection: redis.Redis, keys: Keys) -> None:
@@ -102,7 +95,7 @@ def refuse_other_version(connection: redis.Redis, keys: Keys) -> None:
         Also when Redis does not answer.
     """
     try:
-        document: Any = reach(lambda: connection.hget(keys.schema, FEED))
+        document: Any = ask_redis(lambda: connection.hget(keys.schema, FEED))
     except KeyRefused:
         return  # no hash: it says nothing of versions
     try:

@@ -16,11 +16,17 @@ from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.events import stream_of
 from qmt_protocol.keys import Keys
 from qmt_protocol.schema import schema_documents
-from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, encode_heartbeat, forgotten
-from qmt_protocol.times import redis_ms
+from qmt_protocol.status import HEARTBEAT_EVERY_S, Heartbeat, forgotten
+from qmt_runtime.heartbeats import write_heartbeat
 
 from .figures import Allowance
-from .redis_link import KeyRefused, connect, end_soon, reach, refuse_other_version
+from .redis_link import (
+    KeyRefused,
+    ask_redis,
+    connect,
+    end_soon,
+    refuse_other_version,
+)
 from .ring import Ring
 
 __all__ = ["Reporter"]
@@ -28,6 +34,8 @@ __all__ = ["Reporter"]
 log: Final = structlog.get_logger(__name__)
 
 _TIDY_EVERY_S: Final = 3600.0
+_PAIRS: Final = ("producer", "gateway")
+"""Roles whose heartbeats lie apart: the gateways', and all others'."""
 _LOOKED_AT: Final = 10_000
 _REMOVED_AT_ONCE: Final = 500
 _GAPS_AT_ONCE_BYTES: Final = 4_000_000
@@ -95,12 +103,12 @@ class Reporter:
         parts: dict[str, Callable[[], None]] = {
             "schema": self._write_schema,
             "heartbeat": self._beat,
-            "events": self._tell_events,
-            "gaps": partial(self._tell_gaps, whole=whole),
+            "events": self._report_events,
+            "gaps": partial(self._report_gaps, whole=whole),
         }
-        for name, tell in parts.items():
+        for name, report in parts.items():
             try:
-                reach(tell)
+                ask_redis(report)
             except RedisUnavailable as error:
                 if self._failures.get(name) != error.message:  # the same each second is no news
                     log.warning("Redis is not told", what=name, error=error.message)
@@ -121,21 +129,22 @@ class Reporter:
         if self._measure is not None:
             self._measure(self._redis)
         beat = self._heartbeat()
-        now_ms = redis_ms(self._redis.time())
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(self._keys.seen, {beat.member: now_ms})
-            pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
-            pipe.execute()
+        now_ms = write_heartbeat(self._redis, self._keys, beat)
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + _TIDY_EVERY_S
             self._forget(now_ms)
 
     def _forget(self, now_ms: int) -> None:
         """Remove heartbeats that nobody needs to hear of any more, and those without a time."""
+        count = sum(self._forget_in(*self._keys.heartbeats_of(role), now_ms) for role in _PAIRS)
+        if count:
+            log.info("heartbeats were removed", count=count)
+
+    def _forget_in(self, status: str, seen_key: str, now_ms: int) -> int:
         with self._redis.pipeline(transaction=False) as pipe:
             # In this order: what is in `status` was in `seen` before, see `encode_heartbeat`.
-            pipe.hkeys(self._keys.status)
-            pipe.zrange(self._keys.seen, 0, _LOOKED_AT - 1, withscores=True)
+            pipe.hkeys(status)
+            pipe.zrange(seen_key, 0, _LOOKED_AT - 1, withscores=True)
             fields, scored = pipe.execute()
         seen: dict[bytes, float] = dict(scored)
         named = {member.decode("utf-8", "backslashreplace"): member for member in seen}
@@ -146,19 +155,18 @@ class Reporter:
         for begin in range(0, len(gone), _REMOVED_AT_ONCE):
             some = gone[begin : begin + _REMOVED_AT_ONCE]
             with self._redis.pipeline(transaction=False) as pipe:  # what is left goes the next time
-                pipe.hdel(self._keys.status, *some)
-                pipe.zrem(self._keys.seen, *some)
+                pipe.hdel(status, *some)
+                pipe.zrem(seen_key, *some)
                 pipe.execute()
-        if gone:
-            log.info("heartbeats were removed", count=len(gone))
+        return len(gone)
 
-    def _tell_events(self) -> None:
+    def _report_events(self) -> None:
         while events := self._ring.events():
             for _, body in events:
                 self._add(body)
-            self._ring.told_events(events[-1][0])
+            self._ring.forget_events(events[-1][0])
 
-    def _tell_gaps(self, *, whole: bool) -> None:
+    def _report_gaps(self, *, whole: bool) -> None:
         """Tell the gaps that there is room for; at the end, all of them."""
         while gaps := self._ring.gaps():
             for number, body in gaps:
@@ -166,7 +174,7 @@ class Reporter:
                 if not (self._room.take(cost_bytes) or whole):
                     return  # they wait in the ring, and become few
                 self._add(body)
-                self._ring.told_gaps(number)
+                self._ring.forget_gaps(number)
 
     def _add(self, body: str) -> None:
         stream = stream_of(self._keys, json.loads(body)["kind"])

@@ -172,7 +172,7 @@ class Ring:
         self._cursor: dict[str, int] = {}
         self._heard_ms = self._last_heard_ms()
         self._deferred: list[tuple[str, tuple[Any, ...]]] = []
-        self._told = dict.fromkeys(("event", "gap"), 0)
+        self._forgotten_up_to = dict.fromkeys(("event", "gap"), 0)
         # Begins of the silences, for a look at each batch; the first is the oldest.
         self._silent: dict[int, int] = dict(self._all("SELECT number, from_ms FROM silent"))
 
@@ -592,17 +592,17 @@ class Ring:
 
     def events(self, limit: int = 100) -> list[tuple[int, str]]:
         """Return the oldest untold events as (number, JSON), gaps left out."""
-        return self._untold("event", limit)
+        return self._unreported("event", limit)
 
     def gaps(self, limit: int = 10) -> list[tuple[int, str]]:
         """Return the oldest untold gaps as (number, JSON)."""
-        return self._untold("gap", limit)
+        return self._unreported("gap", limit)
 
-    def told_events(self, number: int) -> None:
+    def forget_events(self, number: int) -> None:
         """Forget events up to the given number."""
         self._forget("event", number)
 
-    def told_gaps(self, number: int) -> None:
+    def forget_gaps(self, number: int) -> None:
         """Forget gaps up to the given number."""
         self._forget("gap", number)
 
@@ -613,23 +613,23 @@ class Ring:
         """
         if self._one("SELECT count(*) FROM gap") <= _GAP_ROWS or not self.writable:
             return
-        rows = self._untold("gap", -1)
+        rows = self._unreported("gap", -1)
         merged = merge_gaps(json.loads(body) for _, body in rows)
         with contextlib.suppress(sqlite3.Error), self._transaction():
             self._db.execute("DELETE FROM gap WHERE number <= ?", (rows[-1][0],))
             for gap in merged:
                 self._write_gap(gap)
 
-    def _untold(self, table: Literal["event", "gap"], limit: int) -> list[tuple[int, str]]:
+    def _unreported(self, table: Literal["event", "gap"], limit: int) -> list[tuple[int, str]]:
         query = f"SELECT number, body FROM {table} WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608
-        return self._all(query, self._told[table], limit)
+        return self._all(query, self._forgotten_up_to[table], limit)
 
     def _forget(self, table: Literal["event", "gap"], number: int) -> None:
-        self._told[table] = max(self._told[table], number)
+        self._forgotten_up_to[table] = max(self._forgotten_up_to[table], number)
         with contextlib.suppress(sqlite3.Error), self._transaction():
             self._db.execute(
                 f"DELETE FROM {table} WHERE number <= ?",  # noqa: S608
-                (self._told[table],),
+                (self._forgotten_up_to[table],),
             )
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class ProducerSettings(RedisSettings, TerminalSettings):
     clock_warn_ms: int = Field(
         2000, ge=1, description="difference from Redis' or the exchange's clock that is told"
     )
-    wanted_max: int = Field(
+    demand_max: int = Field(
         50, ge=0, description="most single codes and bars subscribed because readers want them"
     )
     bar_grace_s: float = Field(

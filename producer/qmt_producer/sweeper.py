@@ -30,7 +30,7 @@ from qmt_protocol.ids import is_stream_id
 from qmt_protocol.keys import Keys
 from qmt_protocol.times import DAY_MS, day_of, day_start_ms
 
-from .redis_link import connect, end_soon, reach
+from .redis_link import ask_redis, connect, end_soon
 
 __all__ = ["Sweeper"]
 
@@ -132,10 +132,10 @@ class Sweeper:
         while not self._stopping.is_set():
             try:
                 due = time.monotonic() >= next_sweep
-                if reach(self._is_full):
-                    reach(partial(self.sweep, full=True))
+                if ask_redis(self._is_full):
+                    ask_redis(partial(self.sweep, full=True))
                 elif due:
-                    reach(self.sweep)
+                    ask_redis(self.sweep)
                 if due and self.figures.get("streams"):  # else the lease is still to be taken
                     next_sweep = time.monotonic() + self._every_s
             except RedisUnavailable as error:
@@ -163,7 +163,7 @@ class Sweeper:
                 self._trim_due(market)
         if full:
             self._make_room(found)
-        self._tell(found, time.monotonic() - begun)
+        self._report(found, time.monotonic() - begun)
 
     def _holder_of(self, market: str) -> str:
         """Return who holds a market's lease; empty: nobody."""
@@ -177,12 +177,12 @@ class Sweeper:
         names = self._redis.scan_iter(
             match=f"{{{self._keys.prefix}:*}}:*", count=200, _type="stream"
         )
-        wanted = (
+        requested = (
             (printable(match.group(1)), printable(match.group(2)), name)
             for name in names
             if (match := self._name.fullmatch(name)) and printable(match.group(1)) in found
         )
-        while chunk := list(islice(wanted, _CHUNK)):
+        while chunk := list(islice(requested, _CHUNK)):
             if self._stopping.wait(_PAUSE_S):
                 return {}
             pipe = self._redis.pipeline(transaction=False)
@@ -228,7 +228,7 @@ class Sweeper:
             return 0
         position = printable(archived)
         if not is_stream_id(position):
-            self._tell_unreadable(market, position)
+            self._report_unreadable(market, position)
             return 0
         needed_ms: int | None = None
         feed = self._keys.feed(market)
@@ -238,7 +238,7 @@ class Sweeper:
                 needed_ms = min(_ms(entry_id), _ms(position), needed_ms or _ms(entry_id))
         return needed_ms
 
-    def _tell_unreadable(self, market: str, position: str) -> None:
+    def _report_unreadable(self, market: str, position: str) -> None:
         """Name, once, a position of the archive that is none: as if nothing were archived."""
         if self._unreadable.get(market) != position:
             self._unreadable[market] = position
@@ -315,7 +315,7 @@ class Sweeper:
             time.sleep(0.05)  # unlinked streams are freed beside
         log.error("memory is short and little is left to trim")
 
-    def _tell(self, markets: list[_Market], took_s: float) -> None:
+    def _report(self, markets: list[_Market], took_s: float) -> None:
         streams = [stream for market in markets for stream in market.streams]
         ticks = [stream for stream in streams if stream.kind == "tick"]
         self._is_full()  # for the memory's figures

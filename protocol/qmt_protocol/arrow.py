@@ -92,9 +92,9 @@ def check_history(table: pa.Table, what: str, codes: Collection[str] | None) -> 
     if not table.num_rows:
         return
     if codes is not None:
-        strange = set(pc.unique(table.column("code")).to_pylist()).difference(codes)
-        if strange:
-            raise CodecError(f"{what} has rows of {min(strange)}, which was not asked for.")
-    told = pc.min_max(table.column("time").cast(pa.int64())).as_py()
-    if told["min"] < _FIRST_MS or told["max"] > _LAST_MS:
-        raise CodecError(f"{what} has a row of no time, {told['min']} to {told['max']} ms.")
+        foreign = set(pc.unique(table.column("code")).to_pylist()).difference(codes)
+        if foreign:
+            raise CodecError(f"{what} has rows of {min(foreign)}, which was not asked for.")
+    span = pc.min_max(table.column("time").cast(pa.int64())).as_py()
+    if span["min"] < _FIRST_MS or span["max"] > _LAST_MS:
+        raise CodecError(f"{what} has a row of no time, {span['min']} to {span['max']} ms.")

@@ -212,9 +212,9 @@ def read_table(chunks: Iterable[bytes], accepts: Accepts, what: str) -> pa.Table
         stream = ArrowStream(accepts, what, most_bytes=left)
         batches += stream.feed(chunk)
         left -= len(chunk)
-        told = stream.end()
-        schema = schema or told
-        if not told.equals(schema):
+        found = stream.end()
+        schema = schema or found
+        if not found.equals(schema):
             raise CodecError(f"{what}: its parts have different columns.")
     if schema is None:
         raise CodecError(f"{what} has no part.")

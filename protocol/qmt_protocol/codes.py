@@ -26,7 +26,7 @@ __all__ = [
 
 MARKET: Final = "[A-Z][A-Z0-9]{0,7}"
 # Printable ASCII, as exchanges give codes (a full-width digit would name another stream than the
-# one it looks like), without what would break a key's name, a want, a URL's list or a glob:
+# one it looks like), without what would break a key's name, a series, a URL's list or a glob:
 # { } : , * ? [ ] \ / |
 CODE: Final = rf"[!-)+\-.0-9;->@-Z^-z~]{{1,24}}\.{MARKET}"
 """What they are, as regular expressions that Python and Arrow read alike."""

@@ -222,8 +222,8 @@ def _id_columns(codes: Sequence[str], ids: Sequence[str]) -> dict[str, pa.Array]
 def _column(
     name: str, kind: str, values: Sequence[Any], odd: _Odd, *, wire: bool = True
 ) -> pa.Array:
-    numbers, null, strange = _numbers(kind, values, wire=wire)
-    for at in strange:
+    numbers, null, unfit = _numbers(kind, values, wire=wire)
+    for at in unfit:
         odd.setdefault(at, {})[name] = values[at]
     return pa.array(numbers, mask=null).cast(_ARROW[kind])
 
@@ -239,9 +239,9 @@ def _flags(values: Sequence[int], odd: _Odd) -> pa.Array:
 
 def _book(name: str, lists: Sequence[list[Any] | None], odd: _Odd) -> dict[str, pa.Array]:
     """Return the five columns of one side of the book."""
-    strange: set[int] = set()
+    unfit: set[int] = set()
     if set(map(type, lists)) != {list} or set(map(len, lists)) != {_DEPTH}:  # type: ignore[arg-type]
-        strange = {at for at, one in enumerate(lists) if one is not None and len(one) != _DEPTH}
+        unfit = {at for at, one in enumerate(lists) if one is not None and len(one) != _DEPTH}
         lists_of_five = [
             one if one is not None and len(one) == _DEPTH else [*(one or ()), *_NOTHING][:_DEPTH]
             for one in lists
@@ -249,8 +249,8 @@ def _book(name: str, lists: Sequence[list[Any] | None], odd: _Odd) -> dict[str, 
     else:
         lists_of_five = lists  # type: ignore[assignment]
     flat = list(chain.from_iterable(lists_of_five))
-    numbers, null, strange_levels = _numbers(_LISTS[_KINDS[name]], flat)
-    for at in strange.union(level // _DEPTH for level in strange_levels):
+    numbers, null, unfit_levels = _numbers(_LISTS[_KINDS[name]], flat)
+    for at in unfit.union(level // _DEPTH for level in unfit_levels):
         odd.setdefault(at, {})[name] = lists[at]
     by_level = numbers.reshape(-1, _DEPTH)
     masks = None if null is None else null.reshape(-1, _DEPTH)
@@ -287,23 +287,23 @@ def _numbers(
         whole = [
             value if type(value) is int and -(2**63) <= value < 2**63 else None for value in values
         ]
-        strange = np.array([value is None for value in whole])
+        unfit = np.array([value is None for value in whole])
         array = np.array([value or 0 for value in whole], np.int64)
-        return array, strange if null is None else null | strange, np.flatnonzero(strange).tolist()
+        return array, unfit if null is None else null | unfit, np.flatnonzero(unfit).tolist()
     literal = np.array([type(value) is float for value in values])
     array = np.array(values) if null is not None or array.dtype != np.float64 else array
     if array.dtype != np.float64:
         array = np.array([float(value) for value in values])
     if kind == "price":
-        strange = ~literal & (np.abs(array) > _SAFE_UNITS)
-        strange[literal] = [type(one) is int for one in scale_prices(array[literal])]
+        unfit = ~literal & (np.abs(array) > _SAFE_UNITS)
+        unfit[literal] = [type(one) is int for one in scale_prices(array[literal])]
         array = np.where(literal, array, array / PRICE_SCALE)
     else:
         counts = (np.rint(array) == array) & (np.abs(array) < _EXACT)
-        strange = np.where(literal, counts, ~counts)
+        unfit = np.where(literal, counts, ~counts)
         if not wire:
-            strange &= ~literal
-    return array, null, np.flatnonzero(strange).tolist()
+            unfit &= ~literal
+    return array, null, np.flatnonzero(unfit).tolist()
 
 
 # -- reading ------------------------------------------------------------------------------------

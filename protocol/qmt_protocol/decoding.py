@@ -104,7 +104,7 @@ def reason_of(error: BaseException) -> str:
 def printable(text: bytes | str, most: int = _SHOWN) -> str:
     """Return what others wrote as text for a message: one line, printable, of bounded length."""
     text = text[: 4 * most]  # a character has at most 4 bytes
-    told = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    line = " ".join(told.split())
+    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    line = " ".join(decoded.split())
     line = "".join(one if one.isprintable() else "\ufffd" for one in line)
     return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -69,15 +69,15 @@ def field_of(error: msgspec.MsgspecError, default: str = "body") -> str:
 
 
 def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    told = dict(pairs)
-    if len(told) < len(pairs):
+    document = dict(pairs)
+    if len(document) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise InvalidRequest(
             f"The key {shown(key)} stands twice.",
             hint="Which of the two is meant cannot be told: send one.",
             field=shown(key)[1:-1],
         )
-    return told
+    return document
 
 
 def _too_deep(field: str) -> InvalidRequest:

@@ -36,7 +36,7 @@ def stream_of(keys: Keys, kind: str) -> EventStream:
     """Return the stream of a producer's event of a kind."""
     if kind == "gap":
         return EventStream(keys.events, _GAPS_KEPT)
-    if kind == "want refused":
+    if kind == "demand refused":
         return EventStream(keys.refused_events, _REFUSED_KEPT)
     return EventStream(keys.producer_events, _PRODUCER_KEPT)
 

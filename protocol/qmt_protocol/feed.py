@@ -155,8 +155,8 @@ def _decoded(decode: Callable[[bytes], Any], data: bytes, what: str, **facts: st
 
 
 def _sorted_out(rows: list[_Row], market: str) -> tuple[list[_Row], list[CodecError]]:
-    strange = [row for row in rows if not _is_row(row, market)]
-    if not strange:
+    foreign = [row for row in rows if not _is_row(row, market)]
+    if not foreign:
         return rows, []
     unreadable = [
         CodecError(
@@ -164,7 +164,7 @@ def _sorted_out(rows: list[_Row], market: str) -> tuple[list[_Row], list[CodecEr
             f"{', '.join(repr(printable(one, 50)) for one in row[:-1])}.",
             code=printable(row[0], 50),
         )
-        for row in strange
+        for row in foreign
     ]
     return [row for row in rows if _is_row(row, market)], unreadable
 

@@ -383,8 +383,8 @@ def check_manifest(manifest: Manifest, what: str, name: str | None = None) -> No
     check_job_version(manifest.version, what)
     spec = CATALOGUE.get(manifest.job)
     if spec is None or name not in (None, spec.name) or spec.result != manifest.kind:
-        wanted = "a job of the catalogue" if name is None else f"{name}"
-        raise _wrong(what, f"it is a {manifest.kind} of {manifest.job[:50]!r}, not of {wanted}")
+        requested = "a job of the catalogue" if name is None else f"{name}"
+        raise _wrong(what, f"it is a {manifest.kind} of {manifest.job[:50]!r}, not of {requested}")
     try:
         msgspec.convert(manifest.meta, _Meta)
         if manifest.kind == "document":

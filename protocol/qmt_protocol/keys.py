@@ -10,7 +10,7 @@ from .codes import market_of, parse_code
 from .errors import ConfigurationError
 from .periods import parse_period
 
-__all__ = ["JobKeys", "Keys", "parse_want", "want"]
+__all__ = ["JobKeys", "Keys", "parse_series", "series_of"]
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
@@ -82,13 +82,13 @@ class Keys:
         return f"{self.prefix}:schema"
 
     @property
-    def want_channel(self) -> str:
-        """Channel, not a key: readers say on it what they want; see `qmt_protocol.wants`."""
-        return f"{self.prefix}:want"
+    def demand_channel(self) -> str:
+        """Channel, not a key: readers say on it what they want; see `qmt_protocol.demand`."""
+        return f"{self.prefix}:demand"
 
     @property
     def refused(self) -> str:
-        """Hash of want to the reason why no producer serves it."""
+        """Hash of series to the reason why no producer serves it."""
         return f"{self.prefix}:refused"
 
     @property
@@ -100,6 +100,15 @@ class Keys:
     def seen(self) -> str:
         """Sorted set of process by the Redis time of its last heartbeat."""
         return f"{self.prefix}:seen"
+
+    def heartbeats_of(self, role: str) -> tuple[str, str]:
+        """Return `status` and `seen` for a role.
+
+        A gateway has a pair of its own: it stands in the open, and must not be able to say that a
+        producer lives.
+        """
+        own = ":gateway" if role == "gateway" else ""
+        return self.status + own, self.seen + own
 
     @property
     def events(self) -> str:
@@ -137,13 +146,13 @@ class Keys:
         return f"{self.prefix}:*", f"{{{self.prefix}:*"  # no prefix has a character of patterns
 
 
-def want(period: str, code: str) -> str:
+def series_of(period: str, code: str) -> str:
     """Return how a reader names a code's ticks or bars that it wants."""
     return f"{period}|{code}"
 
 
-def parse_want(text: str) -> tuple[str, str]:
-    """Return period and code of a want.
+def parse_series(text: str) -> tuple[str, str]:
+    """Return period and code of a series.
 
     Raises
     ------

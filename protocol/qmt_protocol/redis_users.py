@@ -76,21 +76,25 @@ _MARKET_READS: Final = (
     *("zrange", "xread", "xrange", "xrevrange", "xinfo|stream"),
 )
 _READS: Final = Grant(("R @{*", "R @:*"), _MARKET_READS, "reads all that is published")
-_WANTS: Final = Grant(
-    ("&@:want",), ("publish",), "says which codes and bars it wants beyond the standing ones"
+_DEMAND: Final = Grant(
+    ("&@:demand",), ("publish",), "says which codes and bars it demands beyond the standing ones"
 )
 _LIVES: Final = (
     Grant(("@:status",), ("hset",), "says that it lives"),
     Grant(("@:seen",), ("zadd",), "and when it did"),
 )
+_GATEWAY_LIVES: Final = (
+    Grant(("@:status:gateway",), ("hset",), "says that it lives, where no other role says so"),
+    Grant(("@:seen:gateway",), ("zadd",), "and when it did"),
+)
 _HEARD: Final = Grant(
-    ("R @:status", "R @:seen"),
+    ("R @:status", "R @:seen", "R @:status:gateway", "R @:seen:gateway"),
     ("hget", "hmget", "hgetall", "hvals", "hkeys", "hstrlen", "zrange", "zrangebyscore"),
     "knows who lives",
 )
 _FORGETS: Final = (
-    Grant(("@:status",), ("hdel",), "removes what ended long ago"),
-    Grant(("@:seen",), ("zrem",), "and when that was"),
+    Grant(("@:status", "@:status:gateway"), ("hdel",), "removes what ended long ago"),
+    Grant(("@:seen", "@:seen:gateway"), ("zrem",), "and when that was"),
 )
 
 _ENQUEUES: Final = (
@@ -146,7 +150,7 @@ USERS: Final = (
                 ("xadd",),
                 "tells gaps, what happened, what it refused",
             ),
-            Grant(("&@:want",), ("subscribe",), "learns what is wanted"),
+            Grant(("&@:demand",), ("subscribe",), "learns what is demanded"),
             Grant(("@:refused",), ("hset", "hdel", "hkeys", "unlink"), "says what it cannot serve"),
             *_LIVES,
             _HEARD,
@@ -167,8 +171,8 @@ USERS: Final = (
         "gateway",
         "streams",
         (*_CONNECT, *_TRANSACTION),
-        (_READS, _WANTS),
-        "Reads everything, stores nothing, and says what its callers want.",
+        (_READS, _DEMAND, *_GATEWAY_LIVES),
+        "Reads everything; says that it lives, and which series its callers demand.",
     ),
     User(
         "archive",
@@ -187,8 +191,8 @@ USERS: Final = (
         "client",
         "streams",
         (*_CONNECT, *_TRANSACTION),
-        (_READS, _WANTS),
-        "QMTClient over Redis: reads, stores nothing, and says what it wants.",
+        (_READS, _DEMAND),
+        "QMTClient over Redis: reads, stores nothing, and says which series it demands.",
     ),
     User(
         "reader",

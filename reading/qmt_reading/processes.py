@@ -40,6 +40,11 @@ _NO_TERMINAL: Final = {
 terminal's cache holds can still be read."""
 
 
+_GATEWAY: Final = b"gateway:"
+_BESIDE_A_TERMINAL: Final = frozenset({"producer", "worker"})
+"""Roles that work on a terminal, real or simulated."""
+
+
 @dataclass(frozen=True)
 class Process:
     """One process of the bridge, as its last heartbeat tells.
@@ -62,8 +67,8 @@ class Process:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the heartbeat as a plain dict, with ``age_ms`` and ``alive``."""
-        told: dict[str, Any] = msgspec.to_builtins(self.beat)
-        return {**told, "age_ms": self.age_ms, "alive": self.alive}
+        document: dict[str, Any] = msgspec.to_builtins(self.beat)
+        return {**document, "age_ms": self.age_ms, "alive": self.alive}
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,9 @@ class Status:
 
     @property
     def simulated(self) -> bool:
-        """True when a living process (or, when none lives, any) works on the simulator."""
-        living = [one for one in self.processes if one.alive] or self.processes
+        """True when a living producer or worker (or, when none lives, any) is on the simulator."""
+        beside = [one for one in self.processes if one.beat.role in _BESIDE_A_TERMINAL]
+        living = [one for one in beside if one.alive] or beside
         return any(one.beat.simulated for one in living)
 
     @property
@@ -138,13 +144,13 @@ class Status:
         CodecError
             When it is none.
         """
-        told = decode_document(data, _StatusDocument, what)
-        for one in told.processes:
+        document = decode_document(data, _StatusDocument, what)
+        for one in document.processes:
             check_heartbeat(one, what)
         return cls(
-            told.now_ms,
-            tuple(Process(one, one.age_ms) for one in told.processes),
-            tuple(Unreadable(one.member, one.reason) for one in told.unreadable),
+            document.now_ms,
+            tuple(Process(one, one.age_ms) for one in document.processes),
+            tuple(Unreadable(one.member, one.reason) for one in document.unreadable),
         )
 
     @classmethod
@@ -242,7 +248,7 @@ class Status:
         return f"last seen {to_datetime(seen_ms):%Y-%m-%d %H:%M:%S} China time"
 
 
-class _Told(Heartbeat, kw_only=True):
+class _Reported(Heartbeat, kw_only=True):
     """A process as `Status.to_dict` tells it."""
 
     age_ms: int
@@ -254,7 +260,7 @@ class _Unread(msgspec.Struct):
 
 
 class _StatusDocument(msgspec.Struct):
-    processes: list[_Told]
+    processes: list[_Reported]
     now_ms: int = 0
     unreadable: list[_Unread] = []
 
@@ -276,13 +282,16 @@ async def read_status(connection: redis.asyncio.Redis, keys: Keys, address: str)
     ------
     RedisUnavailable
     """
+    pairs = [keys.heartbeats_of(role) for role in ("", "gateway")]
     async with redis_call(address), connection.pipeline(transaction=False) as pipe:
         pipe.time()
         of_newest: dict[str, Any] = {"offset": 0, "num": MAX_HEARTBEATS, "withscores": True}
-        pipe.zrange(keys.seen, "+inf", "-inf", desc=True, byscore=True, **of_newest)
-        time, scored = await pipe.execute()
+        for _, seen_key in pairs:
+            pipe.zrange(seen_key, "+inf", "-inf", desc=True, byscore=True, **of_newest)
+        time, scored, of_gateways = await pipe.execute()
         now_ms = redis_ms(time)
-        seen: dict[bytes, float] = dict(scored)
+        gateways = {one: at for one, at in of_gateways if one.startswith(_GATEWAY)}
+        seen: dict[bytes, float] = dict(scored) | gateways
         gone = forgotten({_name(one): at for one, at in seen.items()}, now_ms)
         members = [
             one
@@ -290,14 +299,16 @@ async def read_status(connection: redis.asyncio.Redis, keys: Keys, address: str)
             if _name(one) not in gone or is_of_the_future(at, now_ms)
         ]
         for member in members:
-            pipe.hstrlen(keys.status, member)
+            pipe.hstrlen(pairs[member in gateways][0], member)
         lengths = await pipe.execute()
         short = [
             one
             for one, length in zip(members, lengths, strict=True)
             if 0 < length <= MAX_HEARTBEAT_BYTES
         ]
-        values: list[Any] = await connection.hmget(keys.status, short) if short else []
+        for member in short:
+            pipe.hget(pairs[member in gateways][0], member)
+        values: list[Any] = await pipe.execute()
     found = dict(zip(short, values, strict=True))
     beats = [
         (member, found.get(member))

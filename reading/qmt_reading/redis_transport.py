@@ -33,7 +33,7 @@ from qmt_protocol.jobs import (
     decode_progress,
     job_spec,
 )
-from qmt_protocol.keys import JobKeys, Keys, want
+from qmt_protocol.keys import JobKeys, Keys, series_of
 from qmt_protocol.limits import (
     MAX_ARROW_BODY_BYTES,
     MAX_ARROW_HEADER_BYTES,
@@ -45,8 +45,8 @@ from qmt_protocol.urls import address_of
 from qmt_reading.jobs.end import submit_and_wait
 from qmt_reading.jobs.queue import enqueue, read_chunk, rq_key, withdraw
 from qmt_reading.latest import LatestValues
+from qmt_reading.live.demand import Demand
 from qmt_reading.live.follower import Follower
-from qmt_reading.live.wants import Wants
 from qmt_runtime.connections import (
     BLOCK_S,
     connect,
@@ -58,7 +58,7 @@ from qmt_runtime.connections import (
 
 from .callbacks import OnGap, OnProgress
 from .processes import Status, read_status
-from .requests import Wish
+from .requests import LiveRequest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -236,8 +236,8 @@ class RedisTransport:
             When it is no result, or none of that job, or too large.
         """
         what = f"The manifest of job {job_id}"
-        told = await self._part(self.job_keys.manifest(job_id), MAX_DOCUMENT_BYTES, job_id)
-        return decode_manifest(told, what, name)
+        packed = await self._part(self.job_keys.manifest(job_id), MAX_DOCUMENT_BYTES, job_id)
+        return decode_manifest(packed, what, name)
 
     async def tables(
         self, job_id: str, manifest: Manifest, params: JobParams | None = None
@@ -399,14 +399,14 @@ class RedisTransport:
             redis_call(self._address),
             self.streams.pipeline(transaction=False) as pipe,
         ):
-            for market, wanted in by_market.items():
+            for market, requested in by_market.items():
                 key = self.keys.latest(market)
-                if wanted:
-                    pipe.hmget(key, wanted)
+                if requested:
+                    pipe.hmget(key, requested)
                 else:
                     pipe.hgetall(key)
             replies = await pipe.execute(raise_on_error=False)
-        for (market, wanted), reply in zip(by_market.items(), replies, strict=True):
+        for (market, requested), reply in zip(by_market.items(), replies, strict=True):
             if isinstance(reply, Exception):
                 try:
                     with redis_errors(self._address, self.keys.latest(market)):
@@ -414,7 +414,7 @@ class RedisTransport:
                 except CodecError as error:
                     found.leave_out(market, error.message)
                     continue
-            pairs = zip(wanted, reply, strict=True) if wanted else reply.items()
+            pairs = zip(requested, reply, strict=True) if requested else reply.items()
             for name, data in pairs:
                 if data is None:
                     continue
@@ -429,11 +429,11 @@ class RedisTransport:
         """Return a reader over the feeds of a scope; see `Follower` for the options."""
         return Follower(self.streams, self.keys, scope, address=self._address, **options)
 
-    def wants(self, on_refused: Callable[[str, QMTError], None]) -> Wants:
+    def demand(self, on_refused: Callable[[str, QMTError], None]) -> Demand:
         """Return a keeper of leases; see `Wants`."""
-        return Wants(self.streams, self.keys, on_refused=on_refused, address=self._address)
+        return Demand(self.streams, self.keys, on_refused=on_refused, address=self._address)
 
-    async def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
+    async def live(self, request: LiveRequest, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
         """Yield live data as they are published, each once; see `Transport.live`.
 
         Raises
@@ -449,27 +449,27 @@ class RedisTransport:
             if refused:
                 raise refused[0]
 
-        periods = () if wish.period == "tick" else (wish.period,)
+        periods = () if request.period == "tick" else (request.period,)
         follower = self.follower(
-            Scope.of(wish.codes, wish.markets, periods),
-            place=wish.place,
-            start_ms=wish.start_ms,
-            snapshot=wish.snapshot,
-            conflate=wish.conflate,
+            Scope.of(request.codes, request.markets, periods),
+            position=request.position,
+            start_ms=request.start_ms,
+            snapshot=request.snapshot,
+            conflate=request.conflate,
             on_gap=on_gap,
             give_up_after_s=self._give_up_after_s,
             check=check,
         )
-        wants = self.wants(lambda _, error: refused.append(error))
+        demand = self.demand(lambda _, error: refused.append(error))
         try:
             async with aclosing(follower.batches()) as batches:
                 if periods:
                     await follower.begin()
-                    wants.add(want(wish.period, code) for code in wish.codes or ())
+                    demand.add(series_of(request.period, code) for code in request.codes or ())
                 async for batch in batches:
                     yield batch
         finally:
-            await wants.close()
+            await demand.close()
 
     def stored(self) -> RedisStored:
         """Return where stored rows are read from: archive and streams.

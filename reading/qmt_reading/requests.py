@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qmt_protocol.cursor.position import Place
+from qmt_protocol.cursor.position import Position
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from qmt_protocol.archive import Missing
 
-__all__ = ["StoredWish", "Wish"]
+__all__ = ["LiveRequest", "StoredRequest"]
 
 
 @dataclass(frozen=True)
-class Wish:
+class LiveRequest:
     """What a live iteration is to give.
 
     Attributes
@@ -41,14 +41,14 @@ class Wish:
     codes: tuple[str, ...] | None
     markets: tuple[str, ...] = ()
     period: str = "tick"
-    place: Place | None = None
+    position: Position | None = None
     start_ms: int | None = None
     snapshot: bool = False
     conflate: bool = False
 
 
 @dataclass(frozen=True)
-class StoredWish:
+class StoredRequest:
     """What is to be read.
 
     Attributes
@@ -84,8 +84,8 @@ class StoredWish:
         whole = TICK_COLUMNS if self.period == "tick" else BAR_COLUMNS
         if self.columns is None:
             return whole
-        wanted = {*KEYS, *self.columns}
-        return pa.schema([field for field in whole if field.name in wanted], whole.metadata)
+        requested = {*KEYS, *self.columns}
+        return pa.schema([field for field in whole if field.name in requested], whole.metadata)
 
     def concerns(self, markets: frozenset[str]) -> bool:
         """Whether rows of one of the markets may be in it."""

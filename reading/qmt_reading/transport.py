@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qmt_protocol.archive import Missing
     from qmt_protocol.cursor.batch import Batch
 
-    from .requests import StoredWish, Wish
+    from .requests import LiveRequest, StoredRequest
 
 __all__ = ["StoredSource", "Transport"]
 
@@ -48,7 +48,7 @@ class Transport(Protocol):
     ) -> LatestValues[Tick]:
         """Return the last stored tick of the codes, or of whole markets; some may be missing."""
 
-    def live(self, wish: Wish, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
+    def live(self, request: LiveRequest, on_gap: OnGap) -> AsyncGenerator[Batch, None]:
         """Yield live data as they are published, each once."""
 
     def stored(self) -> StoredSource:
@@ -64,10 +64,12 @@ class Transport(Protocol):
 class StoredSource(Protocol):
     """Where stored rows are read from: archive and streams, or the gateway."""
 
-    def batches(self, wish: StoredWish, on_gap: OnGap) -> AsyncGenerator[pa.RecordBatch, None]:
+    def batches(
+        self, request: StoredRequest, on_gap: OnGap
+    ) -> AsyncGenerator[pa.RecordBatch, None]:
         """Yield rows by (``id_ms``, ``code``, ``id_seq``), each once; closed bars only."""
 
-    async def missing(self, wish: StoredWish) -> list[Missing]:
+    async def missing(self, request: StoredRequest) -> list[Missing]:
         """Return what is known to be absent, oldest first."""
 
     async def markets(self) -> list[str]:

@@ -40,9 +40,9 @@ _ANSWER_WITHIN_S: Final = 10.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 
 
-def _options() -> dict[str, Any]:
+def _options(connect_timeout_s: float = _CONNECT_TIMEOUT_S) -> dict[str, Any]:
     return {
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "socket_connect_timeout": connect_timeout_s,
         "protocol": 2,  # RQ's blocking reads and XREAD's shape depend on it
     }
 
@@ -78,13 +78,19 @@ async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
         raise
 
 
-def connect(url: str) -> redis.Redis:
-    """Return a blocking connection pool, for RQ."""
+def connect(url: str, *, timeout_s: float = _ANSWER_WITHIN_S) -> redis.Redis:
+    """Return a blocking connection pool whose calls are sent once: a retry is the caller's.
+
+    Parameters
+    ----------
+    timeout_s
+        How long to wait for a connection, and for an answer.
+    """
     return redis.Redis.from_url(
         check_redis_url(url, "The Redis URL"),
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=_ANSWER_WITHIN_S,
-        **_options(),
+        socket_timeout=timeout_s,
+        **_options(min(timeout_s, _CONNECT_TIMEOUT_S)),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-__all__ = ["rest_the_collector", "start_logging", "when_stdin_ends", "when_told_to_stop"]
+__all__ = ["on_stop_signal", "rest_the_collector", "start_logging", "when_stdin_ends"]
 
 _COLLECT_AFTER: Final = 50_000
 """Objects made and not released between two collections."""
@@ -62,7 +62,7 @@ def start_logging(level: str) -> None:
     root.setLevel(level.upper())
 
 
-def when_told_to_stop(act: Callable[[], object]) -> None:
+def on_stop_signal(act: Callable[[], object]) -> None:
     """Call back on Ctrl-C, Ctrl-Break and SIGTERM, each time, in the main thread."""
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):

@@ -181,7 +181,7 @@ class IPythonApiClient:
         except RuntimeError as error:
             self._close(drop=True)
             return -1, str(error)
-        self._tell_status("connected")
+        self._report_status("connected")
         return 0, ""
 
     def is_connected(self) -> bool:
@@ -218,11 +218,11 @@ class IPythonApiClient:
         self._subscriptions.clear()
         self._downloads.clear()
         if was_connected:
-            self._tell_status("disconnected")
+            self._report_status("disconnected")
         for dispatcher in dispatchers:
             dispatcher.close(drop=drop)
 
-    def _tell_status(self, status: str) -> None:
+    def _report_status(self, status: str) -> None:
         callback = self._events.get("watchxtquantstatus")
         if callback is not None:
             document = bson.encode({"address": self._address, "status": status})

@@ -40,7 +40,7 @@ class Phases:
         self._login_at_ms = login_at_ms
         self._quotes_at_ms = quotes_at_ms
         self._away_since_ms: int | None = None
-        self._told_up = self.quotes_up
+        self._reported_up = self.quotes_up
 
     @property
     def logged_in(self) -> bool:
@@ -70,7 +70,7 @@ class Phases:
     def news(self) -> str:
         """Return what became of the quote server since the last call: 'connected' and so on."""
         up = self.quotes_up
-        if up == self._told_up:
+        if up == self._reported_up:
             return ""
-        self._told_up = up
+        self._reported_up = up
         return "connected" if up else "disconnected"

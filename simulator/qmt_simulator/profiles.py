@@ -171,9 +171,9 @@ def _from_facts(terminal: Mapping[str, Any], facts: _Facts) -> Profile:
     base = PROFILES["broker" if has_time is False else "research"]
     lacks = set(base.not_realized)
     for function, question in _QUESTION_OF.items():
-        told = facts.get(question, "answers")
-        lacks -= {function} if told == "yes" else set()
-        lacks |= {function} if told == "unsupported" else set()
+        answer = facts.get(question, "answers")
+        lacks -= {function} if answer == "yes" else set()
+        lacks |= {function} if answer == "unsupported" else set()
     changes: dict[str, Any] = {
         "full_tick_has_time": has_time,
         "depth_levels": facts.get("values", "depth_levels"),
@@ -193,14 +193,14 @@ def _from_facts(terminal: Mapping[str, Any], facts: _Facts) -> Profile:
     changes["unknown_code_is_empty"] = None if unknown is None else "table" in unknown
     single = facts.get("single_limit", "subscriptions")
     changes["single_subscriptions"] = int(str(single).split()[0]) if single is not None else None
-    told_version = facts.get("has_getapiversion", "download_version")
+    reported_version = facts.get("has_getapiversion", "download_version")
     return dataclasses.replace(
         base,
         name=str(terminal.get("edition") or "report"),
         version=str(terminal.get("version") or base.version),
         download_version=base.download_version
-        if told_version is None
-        else (None if told_version == "none" else int(told_version)),
+        if reported_version is None
+        else (None if reported_version == "none" else int(reported_version)),
         not_realized=frozenset(lacks),
         history_days={
             period: _reach(facts.get(f"reach_{period}", "ages_days"), days)

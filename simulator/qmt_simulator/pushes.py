@@ -92,7 +92,7 @@ class PushLog:
         self._seq += count
 
     @property
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         return self._file is not None
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class PushEngine:
         self._numbers = itertools.count(1)
         self.whole: dict[int, WholeQuote] = {}
         self.single: dict[int, SingleQuote] = {}
-        self._wanted = np.zeros(len(market.codes), dtype=bool)
+        self._requested = np.zeros(len(market.codes), dtype=bool)
         self._upto_ms = clock.now_ms()
         self._burst: asyncio.Future[dict[str, int]] | None = None
         markets = np.array([code.rpartition(".")[2] for code in market.codes])
@@ -206,12 +206,12 @@ class PushEngine:
                 self._send_bars(single)
 
     def _refresh(self) -> None:
-        self._wanted[:] = False
+        self._requested[:] = False
         for whole in self.whole.values():
-            self._wanted |= whole.mask
+            self._requested |= whole.mask
         for single in self.single.values():
             if single.pushes and single.period == "tick":
-                self._wanted[single.idx] = True
+                self._requested[single.idx] = True
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -249,10 +249,10 @@ class PushEngine:
 
     def _send_window(self, upto_ms: int) -> None:
         after_ms, self._upto_ms = self._upto_ms, upto_ms
-        if not self._wanted.any():
+        if not self._requested.any():
             return
         idx, time_ms = self._market.due(after_ms, upto_ms)
-        keep = np.flatnonzero(self._wanted[idx])
+        keep = np.flatnonzero(self._requested[idx])
         if not len(keep):
             return
         if self._clock.speed > 1:
@@ -282,7 +282,7 @@ class PushEngine:
             return 0
         groups = self._encoder.groups(rows)
         order = np.concatenate([members for members, _matrix in groups])
-        records = self._encoder.records(rows, order) if self.log.wanted else None
+        records = self._encoder.records(rows, order) if self.log.requested else None
         sent = 0
         for sub in subs:
             chosen = [sub.mask[rows.ticks.idx[members]] for members, _matrix in groups]

@@ -157,7 +157,7 @@ class Terminal:
                 if connection.pid and connection.role != "control":
                     connection.close()
         if news := self._phases.news():
-            self._tell_quote_server(news)
+            self._report_quote_server(news)
 
     # -- connections --------------------------------------------------------------------------
 
@@ -263,8 +263,8 @@ class Terminal:
     async def _on_subscribe_quote(
         self, connection: Connection, meta: bytes, region: bytes, param: bytes
     ) -> Answer:
-        wish = bson.decode(meta)
-        code, period = str(wish.get("stockCode", "")), str(wish.get("period", ""))
+        subscription = bson.decode(meta)
+        code, period = str(subscription.get("stockCode", "")), str(subscription.get("period", ""))
         held = sum(1 for sub in self._engine.single.values() if sub.peer is connection)
         if (
             code not in self._market.index
@@ -277,7 +277,7 @@ class Terminal:
         )
         pushes = bool(bson.decode(param).get("needCallback", False))
         number = self._engine.subscribe_single(
-            connection, code, period, str(wish.get("dividendtype") or "none"), pushes=pushes
+            connection, code, period, str(subscription.get("dividendtype") or "none"), pushes=pushes
         )
         return number, lambda: self._engine.first_push(number)
 
@@ -353,9 +353,9 @@ class Terminal:
 
     def _set_fault(self, name: str, params: dict[str, Any]) -> int:
         if name == "server_switch":
-            self._tell_quote_server("disconnected")
+            self._report_quote_server("disconnected")
             sent = self._engine.switch_server(int(params.get("back_ms", 30_000)))
-            self._tell_quote_server("connected")
+            self._report_quote_server("connected")
             return sent
         if name in ("abort_client", "drop_connection"):
             return self._hit_clients(name, params.get("role"), params.get("pid"))
@@ -376,7 +376,7 @@ class Terminal:
                 connection.close()
         return len(hit)
 
-    def _tell_quote_server(self, status: str) -> None:
+    def _report_quote_server(self, status: str) -> None:
         document = bson.encode({"address": "{}:{}".format(*QUOTE_SERVER), "status": status})
         for connection in self._connections:
             if connection.role != "control":

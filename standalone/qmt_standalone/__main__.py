@@ -72,7 +72,7 @@ def _run(stack: Stack, temporary: Path | None) -> int:
     supervisor = Supervisor(
         stack,
         reaper=reaper,
-        told=lambda line: console.say(f"  {line}"),
+        say=lambda line: console.say(f"  {line}"),
         stopping=lambda: stop.asked,
     )
     try:

@@ -9,8 +9,6 @@ from typing import Any, Final
 
 import httpx
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError, QMTError
@@ -18,6 +16,7 @@ from qmt_protocol.feed import decode_latest
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import LOST_AFTER_S, Heartbeat, decode_heartbeat
 from qmt_protocol.times import redis_ms
+from qmt_runtime.connections import connect
 
 __all__ = ["Figures", "Probe"]
 
@@ -50,7 +49,7 @@ class Probe:
     def __init__(self, streams_url: str, http_url: str, markets: Iterable[str]) -> None:
         self._keys = Keys()
         self._markets = tuple(markets)
-        self._redis = _connect(streams_url)
+        self._redis = connect(streams_url, timeout_s=_TIMEOUT_S)
         self._http = httpx.Client(timeout=_TIMEOUT_S, trust_env=False)
         self.http_url = http_url
         self._history_ms: float | None = None
@@ -66,7 +65,7 @@ class Probe:
     def ping(self, url: str) -> str:
         """Return ``""`` when the Redis server answers, else why not."""
         try:
-            with _connect(url) as connection:
+            with connect(url, timeout_s=_TIMEOUT_S) as connection:
                 connection.ping()
         except redis.RedisError as error:
             return str(error)
@@ -164,10 +163,10 @@ class Probe:
         after = "0-0"
         while True:
             left = max(0.0, deadline - time.monotonic())
-            told = self._json(
+            document = self._json(
                 "GET", f"/api/v1/jobs/{self._job}", params={"wait_s": left, "after": after}
             )
-            state, after = str(told["state"]), str(told["entry"])
+            state, after = str(document["state"]), str(document["entry"])
             if state in ("done", "failed") or not left:
                 return state
 
@@ -208,16 +207,6 @@ class Probe:
                 except CodecError:
                     continue  # the gateway's answers name it
         return now_ms - newest if newest else None
-
-
-def _connect(url: str) -> redis.Redis:
-    """Return a connection that tries once: the supervisor asks again by itself."""
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
 
 
 def _written(figures: dict[str, Any]) -> int:

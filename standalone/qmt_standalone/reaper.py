@@ -40,22 +40,22 @@ class Reaper:
             cwd="/",
         )
         if temporary is not None:
-            self._tell(f"rm {temporary}")
+            self._report(f"rm {temporary}")
 
     def register_self(self) -> None:
         """Register the calling process as a group's leader; for use between fork and exec.
 
         So the child is known before the supervisor could be killed.
         """
-        self._tell(f"+{os.getpid()}")
+        self._report(f"+{os.getpid()}")
 
     def register(self, group: int) -> None:
         """Register a group that runs already."""
-        self._tell(f"+{group}")
+        self._report(f"+{group}")
 
     def forget(self, group: int) -> None:
         """Tell that a group has ended and its number may be used by others."""
-        self._tell(f"-{group}")
+        self._report(f"-{group}")
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Let it end, and wait until it has."""
@@ -68,7 +68,7 @@ class Reaper:
             raise ValueError("The reaper has no pipe.")
         return self._process.stdin
 
-    def _tell(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         # One unbuffered write: lines of parent and forked child do not mix.
         os.write(self._pipe.fileno(), f"{line}\n".encode())
 

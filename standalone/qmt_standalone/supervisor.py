@@ -60,12 +60,12 @@ class Supervisor:
         stack: Stack,
         *,
         reaper: Reaper | None,
-        told: Callable[[str], None],
+        say: Callable[[str], None],
         stopping: Callable[[], bool],
     ) -> None:
         self._stack = stack
         self._reaper = reaper
-        self._told = told
+        self._say = say
         self._stopping = stopping
         self._running: dict[str, _Running] = {}
         self._logs_at = 0.0
@@ -90,11 +90,11 @@ class Supervisor:
             one = self._running[part.name] = _Running(part, child)
             if not part.awaited:
                 self._launch(one)
-                self._told(f"{part.name} starts beside")
+                self._say(f"{part.name} starts beside")
                 continue
             began = time.monotonic()
             self._start_first(one)
-            self._told(f"{part.name} {time.monotonic() - began:.1f} s")
+            self._say(f"{part.name} {time.monotonic() - began:.1f} s")
         self._write_run_file()
 
     def _start_first(self, one: _Running) -> None:
@@ -135,10 +135,10 @@ class Supervisor:
                 wait_s = one.backoff.failed(one.child.age_s)
                 one.restart_at = now + wait_s
                 one.child.bury()
-                self._told(f"{one.part.name} ended (exit code {code}); restart in {wait_s:g} s")
+                self._say(f"{one.part.name} ended (exit code {code}); restart in {wait_s:g} s")
             elif one.restart_at is not None and now >= one.restart_at:
                 self._launch(one)
-                self._told(f"{one.part.name} restarted, pid {one.child.pid}")
+                self._say(f"{one.part.name} restarted, pid {one.child.pid}")
                 self._write_run_file()
         if now - self._logs_at > _LOG_EVERY_S:
             self._logs_at = now

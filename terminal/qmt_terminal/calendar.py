@@ -120,8 +120,10 @@ def _by_library() -> ExchangeCalendar | None:
         log.info("exchange_calendars is not installed")
         return None
     done.check_returncode()
-    told = json.loads(done.stdout)
-    return ExchangeCalendar(told["first"], told["last"], frozenset(told["holidays"]))
+    trading_day = json.loads(done.stdout)
+    return ExchangeCalendar(
+        trading_day["first"], trading_day["last"], frozenset(trading_day["holidays"])
+    )
 
 
 _LIBRARY: Final = _Library()
@@ -137,7 +139,7 @@ def exchange_calendar() -> ExchangeCalendar | None:
 
 @dataclass
 class _Kept:
-    told: TradingDay
+    trading_day: TradingDay
     generation: object
     file_version: int
     asked_s: float
@@ -194,23 +196,29 @@ class TradingCalendar:
         generation = self._generation()
         kept = self._kept.get(market)
         now_s = time.monotonic()
-        if kept is not None and kept.told.day == day and kept.file_version == self._file.version:
+        if (
+            kept is not None
+            and kept.trading_day.day == day
+            and kept.file_version == self._file.version
+        ):
             late = generation is not None and now_s - kept.asked_s >= _ASK_AGAIN_S
             better = kept.until_library and _LIBRARY.look()[0]
             same = generation is None or (kept.generation == generation and not late)
-            if kept.told.source == "terminal" or (same and not better):
-                return kept.told
+            if kept.trading_day.source == "terminal" or (same and not better):
+                return kept.trading_day
         self._until_library = False
-        told = self._find(day, market, generation, named)
-        self._kept[market] = _Kept(told, generation, self._file.version, now_s, self._until_library)
-        if kept is None or kept.told != told:
-            log.info("trading day", **told.to_dict(), market=market)
-        return told
+        trading_day = self._find(day, market, generation, named)
+        self._kept[market] = _Kept(
+            trading_day, generation, self._file.version, now_s, self._until_library
+        )
+        if kept is None or kept.trading_day != trading_day:
+            log.info("trading day", **trading_day.to_dict(), market=market)
+        return trading_day
 
-    def describe(self, told: TradingDay) -> dict[str, Any]:
+    def describe(self, trading_day: TradingDay) -> dict[str, Any]:
         """Return the heartbeat's ``trading_day``: the day, how far is known, what is wrong."""
-        facts = told.to_dict()
-        until = self.known_until(told.day)
+        facts = trading_day.to_dict()
+        until = self.known_until(trading_day.day)
         if until is not None:
             facts["known_until"] = until
         if self._file.error:

@@ -190,10 +190,10 @@ class Connection:
         return self._client is not None and bool(self._client.is_connected())
 
     def _describe(self, client: Any) -> TerminalInfo:
-        told = getattr(client, "get_server_tag", None)
+        translated = getattr(client, "get_server_tag", None)
         return describe(
             client,
-            self._bson.BSON.decode(told()) if told is not None else {},
+            self._bson.BSON.decode(translated()) if translated is not None else {},
             xtquant_version=self._xtquant_version,
             xtquant_path=self._xtquant_path,
             simulated=self._replaced_native,
@@ -258,7 +258,7 @@ class Connection:
         lacking = self.functions.lacks(error) if isinstance(error, AttributeError) else ""
         if lacking:
             return self.functions.missing(lacking)
-        told = translate(error, call, connected=self._alive())
-        if told.data.get("not_realized"):
+        translated = translate(error, call, connected=self._alive())
+        if translated.data.get("not_realized"):
             self.functions.note_refused(call)
-        return told
+        return translated

@@ -80,19 +80,19 @@ def instances() -> list[Instance]:
 def _read(folder: Path) -> Instance | None:
     try:
         written = (folder / "xtdata.cfg").read_bytes()
-        told: Any = json.loads(_decoded(written))
-        port = int(told["port"])
+        document: Any = json.loads(_decoded(written))
+        port = int(document["port"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not 0 < port < 65_536:
         return None
-    host = str(told.get("ip") or "")
+    host = str(document.get("ip") or "")
     return Instance(
         host=LOCAL if host in _EVERYWHERE else host,
         port=port,
-        client_type=str(told.get("client_type") or ""),
-        data_dir=str(told.get("data_dir") or ""),
-        root_dir=str(told.get("root_dir") or ""),
+        client_type=str(document.get("client_type") or ""),
+        data_dir=str(document.get("data_dir") or ""),
+        root_dir=str(document.get("root_dir") or ""),
         running=_held(folder / "running_status"),
     )
 
@@ -172,8 +172,8 @@ def is_below(path: str, folder: Path | str) -> bool:
 
     Links and junctions are followed; a Windows path on another system is compared by its text.
     """
-    wanted = root_of(str(folder))
-    if not wanted:
+    sought = root_of(str(folder))
+    if not sought:
         return False
     foreign = os.name != "nt" and bool(ntpath.splitdrive(path)[0])
     flavour: Any = ntpath if foreign else os.path
@@ -181,9 +181,9 @@ def is_below(path: str, folder: Path | str) -> bool:
     def plain(one: str) -> str:
         return str(flavour.normcase(flavour.normpath(one))).rstrip("\\/")
 
-    forms = [(plain(path), plain(wanted))]
+    forms = [(plain(path), plain(sought))]
     if not foreign:
-        forms.append((plain(os.path.realpath(path)), plain(os.path.realpath(wanted))))
+        forms.append((plain(os.path.realpath(path)), plain(os.path.realpath(sought))))
     return any(one == other or one.startswith(other + flavour.sep) for one, other in forms)
 
 
@@ -240,7 +240,7 @@ def _listed(running: Sequence[Instance]) -> str:
     return "; ".join(f"{one.place or one.client_type or '?'} at {one.address}" for one in running)
 
 
-def check_place(address: str, told: Sequence[str], path: Path) -> None:
+def check_place(address: str, document: Sequence[str], path: Path) -> None:
     """Check that what answers is the terminal in a folder.
 
     Parameters
@@ -253,7 +253,7 @@ def check_place(address: str, told: Sequence[str], path: Path) -> None:
     WrongTerminal
         When none of them lies in `path`.
     """
-    places = [one for one in told if one]
+    places = [one for one in document if one]
     if any(is_below(one, path) for one in places):
         return
     where = " and ".join(places) or "a folder that it does not tell"

@@ -54,8 +54,8 @@ class Terminal(Connection):
         int
             The subscription's number, for `unsubscribe`.
         """
-        wanted = strings(markets, "markets")
-        return self._subscribed("subscribe_whole_quote", wanted, callback)
+        requested = strings(markets, "markets")
+        return self._subscribed("subscribe_whole_quote", requested, callback)
 
     def subscribe_pushes(self, markets: list[str], callback: Callable[[bytes], None]) -> int:
         """Subscribe as `subscribe_whole_quote` does, and get every push as its BSON bytes.
@@ -64,10 +64,10 @@ class Terminal(Connection):
         on a machine without C BSON that decoder takes most of the time of the whole way. The
         callback must not raise. `decode_push` is xtdata's decoder.
         """
-        wanted = strings(markets, "markets")
+        requested = strings(markets, "markets")
         parameters = self._bson.BSON.encode({"needCallback": True})
         return self._subscribed(
-            "subscribe_whole_quote", wanted, parameters, callback, of=self._client
+            "subscribe_whole_quote", requested, parameters, callback, of=self._client
         )
 
     def decode_push(self, push: bytes) -> dict[str, Any]:
@@ -186,11 +186,11 @@ class Terminal(Connection):
         adjust: str,
         fill: bool,
     ) -> dict[str, pd.DataFrame]:
-        wanted = [parse_code(code) for code in strings(codes, "codes")]
+        requested = [parse_code(code) for code in strings(codes, "codes")]
         if count is not None and integer(count, "count") < 1:
             raise InvalidRequest(f"count={count} is not a number of rows.", field="count")
         bounds = bounds_of(period, start_ms, end_ms)
-        arguments = (wanted, period, *bounds, -1 if count is None else count, adjust, fill)
+        arguments = (requested, period, *bounds, -1 if count is None else count, adjust, fill)
         try:
             frames: dict[str, pd.DataFrame] = self._ask("get_market_data_ex", [], *arguments)
         except TerminalRefused as error:
@@ -230,31 +230,31 @@ class Terminal(Connection):
         TerminalNotConnected
             When the connection breaks meanwhile.
         """
-        wanted = [parse_code(code) for code in strings(codes, "codes")]
+        requested = [parse_code(code) for code in strings(codes, "codes")]
         # Some terminals leave the end itself out; a later end costs nothing.
         later_ms = None if end_ms is None else end_ms + DAY_MS
         bounds = bounds_of(parse_period(period), start_ms, later_ms)
-        tell = on_progress or (lambda finished, total, code, message: None)
+        report = on_progress or (lambda finished, total, code, message: None)
         if self._xtdata.__dict__.get("__download_version") is None:
-            for done, code in enumerate(wanted):
+            for done, code in enumerate(requested):
                 self._ask("download_history_data", code, period, *bounds)
-                tell(done + 1, len(wanted), code, "")
+                report(done + 1, len(requested), code, "")
             return
         last = {"finished": 0, "total": -1}
 
         def progressed(data: dict[str, Any]) -> None:
             last.update(finished=int(data["finished"]), total=int(data["total"]))
             message = str(data.get("message") or "")
-            tell(last["finished"], last["total"], str(data.get("stockcode") or ""), message)
+            report(last["finished"], last["total"], str(data.get("stockcode") or ""), message)
 
-        self._ask("download_history_data2", wanted, period, *bounds, progressed)
+        self._ask("download_history_data2", requested, period, *bounds, progressed)
         if not self.connected:
             raise not_connected("the connection broke during the download")
         if last["total"] < 0 or last["finished"] < last["total"]:
             raise DownloadIncomplete(
                 "The terminal gave the download up without a reason.",
                 hint="Look whether the terminal is connected to a quote server, and try again.",
-                codes=wanted,
+                codes=requested,
                 period=period,
                 finished=last["finished"],
                 total=max(0, last["total"]),

@@ -104,10 +104,10 @@ def describe(
     tag
         Its server tag, decoded; empty where it has none.
     """
-    data_dir, app_dir = (_told(client, name) for name in ("get_data_dir", "get_app_dir"))
+    data_dir, app_dir = (_asked(client, name) for name in ("get_data_dir", "get_app_dir"))
     path = root_of(app_dir or data_dir)
     return TerminalInfo(
-        address=_told(client, "get_peer_addr"),
+        address=_asked(client, "get_peer_addr"),
         edition=str(tag.get("edition") or tag.get("tag") or ""),
         version=str(tag.get("version") or ""),
         xtquant_version=xtquant_version,
@@ -120,6 +120,6 @@ def describe(
     )
 
 
-def _told(client: Any, name: str) -> str:
+def _asked(client: Any, name: str) -> str:
     ask = getattr(client, name, None)  # older natives tell less
     return str(ask() or "") if ask is not None else ""

@@ -39,7 +39,7 @@ class TerminalPrograms:
         # Command lines cost more, and only modules need them.
         self._modules = {name for name in self._names if not name.endswith(".exe")}
         where = f" in {self._path}" if self._path is not None else ""
-        self.wanted: Final = ", ".join(settings.terminal_programs) + where
+        self.sought: Final = ", ".join(settings.terminal_programs) + where
         """What is looked for, in words."""
         self._found: tuple[str, ...] = ()
         self._looked_s = float("-inf")

@@ -24,7 +24,7 @@ class QuoteServers:
     def __init__(self) -> None:
         self.watched = False
         """Whether changes are told."""
-        self._told: dict[str, bool] = {}
+        self._states: dict[str, bool] = {}
         self._changed = True
         self._can_ask = True
         self._up: bool | None = None
@@ -32,7 +32,7 @@ class QuoteServers:
 
     def on_status(self, status: dict[str, Any]) -> None:
         """Take a change of one server; on a native thread, so nothing is asked here."""
-        self._told[str(status.get("address") or "")] = status.get("status") == "connected"
+        self._states[str(status.get("address") or "")] = status.get("status") == "connected"
         self._changed = True
 
     def up(self, ask: Callable[[], dict[str, str] | None]) -> bool | None:
@@ -68,5 +68,5 @@ class QuoteServers:
                 pass  # it cannot say now; what it told by itself counts
             else:
                 return any(address.strip(":") for address in servers.values())
-        told = list(self._told.values())
-        return any(told) if told else None
+        states = list(self._states.values())
+        return any(states) if states else None

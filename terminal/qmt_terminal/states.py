@@ -21,7 +21,7 @@ class Evidence:
     connected: bool
     why_not: str = ""
     """What a connection failed with."""
-    wanted: str = "a terminal's program"
+    sought: str = "a terminal's program"
     """Programs that were looked for, in words."""
     programs: tuple[str, ...] = ()
     """Those of them that run."""
@@ -45,7 +45,7 @@ def decide(evidence: Evidence) -> tuple[State, str]:
         if evidence.programs:
             runs = ", ".join(evidence.programs)
             return "waiting_for_login", f"{runs} runs and does not answer: log in to it{why}"
-        return "not_running", f"the terminal does not run: no {evidence.wanted}{why}"
+        return "not_running", f"the terminal does not run: no {evidence.sought}{why}"
     if evidence.quote_server_up is False and not evidence.pushes_come:
         return "quote_server_down", "the terminal is connected to no quote server"
     if evidence.deaf:

@@ -30,12 +30,12 @@ def main() -> int:
     sessions = XSHGExchangeCalendar(start=first, end=last).sessions
     weekdays = pd.bdate_range(first, last)
     holidays = weekdays[~np.isin(weekdays.to_numpy(), sessions.to_numpy())]
-    told = {
+    document = {
         "first": int(first.strftime("%Y%m%d")),
         "last": int(last.strftime("%Y%m%d")),
         "holidays": [int(day.strftime("%Y%m%d")) for day in holidays],
     }
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(document))
     return 0
 
 

@@ -3,8 +3,8 @@
 ``scripts/crash-archive`` kills 100 times. A kill comes at a random moment, or at one that is waited
 for: while a file is written, behind its rename, while the manifest is written, behind its swap,
 while a day is compacted, behind that, when streams were just trimmed. Meanwhile the feed is kept
-for a second, so that most starts must heal, and the codes' streams are trimmed behind the archive's
-mark.
+for a second, so that most starts must recover, and the codes' streams are trimmed behind what the
+archive has.
 """
 
 from __future__ import annotations

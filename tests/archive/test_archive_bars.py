@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from archive_rig import archived_bars, manifest_of, run_archive
 
-from qmt_archive import tending
+from qmt_archive import maintenance
 from qmt_archive.buffers import Buffers, sort_bars
 from qmt_archive.parquet import write_rows
-from qmt_archive.place import Place
+from qmt_archive.store import ArchiveStore
 from qmt_protocol.archive import ArchivedFile, bar_folder
 from qmt_protocol.bars import Bar
 
@@ -37,13 +37,13 @@ def bars(minutes: range, codes: range, version: int) -> list[Bar]:
     ]
 
 
-def write(place: Place, some: list[Bar]) -> None:
+def write(store: ArchiveStore, some: list[Bar]) -> None:
     buffers = Buffers()
     buffers.add_bars("SH", some)
     (piece,) = buffers.take()
     table = sort_bars(piece.table)
-    path = place.new_path(bar_folder("1m", "SH", piece.day), "part")
-    size = place.write(
+    path = store.new_path(bar_folder("1m", "SH", piece.day), "part")
+    size = store.write(
         path, lambda file: write_rows(file, "bar", [table], [], dense=False, simulated=False)
     )
     ids = table.column("id_ms").to_pylist()
@@ -58,22 +58,22 @@ def write(place: Place, some: list[Bar]) -> None:
         first_ms=min(ids),
         last_ms=max(ids),
     )
-    place.commit(lambda held: msgspec.structs.replace(held, files=[*held.files, file]))
+    store.commit(lambda held: msgspec.structs.replace(held, files=[*held.files, file]))
 
 
 @pytest.mark.parametrize("at_once", [7, 100, 1_000_000])
 def test_bars_become_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(tending, "_BARS_AT_ONCE", at_once)
-    place = Place(str(tmp_path))
-    place.load("qmt")
-    write(place, bars(range(30), range(10), 1))
-    write(place, bars(range(20, 40), range(5, 15), 2))  # newer versions of some
-    write(place, bars(range(25, 28), range(3), 0))  # older ones
-    (group,) = tending.groups(place.manifest)
-    done = tending.compact(place, group, lambda: None)
-    place.delete(done.replaced)
+    monkeypatch.setattr(maintenance, "_BARS_AT_ONCE", at_once)
+    store = ArchiveStore(str(tmp_path))
+    store.load("qmt")
+    write(store, bars(range(30), range(10), 1))
+    write(store, bars(range(20, 40), range(5, 15), 2))  # newer versions of some
+    write(store, bars(range(25, 28), range(3), 0))  # older ones
+    (group,) = maintenance.groups(store.manifest)
+    done = maintenance.compact(store, group, lambda: None)
+    store.delete(done.replaced)
     expected = {}
     for minutes, codes, version in ((range(30), range(10), 1), (range(20, 40), range(5, 15), 2)):
         for bar in bars(minutes, codes, version):

@@ -7,7 +7,7 @@ import datetime as dt
 import pytest
 
 from qmt_archive.listing import day_rows, missing_rows, show
-from qmt_archive.tending import groups_due
+from qmt_archive.maintenance import groups_due
 from qmt_protocol.archive import ArchivedFile, ArchivedMarket, Manifest, Missing
 from qmt_protocol.times import CHINA, trading_day
 

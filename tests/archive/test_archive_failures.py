@@ -71,17 +71,17 @@ def test_a_disk_without_a_byte_delays_and_loses_nothing(
     publisher = Publisher(streams)
     now = publisher.steps(3)
     with SmallDisk(folder, 8 * 2**20) as disk:
-        place = folder / "archive"
-        with archive_process(place, streams_server.url):
-            wait_archived(place, 120)
+        store = folder / "archive"
+        with archive_process(store, streams_server.url):
+            wait_archived(store, 120)
             disk.fill()
             now = publisher.steps(3, now)
             wait_for(lambda: events(streams, "archive unwritable"), "it is told")
-            assert archived_count(place) == 120
+            assert archived_count(store) == 120
             disk.free()
-            wait_archived(place, 240)
-        assert_same(archived_rows(place), publisher.expected())
-        assert run_archive(place, "verify").returncode == 0
+            wait_archived(store, 240)
+        assert_same(archived_rows(store), publisher.expected())
+        assert run_archive(store, "verify").returncode == 0
 
 
 def test_a_folder_that_cannot_be_used_is_said_at_the_start(
@@ -268,7 +268,7 @@ def bucket(s3_port: int, folder: Path) -> Iterator[Callable[[], Path]]:
     def download() -> Path:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket="market"):
             for one in page.get("Contents", []):
-                if one["Key"].endswith("/"):  # an empty folder's mark
+                if one["Key"].endswith("/"):  # an empty folder's offset
                     continue
                 path = folder / one["Key"]
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from qmt_archive.adding import write_parts
 from qmt_archive.backfill import NOTHING_OF_THE_DAY, Filled
 from qmt_archive.locks import WriterLock, lock_for
 from qmt_archive.nightly import NightlySettings, backfilling, is_due, nightly
-from qmt_archive.place import Place
+from qmt_archive.store import ArchiveStore
 from qmt_archive.verify import verify
 from qmt_protocol.archive import Missing
 from qmt_protocol.codes import asset_class
@@ -146,8 +146,8 @@ class Archive:
     def __init__(self, folder: Path, rig: Rig) -> None:
         self.folder = folder
         self._rig = rig
-        self._place = Place(str(folder))
-        self._place.load("qmt")
+        self._store = ArchiveStore(str(folder))
+        self._store.load("qmt")
 
     def record(self, code: str, day: int, keep: Callable[[int], bool] = lambda _: True) -> int:
         """Store what was pushed of a day, as far as it was received; return what was not."""
@@ -161,14 +161,14 @@ class Archive:
             tick = {name: values[at].tolist() for name, values in columns.items()}
             counts[ms] = counts.get(ms, -1) + 1
             rows.append((code, f"{ms}-{counts[ms]}", _row(encode_tick(tick))))
-        files = write_parts(self._place, "tick", ticks_table(rows), "live", simulated=True)
-        self._place.commit(
+        files = write_parts(self._store, "tick", ticks_table(rows), "live", simulated=True)
+        self._store.commit(
             lambda manifest: msgspec.structs.replace(manifest, files=[*manifest.files, *files])
         )
         return lost
 
     def miss(self, *missing: Missing) -> None:
-        self._place.commit(
+        self._store.commit(
             lambda manifest: msgspec.structs.replace(
                 manifest, missing=[*manifest.missing, *missing]
             )
@@ -246,10 +246,10 @@ def at_lunch(missing: Missing) -> Missing:
     )
 
 
-def opened(folder: Path) -> Place:
-    place = Place(str(folder))
-    place.load()
-    return place
+def opened(folder: Path) -> ArchiveStore:
+    store = ArchiveStore(str(folder))
+    store.load()
+    return store
 
 
 def outside(day: int) -> Callable[[int], bool]:
@@ -315,9 +315,9 @@ async def fill(
 ) -> list[Filled]:
     """Backfill as the process does, with a transport that a test can look into."""
     settings = rig.settings(folder)
-    place = opened(folder)
-    with lock_for(place, settings.keys, settings.streams_url) as lock:
-        async with backfilling(settings, place, lock) as work:
+    store = opened(folder)
+    with lock_for(store, settings.keys, settings.streams_url) as lock:
+        async with backfilling(settings, store, lock) as work:
             work.transport = wrap(work.transport)
             return await work.run(day)
 
@@ -375,20 +375,20 @@ def test_the_night_fills_what_is_open(archive: Archive, rig: Rig) -> None:
     archive.record(one, YESTERDAY, outside(YESTERDAY))
     archive.miss(gap("SH", YESTERDAY, one))
     settings = rig.settings(archive.folder)
-    place = opened(archive.folder)
+    store = opened(archive.folder)
 
     async def a_night(lock: WriterLock) -> None:
         evening = dt.datetime(2026, 11, 20, 20, 5, tzinfo=CHINA)
         work = asyncio.create_task(
-            nightly(settings, place, lock, clock=lambda: evening, first_after_s=0)
+            nightly(settings, store, lock, clock=lambda: evening, first_after_s=0)
         )
-        while any(entry.state == "open" for entry in place.manifest.missing):
+        while any(entry.state == "open" for entry in store.manifest.missing):
             assert not work.done()
             await asyncio.sleep(0.05)
         work.cancel()
         await asyncio.wait([work])
 
-    with lock_for(place, settings.keys, settings.streams_url) as lock:
+    with lock_for(store, settings.keys, settings.streams_url) as lock:
         asyncio.run(asyncio.wait_for(a_night(lock), 120))
     archive.assert_whole(one, YESTERDAY)
 

@@ -37,7 +37,7 @@ from waiting import WITHIN_S
 from qmt_archive.exporting import export_rows
 from qmt_archive.importing import Imported, import_files
 from qmt_archive.locks import lock_for
-from qmt_archive.place import Place
+from qmt_archive.store import ArchiveStore
 from qmt_archive.verify import verify
 from qmt_protocol.errors import BadFile, InvalidRequest
 from qmt_protocol.keys import Keys
@@ -52,12 +52,12 @@ def run_import(
     folder: Path, *files: Path, url: str = NOWHERE, period: str = "tick", market: str = ""
 ) -> Imported:
     """Import as the command does, without the second that a process takes to start."""
-    place = Place(str(folder))
-    with lock_for(place, Keys(), url) as lock:
-        place.load("qmt")
+    store = ArchiveStore(str(folder))
+    with lock_for(store, Keys(), url) as lock:
+        store.load("qmt")
         return asyncio.run(
             import_files(
-                place,
+                store,
                 lock.check,
                 files,
                 period=period,
@@ -108,9 +108,9 @@ def test_what_was_exported_and_imported_is_the_same(
             bar[:3] + bar[4:] for bar in archived_bars(folder)
         ]
         assert {tuple(one["sources"]) for one in manifest_of(copy)["files"]} == {("import",)}
-        place = Place(str(copy))
-        place.load()
-        assert {problem for one in verify(place) for problem in one.problems} == set()
+        store = ArchiveStore(str(copy))
+        store.load()
+        assert {problem for one in verify(store) for problem in one.problems} == set()
         # Once more, into the archive that recorded it: nothing is new.
         done = run_import(folder, ticks, url=streams_server.url)
         assert (done.rows, done.repeats, done.streams) == (0, 800, "")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from qmt_client.cli import app
 from qmt_protocol.keys import Keys
 from qmt_protocol.status import new_heartbeat
+from qmt_reading.processes import Process, Status
 from qmt_standalone.redis_server import RedisServer
 
 ENDING = {"day": 20261130, "trades": True, "source": "terminal", "known_until": 20261231}
@@ -53,3 +54,20 @@ def test_trading_days_that_are_not_known_for_long(
     assert "whether today trades is a guess" in shown(day=20270104, trades=True, source="weekday")
     assert "calendar file: line 2" in shown(**{**ENDING, "file_error": "line 2: no day"})
     assert "known until" not in shown(day=20261130, trades=True, source="terminal")
+
+
+async def test_who_serves_is_no_evidence_of_a_real_terminal() -> None:
+    """An archive or a gateway that lives alone says nothing of where its data came from."""
+
+    def status(*processes: Process) -> Status:
+        return Status(0, processes)
+
+    def process(role: str, age_ms: int, *, simulated: bool) -> Process:
+        return Process(new_heartbeat(role, 0, simulated=simulated), age_ms)
+
+    gone = process("producer", 3_600_000, simulated=True)
+    serving = [process("gateway", 100, simulated=False), process("archive", 100, simulated=False)]
+    assert status(*serving, gone).simulated
+    assert not status(*serving, process("producer", 3_600_000, simulated=False)).simulated
+    assert not status(process("producer", 100, simulated=False), gone).simulated
+    assert not status(*serving).simulated

@@ -16,7 +16,7 @@ import redis
 from fake_worker import beat, make_tick, publish
 from waiting import wait_for
 
-import qmt_reading.live.healing
+import qmt_reading.live.recovery
 from qmt_client import AsyncQMTClient, QMTClient, QMTWarning, Tick
 from qmt_client.live import tick_of
 from qmt_protocol.cursor.scope import Scope
@@ -521,15 +521,17 @@ async def test_what_is_filed_while_the_streams_are_read_is_told_once(
 ) -> None:
     """It is in the streams, and in the feed behind the place from which it is read then."""
     publish(streams, "SH", seeds(3))
-    read_stored = qmt_reading.live.healing.read_stored
+    read_stored = qmt_reading.live.recovery.read_stored
 
     def read_later(*what: Any, **how: Any) -> Any:
         publish(streams, "SH", seeds(3, 3))
         return read_stored(*what, **how)
 
-    monkeypatch.setattr(qmt_reading.live.healing, "read_stored", read_later)
+    monkeypatch.setattr(qmt_reading.live.recovery, "read_stored", read_later)
     gaps: list[Gap] = []
     reader = follow_sh(streams_server, gaps, start_ms=T0)
-    threading.Timer(1.0, lambda: publish(streams, "SH", seeds(2, 6))).start()
+    later = threading.Timer(1.0, lambda: publish(streams, "SH", seeds(2, 6)))
+    later.start()
     assert await volumes(reader, 7) == list(range(8))
+    later.join()  # it may still wait for an answer over the test's connection
     assert gaps == []

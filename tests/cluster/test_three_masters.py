@@ -143,13 +143,13 @@ def test_each_market_lies_on_a_master_of_its_own_and_whole(published: RedisClust
 async def test_a_reader_follows_a_market_where_it_lies(published: RedisCluster) -> None:
     for market, code in CODES.items():
         async with connect_async(url_of(published, KEYS.feed(market))) as connection:
-            reader = FeedReader(connection, KEYS, [market], marks={market: ("", "0-0")})
+            reader = FeedReader(connection, KEYS, [market], offsets={market: ("", "0-0")})
             snapshot = await reader.snapshot({market: None})
             assert list(snapshot.latest) == [code]
             found = await reader.read()  # a look, in a transaction
             assert not found.breaks
             assert [entry.market for entry in found.entries] == [market] * 2
-            assert snapshot.marks[market][1] == found.entries[-1].id
+            assert snapshot.offsets[market][1] == found.entries[-1].id
             added = published.xadd(KEYS.feed(market), {"b1": b"\x90"})
             (entry,) = (await reader.read()).entries  # XREAD
             assert entry.id == added.decode()

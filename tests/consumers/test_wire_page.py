@@ -96,7 +96,7 @@ def test_every_command_on_the_page_runs(streams: redis.Redis) -> None:
     commands = [line for block in blocks("redis") for line in block] + inline
     assert len(commands) >= 13
     streams.hset("qmt:refused", "1m|600519.SH", "{}")
-    with heard_on(streams, "qmt:want") as heard, streams.client() as connection:
+    with heard_on(streams, "qmt:demand") as heard, streams.client() as connection:
         connection.response_callbacks.clear()  # answers as they are, QUEUED among them
         for command in commands:
             answer = connection.execute_command(*shlex.split(command))

@@ -141,11 +141,11 @@ def _once_in_order(
 ) -> list[Pushed]:
     """Check presence, repeats and order; return what was pushed and is not there."""
     places: dict[Hashable, int] = {}
-    for place, entry in enumerate(held):
+    for store, entry in enumerate(held):
         if entry.content in places:
-            verdict.note("repeated", code, at_ms=entry.at_ms, place=place)
+            verdict.note("repeated", code, at_ms=entry.at_ms, store=store)
         else:
-            places[entry.content] = place
+            places[entry.content] = store
     first: dict[Hashable, Pushed] = {}
     last_pushed: dict[Hashable, Pushed] = {}
     reached: dict[int, int] = {}
@@ -153,21 +153,21 @@ def _once_in_order(
     for tick in sent:
         first.setdefault(tick.content, tick)
         last_pushed[tick.content] = tick
-        place = places.get(tick.content)
+        store = places.get(tick.content)
         of_subscription = met.setdefault(tick.subscription, set())
-        if place is None or tick.content in of_subscription or held[place].flags & LATE:
+        if store is None or tick.content in of_subscription or held[store].flags & LATE:
             continue
         of_subscription.add(tick.content)
-        if place < reached.get(tick.subscription, -1):
+        if store < reached.get(tick.subscription, -1):
             # A snapshot at the begin of a later subscription repeats what was pushed before.
             if first[tick.content].subscription == tick.subscription:
-                verdict.note("reordered", code, at_ms=tick.at_ms, place=place)
+                verdict.note("reordered", code, at_ms=tick.at_ms, store=store)
         else:
-            reached[tick.subscription] = place
+            reached[tick.subscription] = store
     verdict.pushed += len(first)
-    for content, place in places.items():
+    for content, store in places.items():
         if content not in first:
-            verdict.note("invented", code, at_ms=held[place].at_ms, place=place)
+            verdict.note("invented", code, at_ms=held[store].at_ms, store=store)
     # It counts as lost at its last push: each push was a chance to have it.
     return [last_pushed[content] for content in first if content not in places]
 
@@ -232,22 +232,22 @@ def account_reader(
         lay, held = sent.get(code, ()), got.get(code, ())
         verdict.pushed += len(lay)
         verdict.stored += len(held)
-        place_of = {content: place for place, content in enumerate(lay)}
+        place_of = {content: store for store, content in enumerate(lay)}
         reached = -1
         met: set[Hashable] = set()
         for content in held:
-            place = place_of.get(content)
-            if content in met and may_repeat and place is not None:
+            store = place_of.get(content)
+            if content in met and may_repeat and store is not None:
                 verdict.repeated_behind_gap += 1
-                reached = place
+                reached = store
             elif content in met:
                 verdict.note("repeated", code, content=content)
-            elif place is None:
+            elif store is None:
                 verdict.note("invented", code, content=content)
-            elif place < reached:
+            elif store < reached:
                 verdict.note("reordered", code, content=content)
             else:
-                reached = place
+                reached = store
             met.add(content)
         for content in lay:
             if content in met:

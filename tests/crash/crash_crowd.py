@@ -55,9 +55,9 @@ async def main() -> None:
     codes = json.loads(options.codes.read_text("utf-8"))
     with options.file.open("a", buffering=1 << 16) as out:
         lists = [codes[at * 7 : at * 7 + 300] for at in range(options.count // 2)]
-        wishes = [{"codes": ["*"]}] * (options.count - len(lists))
-        wishes += [{"codes": some} for some in lists]
-        await asyncio.gather(*(read(options.url, wish, out) for wish in wishes))
+        requests = [{"codes": ["*"]}] * (options.count - len(lists))
+        requests += [{"codes": some} for some in lists]
+        await asyncio.gather(*(read(options.url, wish, out) for wish in requests))
 
 
 if __name__ == "__main__":

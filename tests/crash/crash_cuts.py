@@ -86,16 +86,16 @@ def beyond_the_feed(directory: Path, seed: int, scale: Scale) -> Result:
             wait_grows(rig, name)
         for _ in range(scale.times):
             away(rig, readers, streams=False)
-        healed = {name: len(rig.gaps_told(name)) for name in readers}
+        recovered = {name: len(rig.gaps_told(name)) for name in readers}
         for name in ("reader-full", "reader-full-gateway"):
-            result.check(not healed[name], f"{name}: gaps told: {rig.gaps_told(name)[:2]}")
+            result.check(not recovered[name], f"{name}: gaps told: {rig.gaps_told(name)[:2]}")
         # (A gateway may still have what the feed lacks; then its reader lacks nothing.)
         markets = {gap.get("market") for gap in rig.gaps_told("reader-brief")}
         result.check(markets >= set(MARKETS), f"reader-brief was told only of {markets}")
         for _ in range(scale.times):
             away(rig, readers, streams=True)
         for name in readers:
-            told = len(rig.gaps_told(name)) > healed[name]
+            told = len(rig.gaps_told(name)) > recovered[name]
             result.check(told, f"{name} was told nothing when the streams were trimmed")
         rig.quiet()
         for name in readers:

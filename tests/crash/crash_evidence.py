@@ -40,8 +40,8 @@ NUMBERS: Final = (
 DEPTH_PRICES: Final = ("askPrice", "bidPrice")
 DEPTH_VOLUMES: Final = ("askVol", "bidVol")
 PLACE: Final = {
-    name: place
-    for place, name in enumerate(
+    name: store
+    for store, name in enumerate(
         (
             *("time", "lastPrice", "open", "high", "low", "lastClose", "amount", "volume"),
             *("pvolume", "stockStatus", "openInt", "transactionNum", "lastSettlementPrice"),

@@ -256,9 +256,9 @@ def test_wants_are_said_to_the_producer_and_stored_nowhere(
     streams_users: Connect, role: str
 ) -> None:
     with closing(streams_users("producer").pubsub()) as line:
-        line.subscribe(KEYS.want_channel)
+        line.subscribe(KEYS.demand_channel)
         assert line.get_message(timeout=10) is not None
-        assert streams_users(role).publish(KEYS.want_channel, "1m|600519.SH") == 1
+        assert streams_users(role).publish(KEYS.demand_channel, "1m|600519.SH") == 1
         said = line.get_message(timeout=10)
         assert said is not None
         assert said["data"] == b"1m|600519.SH"
@@ -268,7 +268,7 @@ def test_wants_are_said_to_the_producer_and_stored_nowhere(
 
 def test_a_reader_says_nothing(streams_users: Connect) -> None:
     with pytest.raises(NoPermissionError):
-        streams_users("reader").publish(KEYS.want_channel, "1m|600519.SH")
+        streams_users("reader").publish(KEYS.demand_channel, "1m|600519.SH")
 
 
 @pytest.mark.parametrize("danger", DANGERS)

@@ -17,7 +17,7 @@ from docker_servers import Connect, start_server
 from waiting import wait_for
 
 from qmt_archive.locks import lock_for
-from qmt_archive.place import Place
+from qmt_archive.store import ArchiveStore
 from qmt_client import QMTClient
 from qmt_protocol.keys import Keys
 from qmt_standalone.redis_server import free_port
@@ -157,7 +157,7 @@ def test_each_part_works_with_its_own_user(tmp_path: Path) -> None:
             process.wait(60)
 
 
-class Bucket(Place):
+class Bucket(ArchiveStore):
     """A place without locks of its own; nothing is read or written there."""
 
     @property

@@ -21,7 +21,7 @@ esac
 """
 
 
-class Place:
+class ArchiveStore:
     """A copy of docker/ with a Docker that only writes down."""
 
     def __init__(
@@ -65,37 +65,37 @@ class Place:
 
 
 def test_the_first_time_it_makes_every_secret_and_keeps_them_to_itself(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    done = place.up("192.168.1.100")
+    store = ArchiveStore(tmp_path)
+    done = store.up("192.168.1.100")
     assert done.returncode == 0, done.stderr
-    assert place.env.stat().st_mode & 0o777 == 0o600
-    secrets = [value for name, value in place.settings.items() if "PASSWORD" in name]
-    secrets.append(place.settings["QMT_BRIDGE_API_KEYS"])
+    assert store.env.stat().st_mode & 0o777 == 0o600
+    secrets = [value for name, value in store.settings.items() if "PASSWORD" in name]
+    secrets.append(store.settings["QMT_BRIDGE_API_KEYS"])
     assert len(secrets) == len(set(secrets)) == 7
     assert all(re.fullmatch(r"[0-9a-f]{48}", one) for one in secrets)
-    assert place.settings["QMT_REDIS_ADDRESS"] == "192.168.1.100"
-    assert place.settings["QMT_BRIDGE_ADDRESS"] == "192.168.1.100"
-    assert place.settings["QMT_STREAMS_MEMORY"] == "8gb"
-    assert re.search(r"compose -f \S+/docker/compose.yaml up -d --build --wait\n", place.asked)
+    assert store.settings["QMT_REDIS_ADDRESS"] == "192.168.1.100"
+    assert store.settings["QMT_BRIDGE_ADDRESS"] == "192.168.1.100"
+    assert store.settings["QMT_STREAMS_MEMORY"] == "8gb"
+    assert re.search(r"compose -f \S+/docker/compose.yaml up -d --build --wait\n", store.asked)
     assert "docker/join 192.168.1.100" in done.stdout
-    assert not any(one in done.stdout + done.stderr + place.asked for one in secrets)
-    joined = subprocess.run([place.docker / "join", "192.168.1.100"], check=False, timeout=60)
+    assert not any(one in done.stdout + done.stderr + store.asked for one in secrets)
+    joined = subprocess.run([store.docker / "join", "192.168.1.100"], check=False, timeout=60)
     assert joined.returncode == 0
 
 
 def test_again_it_changes_nothing_that_is_set(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    place.up()
-    assert place.settings["QMT_REDIS_ADDRESS"] == "127.0.0.1"
-    text = place.env.read_text("utf-8").replace("=8gb", "=16gb")
+    store = ArchiveStore(tmp_path)
+    store.up()
+    assert store.settings["QMT_REDIS_ADDRESS"] == "127.0.0.1"
+    text = store.env.read_text("utf-8").replace("=8gb", "=16gb")
     text = re.sub(r"(?m)^QMT_CLIENT_PASSWORD=.*", "QMT_CLIENT_PASSWORD=", text)
-    place.env.write_text(text, "utf-8")
-    place.env.chmod(0o644)
-    before = place.settings
-    done = place.up()
+    store.env.write_text(text, "utf-8")
+    store.env.chmod(0o644)
+    before = store.settings
+    done = store.up()
     assert done.returncode == 0
-    assert place.env.stat().st_mode & 0o777 == 0o600
-    after = place.settings
+    assert store.env.stat().st_mode & 0o777 == 0o600
+    after = store.settings
     assert len(after.pop("QMT_CLIENT_PASSWORD")) == 48
     assert before.pop("QMT_CLIENT_PASSWORD") == ""
     assert before == after
@@ -103,22 +103,22 @@ def test_again_it_changes_nothing_that_is_set(tmp_path: Path) -> None:
 
 
 def test_who_serves_everyone_gets_no_key(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    example = (place.docker / ".env.example").read_text("utf-8")
-    place.env.write_text(example.replace("ANONYMOUS=false", "ANONYMOUS=true"), "utf-8")
-    assert place.up().returncode == 0
-    assert place.settings["QMT_BRIDGE_API_KEYS"] == ""
+    store = ArchiveStore(tmp_path)
+    example = (store.docker / ".env.example").read_text("utf-8")
+    store.env.write_text(example.replace("ANONYMOUS=false", "ANONYMOUS=true"), "utf-8")
+    assert store.up().returncode == 0
+    assert store.settings["QMT_BRIDGE_API_KEYS"] == ""
 
 
 def test_who_is_not_root_is_told_what_to_allow(tmp_path: Path) -> None:
-    done = Place(tmp_path).up("192.168.1.100")
+    done = ArchiveStore(tmp_path).up("192.168.1.100")
     late = Path("/proc/sys/net/ipv4/ip_nonlocal_bind").read_text("utf-8").strip()
     told = "echo net/ipv4/ip_nonlocal_bind = 1 | sudo tee" in done.stdout
     assert told == (late == "0")
 
 
 def test_on_this_machine_alone_nothing_is_to_be_allowed(tmp_path: Path) -> None:
-    assert "ip_nonlocal_bind" not in Place(tmp_path).up().stdout
+    assert "ip_nonlocal_bind" not in ArchiveStore(tmp_path).up().stdout
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_on_this_machine_alone_nothing_is_to_be_allowed(tmp_path: Path) -> None:
 def test_what_keeps_it_from_coming_up_is_said(
     tmp_path: Path, version: str, info: int, up: int, told: str
 ) -> None:
-    done = Place(tmp_path, version=version, info=info, up=up).up()
+    done = ArchiveStore(tmp_path, version=version, info=info, up=up).up()
     assert done.returncode == 1
     assert told in done.stderr
     assert "The stack is up" not in done.stdout
@@ -143,7 +143,7 @@ def test_what_keeps_it_from_coming_up_is_said(
     ("arguments", "code"), [(["a", "b"], 2), (["--help"], 2), (["my;nas"], 1), (["nas.lan"], 1)]
 )
 def test_an_address_is_an_address(tmp_path: Path, arguments: list[str], code: int) -> None:
-    place = Place(tmp_path)
-    done = place.up(*arguments)
+    store = ArchiveStore(tmp_path)
+    done = store.up(*arguments)
     assert (done.returncode, done.stdout) == (code, "")
-    assert not place.env.exists()
+    assert not store.env.exists()

@@ -31,6 +31,7 @@ KEYS = {
         "archive events": ["qmt:events:archive"],
         "refused": ["qmt:refused"],
         "alive": ["qmt:status", "qmt:seen"],
+        "gateways alive": ["qmt:status:gateway", "qmt:seen:gateway"],
         "archive lease": ["qmt:archive"],
         "replay": ["qmt:replay", "replay-20261120:replay"],
         "replayed": [f"{{replay-20261120:SH}}:tick:{MARKET}"],
@@ -57,11 +58,11 @@ MAY = {
     "streams": {
         "producer": {
             **dict.fromkeys(("stream", "market", "archived", "replayed", "schema"), BOTH),
-            **dict.fromkeys(("refused", "alive", "replay"), BOTH),
+            **dict.fromkeys(("refused", "alive", "gateways alive", "replay"), BOTH),
             **dict.fromkeys(("events", "more events"), WRITE),
         },
         "worker": {"alive": WRITE},
-        "gateway": PUBLISHED,
+        "gateway": {**PUBLISHED, "gateways alive": BOTH},
         "archive": {
             **PUBLISHED,
             **dict.fromkeys(("archived", "archive events", "archive lease", "alive"), BOTH),
@@ -331,7 +332,7 @@ def test_the_producer_calls_the_functions_and_nobody_else_does(server: Server) -
                 )
 
 
-CHANNELS = ("qmt:want", "replay-20261120:want", "qmt:other", "qmt2:want", "somebody")
+CHANNELS = ("qmt:demand", "replay-20261120:demand", "qmt:other", "qmt2:demand", "somebody")
 SAYS = {"gateway": "PUBLISH", "client": "PUBLISH", "producer": "SUBSCRIBE"}
 
 

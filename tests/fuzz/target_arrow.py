@@ -27,7 +27,7 @@ from qmt_archive.backfill import _as_ticks
 from qmt_archive.exporting import export_rows
 from qmt_archive.foreign import ForeignFile
 from qmt_archive.parquet import write_rows
-from qmt_archive.place import Place
+from qmt_archive.store import ArchiveStore
 from qmt_archive.verify import verify
 from qmt_client.frames import frames_of, long_frame_of, stored_frame
 from qmt_client.gateway_answers import Archive
@@ -42,7 +42,7 @@ from qmt_protocol.columns import bars_from, bars_table, rows_from, ticks_from, t
 from qmt_protocol.jobs import Manifest, parse_params
 from qmt_protocol.ticks import decode_row
 from qmt_reading.jobs.queue import MANIFEST_KEY, ResultStream, read_chunk
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.stored.archive import ArchiveReader
 
 CODES: Final = ["600519.SH", "600000.SH", "688981.SH"]
@@ -178,9 +178,9 @@ class ArrowCases:
             ]
             yield Border(streams, partial(self._stored, kind, None))
         some = ["lastPrice", "volume"]
-        wish = _wish("tick", some)
+        request = _request("tick", some)
         yield Border(
-            [stream_of(ticks.select(wish.schema.names), 3)], partial(self._stored, "tick", some)
+            [stream_of(ticks.select(request.schema.names), 3)], partial(self._stored, "tick", some)
         )
         for kind, table in (("tick", ticks), ("bar", bars)):
             yield Border([_parquet(kind, table)], partial(self._archived, kind, len(table)))
@@ -243,7 +243,7 @@ class ArrowCases:
         self, kind: str, fields: list[str] | None, data: bytes, chance: random.Random
     ) -> None:
         """Stored ticks or bars from a gateway."""
-        wish = _wish(kind, fields)
+        request = _request(kind, fields)
 
         async def body() -> AsyncIterator[bytes]:
             for piece in _pieces(chance, data):
@@ -258,13 +258,13 @@ class ArrowCases:
 
         async def read() -> list[pa.RecordBatch]:
             source = GatewayStored(stream, archive, "gateway")
-            return [batch async for batch in source.batches(wish, lambda gap: None)]
+            return [batch async for batch in source.batches(request, lambda gap: None)]
 
         batches = self._loop.run_until_complete(read())
-        table = pa.Table.from_batches(batches, schema=wish.schema)
+        table = pa.Table.from_batches(batches, schema=request.schema)
         _same(table, _independent(data))
         frame = stored_frame(
-            table.unify_dictionaries(), CODES, wish.period, fields=fields, tz="Asia/Shanghai"
+            table.unify_dictionaries(), CODES, request.period, fields=fields, tz="Asia/Shanghai"
         )
         assert len(frame) == len(table)
         self._decoded(kind, fields, batches)
@@ -309,9 +309,9 @@ class ArrowCases:
         )
         manifest = ArchiveManifest(generation=1, files=[file])
         (root / "manifest.json").write_bytes(encode_manifest(manifest))
-        place = Place(str(root))
-        place.load()
-        verify(place)
+        store = ArchiveStore(str(root))
+        store.load()
+        verify(store)
         reader = ArchiveReader(str(root))
         rows_read = reader.ticks() if kind == "tick" else reader.bars("1m")
         batches = list(rows_read)
@@ -351,9 +351,9 @@ class ArrowCases:
             table.validate(full=True)
 
 
-def _wish(kind: str, fields: list[str] | None) -> StoredWish:
+def _request(kind: str, fields: list[str] | None) -> StoredRequest:
     columns = None if fields is None else ("time", *fields)
-    return StoredWish(tuple(CODES), (), "tick" if kind == "tick" else "1m", columns=columns)
+    return StoredRequest(tuple(CODES), (), "tick" if kind == "tick" else "1m", columns=columns)
 
 
 def _parquet(kind: str, table: pa.Table) -> bytes:
@@ -374,8 +374,8 @@ def _other_messages(chance: random.Random, data: bytes) -> bytes:
     at = 0
     try:
         while at < len(data):
-            mark, size = struct.unpack_from("<Ii", data, at)
-            if mark != 0xFFFFFFFF or size <= 0:
+            offset, size = struct.unpack_from("<Ii", data, at)
+            if offset != 0xFFFFFFFF or size <= 0:
                 break
             message = pa.ipc.read_message(pa.py_buffer(data[at:]))
             length = 8 + size + (message.body.size if message.body is not None else 0)

@@ -133,8 +133,8 @@ class WebSocketCases:
             _until(client, lambda told: CODES[1] in json.loads(told))
             return
         name = f"sync {self._synced}"
-        wish = {"op": "subscribe", "id": name, "codes": [CODES[0]]}
-        client.send(json.dumps(wish) if wire == "json" else msgpack.packb(wish))
+        request = {"op": "subscribe", "id": name, "codes": [CODES[0]]}
+        client.send(json.dumps(request) if wire == "json" else msgpack.packb(request))
         read: Callable[[Any], Any] = json.loads if wire == "json" else msgpack.unpackb
         _until(client, lambda told: read(told).get("id") == name)
 

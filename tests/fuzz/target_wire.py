@@ -23,15 +23,15 @@ from qmt_protocol.archive import decode_manifest as decode_archive
 from qmt_protocol.bars import BAR_FIELDS, decode_bar
 from qmt_protocol.columns import bars_from, bars_table, rows_from, ticks_table
 from qmt_protocol.cursor.gaps import gap_of_event
-from qmt_protocol.cursor.position import Place
+from qmt_protocol.cursor.position import Position
 from qmt_protocol.decoding import decode_document
+from qmt_protocol.demand import decode_refusal
 from qmt_protocol.errors import QMTError, error_from_dict
 from qmt_protocol.events import decode_event
 from qmt_protocol.feed import decode_latest, decode_rows, readable, split_bar_batch, split_batch
 from qmt_protocol.jobs import Manifest, Progress, decode_manifest, decode_progress
 from qmt_protocol.status import Heartbeat, decode_heartbeat, encode_heartbeat
 from qmt_protocol.ticks import TICK_FIELDS, decode_row, decode_tick
-from qmt_protocol.wants import decode_refusal
 from qmt_reading.processes import Status
 
 CODE: Final = "600519.SH"
@@ -322,8 +322,8 @@ def judge_refusal(data: bytes) -> None:
 
 def judge_position(data: bytes) -> None:
     document: dict[str, Any] = decode_document(data, dict[str, Any], "A position")
-    place = Place.parse(document)
-    assert Place.parse(place.to_dict()) == place
+    place = Position.parse(document)
+    assert Position.parse(place.to_dict()) == place
 
 
 def judge_archive(data: bytes) -> None:

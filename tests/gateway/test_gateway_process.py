@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import redis
 from gateway_bench import gateway
+from waiting import wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -140,3 +144,19 @@ def test_redis_away_is_503_and_health_says_degraded(workdir: Path) -> None:
         assert refused.value.response.status_code == 503
         assert "secret-of-redis" not in process.log()
         assert "Traceback" not in process.log()
+
+
+def test_it_says_that_it_lives(
+    streams: redis.Redis, streams_server: RedisServer, jobs_server: RedisServer, workdir: Path
+) -> None:
+    def beats() -> list[dict[str, Any]]:
+        return [json.loads(one) for one in streams.hvals("qmt:status:gateway")]
+
+    with gateway(streams_server.url, jobs_server.url, workdir) as process:
+        pid = process.process.pid
+        (beat,) = wait_for(
+            lambda: [one for one in beats() if one["pid"] == pid], "the gateway's heartbeat"
+        )
+        assert (beat["role"], beat["figures"]["websockets"]) == ("gateway", 0)
+        told = httpx.get(f"{process.url}/api/v1/status").json()
+        assert pid in [one["pid"] for one in told["processes"]]

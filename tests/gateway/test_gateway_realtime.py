@@ -152,7 +152,7 @@ def test_bars_in_the_incumbents_shape(
     stored = {"time": OPEN_MS, "close": 10.5, "closed": True}
     streams.xadd(producer.keys.bar("1m", code), {"k1": encode_bar(stored)}, id=f"{OPEN_MS}-0")
     with (
-        heard_on(streams, producer.keys.want_channel) as heard,
+        heard_on(streams, producer.keys.demand_channel) as heard,
         connect(gateway_process.ws_url, proxy=None) as client,
     ):
         client.send(json.dumps({"stocks": [code], "period": "1m"}))

@@ -97,8 +97,8 @@ def a_frame(number: int, codes: int, rows: int = 1) -> Frame:
         for code in range(codes)
         for row in range(rows)
     ]
-    marks = {"SH": ("e", f"{number}-0")}
-    return Frame(MSGPACK.live("live", marks, made), made, marks)
+    offsets = {"SH": ("e", f"{number}-0")}
+    return Frame(MSGPACK.live("live", offsets, made), made, offsets)
 
 
 class Crowd:
@@ -113,7 +113,6 @@ class Crowd:
         ]
         for one in self.subscribers:
             self.budget.join(one)
-            one.groups.add(self.group)
             self.group.subscribers.add(one)
 
     def send(self, frame: Frame) -> Frame:
@@ -218,7 +217,7 @@ def test_messages_that_nobody_reads_end_the_connection() -> None:
     crowd = Crowd(1)
     notice = GapNotice(market="SH", reason="test", message="x" * 1_000)
     for _ in range(1_100):
-        crowd.subscribers[0].tell(notice)
+        crowd.subscribers[0].send(notice)
         assert crowd.subscribers[0].held_bytes <= MAX_BYTES + 1_000_000
     closed = crowd.sinks[0].closed
     assert closed is not None
@@ -234,7 +233,7 @@ def test_rows_are_made_into_frames_when_they_are_taken() -> None:
         for number in range(5):
             made.append(number)
             frame = a_frame(number, 10)
-            yield frame.marks, frame.rows
+            yield frame.offsets, frame.rows
 
     subscriber.send_parts("missed", parts(), 50)
     assert made == [0], "one waits, and the others are not there yet"

@@ -205,8 +205,8 @@ async def test_stored_ticks_then_now_live_then_live_without_a_seam(
                     assert tick is NOW_LIVE
                     break
             await take(source, 100, found)
-    marks = [tick for tick in found if tick is NOW_LIVE]
-    assert len(marks) == 1
+    offsets = [tick for tick in found if tick is NOW_LIVE]
+    assert len(offsets) == 1
     stored = found[: found.index(NOW_LIVE)]
     assert [tick["time"] for tick in stored] == sorted(tick["time"] for tick in stored)
     seen = seen_of([tick for tick in found if tick is not NOW_LIVE])
@@ -279,7 +279,7 @@ async def test_bars_by_both_ways(url: str, markets: list[Market]) -> None:
 
     publish(0)
     found: list[Bar] = []
-    with heard_on(market.streams, market.keys.want_channel) as heard:
+    with heard_on(market.streams, market.keys.demand_channel) as heard:
         async with (
             AsyncQMTClient(url) as client,
             aclosing(client.bars(code, snapshot=True)) as source,

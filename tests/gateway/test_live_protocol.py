@@ -26,7 +26,7 @@ from websockets.typing import Subprotocol
 from qmt_protocol import live
 from qmt_protocol.bars import encode_bar
 from qmt_protocol.errors import InvalidRequest
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_standalone.redis_server import RedisServer
 
 DESCRIPTION = Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml"
@@ -245,10 +245,12 @@ def test_bars_are_wanted_while_somebody_gets_them(
     talk: Talk, market: Market, streams: redis.Redis
 ) -> None:
     code, other = market.codes[:2]
-    with heard_on(streams, market.keys.want_channel) as heard:
+    with heard_on(streams, market.keys.demand_channel) as heard:
         talk.ask(op="subscribe", id="a", codes=[code, other], period="1m")
         assert talk.next("subscribed")["codes"] == 2
-        wait_for(lambda: heard().count(want("1m", code)) == 2, "the bar is wanted, again and again")
+        wait_for(
+            lambda: heard().count(series_of("1m", code)) == 2, "the bar is wanted, again and again"
+        )
     bar = {"time": 1_767_576_660_000, "close": 10.5, "closed": True}
     row = [code, "1m", "1767576660000-0", msgpack.unpackb(encode_bar(bar))]
     streams.xadd(market.keys.feed(market.name), {"c1": msgpack.packb([row])})
@@ -256,7 +258,7 @@ def test_bars_are_wanted_while_somebody_gets_them(
         pass
     assert told["bars"] == [[code, "1m", "1767576660000-0", bar]]
     refusal = json.dumps({"reason": "All 50 single subscriptions are in use.", "at_ms": 1})
-    streams.hset(market.keys.refused, want("1m", other), refusal)
+    streams.hset(market.keys.refused, series_of("1m", other), refusal)
     error = talk.next("error")["error"]
     assert error["error"] == "unavailable"
     assert "All 50" in error["message"]

@@ -39,7 +39,7 @@ def test_a_crowd_takes_no_place_fills_nothing_and_hides_no_gap(
         env = {
             **producer_env(streams_server, port, tmp_path / "ring"),
             "QMT_MARKETS": "SH",
-            "QMT_WANTED_MAX": str(PLACES),
+            "QMT_DEMAND_MAX": str(PLACES),
         }
         with (
             process("qmt_producer", **env) as (producer, _),
@@ -61,11 +61,11 @@ def test_a_crowd_takes_no_place_fills_nothing_and_hides_no_gap(
             assert set(KEPT) < set(others["known"])
             assert len(others["known"]) == most
 
-            wait_for(lambda: "..." in beat_of(streams)[1]["wanted"]["refused"], "how many more")
+            wait_for(lambda: "..." in beat_of(streams)[1]["demand"]["refused"], "how many more")
             size_bytes, figures = beat_of(streams)
             assert size_bytes <= 8 * 1024
-            assert len(figures["wanted"]["refused"]) == 51
-            assert figures["wanted"]["served"] == sorted(KEPT)
+            assert len(figures["demand"]["refused"]) == 51
+            assert figures["demand"]["served"] == sorted(KEPT)
             assert [json.loads(row[b"e"]) for _, row in streams.xrange("qmt:events")] == [GAP]
             refused = wait_for(lambda: streams.xlen("qmt:events:refused"), "refusals are told")
             assert refused < 100

@@ -64,8 +64,8 @@ def assert_closed_equal_truth(control: Control, closed: dict[int, list[Any]]) ->
 
 def refused(streams: redis.Redis) -> dict[str, str]:
     return {
-        want.decode(): json.loads(document)["reason"]
-        for want, document in streams.hgetall("qmt:refused").items()
+        series.decode(): json.loads(document)["reason"]
+        for series, document in streams.hgetall("qmt:refused").items()
     }
 
 
@@ -79,7 +79,7 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
         env = {
             **producer_env(streams_server, port, tmp_path / "ring"),
             "QMT_MARKETS": "SH",
-            "QMT_WANTED_MAX": "3",
+            "QMT_DEMAND_MAX": "3",
             "QMT_BAR_GRACE_S": "40",
         }
         with (
@@ -130,6 +130,6 @@ def test_wants_are_served_closed_by_the_clock_and_given_back(
             readers.wants = ()
             wait_for(lambda: singles() == 0, "all is given back")
             wait_for(lambda: refused(streams) == {}, "nothing is refused that nobody wants")
-    told = [event["want"] for event in told_events(streams) if event["kind"] == "want refused"]
+    told = [event["series"] for event in told_events(streams) if event["kind"] == "demand refused"]
     assert sorted(told) == sorted(["1m|999999.SH", "tick|000404.SZ", f"5m|{CODE}"]), "each once"
     assert [event for event in told_events(streams) if event["kind"] == "late bar"] == []

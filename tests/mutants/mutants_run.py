@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_JUDGE: Final = "producer/qmt_producer/judge.py"
+_JUDGE: Final = "producer/qmt_producer/sequencer.py"
 _LUA: Final = "producer/qmt_producer/functions.lua"
 _LINE: Final = "producer/qmt_producer/market_line.py"
 _FEED: Final = "reading/qmt_reading/live/feed.py"
 _CURSOR: Final = "protocol/qmt_protocol/cursor/cursor.py"
-_POSITION: Final = "protocol/qmt_protocol/cursor/feed_position.py"
+_POSITION: Final = "protocol/qmt_protocol/cursor/feed_offset.py"
 _PROGRESS: Final = "protocol/qmt_protocol/cursor/progress.py"
 _SCOPE: Final = "protocol/qmt_protocol/cursor/scope.py"
-_OF_JUDGE: Final = ("tests/producer/test_judge.py",)
+_OF_JUDGE: Final = ("tests/producer/test_sequencer.py",)
 _OF_LOG: Final = ("tests/producer/test_filing.py", "tests/producer/test_publisher.py")
 _OF_HOLDER: Final = (*_OF_LOG, "tests/producer/test_takeover.py")
 _OF_CURSOR: Final = ("tests/protocol/test_cursor.py",)
@@ -222,9 +222,9 @@ MUTANTS: Final = (
     Mutant(
         "a snapshot goes on from the feed's end",
         _FEED,
-        "found.marks[market] = self._epoch(market, epoch), self._filed(market, filed)",
-        "found.marks[market] = self._epoch(market, epoch), await self._end_of("
-        'FeedPosition(market, ("", "")))',
+        "found.offsets[market] = self._epoch(market, epoch), self._filed(market, filed)",
+        "found.offsets[market] = self._epoch(market, epoch), await self._end_of("
+        'FeedOffset(market, ("", "")))',
         _OF_READER,
     ),
     Mutant(
@@ -279,28 +279,28 @@ MUTANTS: Final = (
     Mutant(
         "the cursor gives bars again",
         _CURSOR,
-        'wants(row[0], row[1]) and is_behind(row[2], self.last_ids.get(key, ""))',
-        "wants(row[0], row[1])",
+        'takes(row[0], row[1]) and is_behind(row[2], self.last_ids.get(key, ""))',
+        "takes(row[0], row[1])",
         ("tests/client/test_client_ticks.py", "tests/gateway/test_live_cut_off.py"),
     ),
     Mutant(
         "the cursor forgets what was seen",
         _CURSOR,
-        "(place.codes or {}) | place.seen",
-        "dict(place.codes or {})",
+        "(position.codes or {}) | position.seen",
+        "dict(position.codes or {})",
         _OF_CURSOR,
     ),
     Mutant(
         "the cursor believes that a short position knows all",
         _CURSOR,
-        "() if place.codes is not None else place.marks",
+        "() if position.codes is not None else position.offsets",
         "()",
         _OF_CURSOR,
     ),
     Mutant(
         "the cursor does not heal",
         _CURSOR,
-        "        if heals:\n",
+        "        if recovers:\n",
         "        if False:\n",
         _OF_CURSOR,
     ),
@@ -321,21 +321,21 @@ MUTANTS: Final = (
     Mutant(
         "the cursor reads a feed from the beginning behind what streams gave",
         _CURSOR,
-        "self.healing |= {m: mark for m, mark in marks.items() if mark[1] == BEGINNING}",
+        "self.recovering |= {m: at for m, at in offsets.items() if at[1] == BEGINNING}",
         "pass",
         _OF_CURSOR,
     ),
     Mutant(
         "the cursor does not tell what was trimmed",
         _CURSOR,
-        'if one.reason == "epoch" or not heals:',
+        'if one.reason == "epoch" or not recovers:',
         'if one.reason == "epoch":',
         _OF_CURSOR,
     ),
     Mutant(
         "the cursor does not tell another history",
         _CURSOR,
-        'if one.reason == "epoch" or not heals:',
+        'if one.reason == "epoch" or not recovers:',
         "if not heals:",
         _OF_READER,
     ),
@@ -349,7 +349,7 @@ MUTANTS: Final = (
     Mutant(
         "the cursor does not note what streams gave",
         _CURSOR,
-        '        """Take what streams held behind the ids of `heal`."""\n'
+        '        """Take what streams held behind the ids of `recover`."""\n'
         "        self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)\n",
         "",
         _OF_CURSOR,
@@ -385,8 +385,8 @@ MUTANTS: Final = (
     Mutant(
         "the cursor never settles",
         _CURSOR,
-        "        self.settling.pop(market, None)\n        self.marks[market] = mark",
-        "        self.marks[market] = mark",
+        "        self.settling.pop(market, None)\n        self.offsets[market] = offset",
+        "        self.offsets[market] = offset",
         _OF_CURSOR,
     ),
     Mutant(
@@ -413,22 +413,22 @@ MUTANTS: Final = (
     Mutant(
         "a saved position forgets what was taken of a part",
         _PROGRESS,
-        "place.seen |= self._taken",
+        "position.seen |= self._taken",
         "pass",
         _OF_CURSOR,
     ),
     Mutant(
         "the hub's memory leads over a healing",
         "gateway/qmt_gateway/hub.py",
-        "if market.broken or market.is_healing or was_healing:",
-        "if market.broken or market.is_healing:",
+        "if market.broken or market.is_recovering or was_recovering:",
+        "if market.broken or market.is_recovering:",
         _OF_READER,
     ),
     Mutant(
         "a stream that is shorter than its reader's position lost something",
         "reading/qmt_reading/stored/streams.py",
-        'id_key(told["last-generated-id"].decode()) <= id_key(after)',
-        'told["last-generated-id"].decode() == after',
+        'id_key(info["last-generated-id"].decode()) <= id_key(after)',
+        'info["last-generated-id"].decode() == after',
         ("tests/client/test_client_trimmed.py",),
     ),
 )

@@ -91,7 +91,7 @@ class Rig:
         named = ([one.get("id", one.get("key")), *one.get("more", [])] for one in entries)
         return {name for names in named for name in names}
 
-    def untold(self, told_as: dict[str, str]) -> list[str]:
+    def unreported(self, told_as: dict[str, str]) -> list[str]:
         """Return contents that neither the list of dead jobs names nor a failed progress."""
         dead = self.dead()
         return [
@@ -140,7 +140,7 @@ def first_and_last(batch: tuple[Content, ...]) -> str:
 
 
 def test_a_worker_starts_among_them(rig: Rig) -> None:
-    wait_for(lambda: not rig.untold(SHOWN_AT_START), "all that it found at its start is told")
+    wait_for(lambda: not rig.unreported(SHOWN_AT_START), "all that it found at its start is told")
     assert rig.has_answered()
     assert rig.admin.keys("rq:queue:*") == []
     # RQ takes a job off this list behind its answer.
@@ -153,7 +153,7 @@ def test_what_cannot_be_run_is_named_and_the_next_is_answered(
 ) -> None:
     rig.write(batch)
     assert rig.has_answered()
-    assert rig.untold({one.name: SHOWN.get(one.name, one.name) for one in batch}) == []
+    assert rig.unreported({one.name: SHOWN.get(one.name, one.name) for one in batch}) == []
 
 
 @pytest.mark.parametrize("batch", batches(ANSWERED), ids=first_and_last)

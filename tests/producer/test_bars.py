@@ -18,7 +18,7 @@ from qmt_producer.bar_maker import BarMaker, MadeBar, bar_end_ms
 from qmt_producer.candidates import Entry
 from qmt_protocol.bars import decode_bar, encode_bar
 from qmt_protocol.errors import EncodeError
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_simulator import bson
 from qmt_worker.tables import arrow_table
 
@@ -199,7 +199,7 @@ def entry(
     label_ms: int, close: float, *, closed: bool = False, volume: int = 100, code: str = CODE
 ) -> Entry:
     k1 = encode_bar({**row(label_ms, close, volume), "closed": closed})
-    return want("1m", code), label_ms, k1
+    return series_of("1m", code), label_ms, k1
 
 
 def stored(streams: redis.Redis) -> list[tuple[str, int, bool]]:

@@ -8,7 +8,7 @@ from publisher_bench import CODE, KEYS, LATE, NOON_MS, Bench, fed, latest, store
 
 from qmt_producer.candidates import Entry
 from qmt_protocol.bars import encode_bar
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_protocol.ticks import encode_tick
 
 
@@ -64,7 +64,7 @@ def test_bars_keep_their_ids(bench: Bench, streams: redis.Redis) -> None:
         encode_bar({"time": int(one.partition("-")[0]), "close": 10.0, "closed": True})
         for one in ids
     ]
-    entries = [(want("1m", CODE), one, k1) for one, k1 in zip(ids, k1s, strict=True)]
+    entries = [(series_of("1m", CODE), one, k1) for one, k1 in zip(ids, k1s, strict=True)]
     bench.publish(*entries, kind="bar")
     bench.publish(*entries, kind="bar")
     held = streams.xrange(KEYS.bar("1m", CODE))

@@ -101,7 +101,7 @@ class StandIn:
 
 
 class Programs:
-    wanted = "XtMiniQmt.exe"
+    sought = "XtMiniQmt.exe"
 
     def __init__(self) -> None:
         self.found: tuple[str, ...] = ()

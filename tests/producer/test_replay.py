@@ -25,7 +25,7 @@ from qmt_client import NOW_LIVE, AsyncQMTClient
 from qmt_producer.__main__ import main
 from qmt_protocol.archive import Missing
 from qmt_protocol.bars import encode_bar
-from qmt_protocol.keys import Keys, want
+from qmt_protocol.keys import Keys, series_of
 from qmt_protocol.schema import schema_documents
 from qmt_protocol.times import day_start_ms, to_datetime
 from qmt_standalone.redis_server import RedisServer
@@ -191,7 +191,7 @@ def test_bars_and_gaps_come_in_their_time(
         for closed in (False, True):
             bar = {"time": label_ms + number * MINUTE_MS // 6, "close": 10.5, "volume": number}
             k1 = encode_bar({**bar, "closed": closed})
-            original.publish((want("1m", SH[0]), int(bar["time"]), k1), kind="bar")
+            original.publish((series_of("1m", SH[0]), int(bar["time"]), k1), kind="bar")
     assert maker.bars(SH[:1], "1m") == 2
     lost = {"from_ms": OPEN_MS + 2_000, "to_ms": OPEN_MS + 3_000, "reason": "ring full"}
     maker.missing = [

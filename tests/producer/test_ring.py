@@ -330,11 +330,11 @@ def test_events_wait_until_told(tmp_path: Path) -> None:
     ring = Ring(tmp_path / "ring.sqlite", 10_000_000)
     ((gap, body),) = ring.gaps()
     assert json.loads(body) == {"kind": "gap", "why": "停牌"}
-    ring.told_gaps(gap)
+    ring.forget_gaps(gap)
     assert ring.gaps() == []
     ((late, body),) = ring.events()
     assert json.loads(body) == {"kind": "late"}
-    ring.told_events(late)
+    ring.forget_events(late)
     assert ring.events() == []
     ring.close()
 

@@ -13,7 +13,7 @@ from publisher_bench import CODE, KEYS, Bench, entry
 from qmt_producer.candidates import Entry
 from qmt_producer.sweeper import Sweeper
 from qmt_protocol.bars import encode_bar
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 
 CHINA = dt.timezone(dt.timedelta(hours=8))
 DAY_MS = 86_400_000
@@ -67,7 +67,7 @@ def test_old_days_go_counted_from_the_newest_there_is(
 ) -> None:
     fill(bench)
     bar = {"time": opening(DAYS[0]), "close": 1.0, "closed": True}
-    bench.publish((want("1m", CODE), opening(DAYS[0]), encode_bar(bar)), kind="bar")
+    bench.publish((series_of("1m", CODE), opening(DAYS[0]), encode_bar(bar)), kind="bar")
     sweeper.sweep()
     kept = days_of(streams, KEYS.tick(CODE))
     assert kept[0] < 100, "all but the rest of one node of the stream"

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from qmt_protocol.cursor.batch import Batch, Snapshot
 from qmt_protocol.cursor.conflation import Conflation
 from qmt_protocol.cursor.cursor import Cursor
-from qmt_protocol.cursor.feed_position import Break, FeedEntry, FeedPosition
-from qmt_protocol.cursor.position import Mark, Place, just_before
+from qmt_protocol.cursor.feed_offset import Break, FeedEntry, FeedOffset
+from qmt_protocol.cursor.position import Offset, Position, just_before
 from qmt_protocol.cursor.progress import Progress
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import Gap
@@ -118,7 +118,7 @@ class Redis:
         for puts in batches[kept:]:
             self._append(puts)
 
-    def entries(self, position: FeedPosition, count: int) -> list[FeedEntry]:
+    def entries(self, position: FeedOffset, count: int) -> list[FeedEntry]:
         behind = [one for one in self.feed if key(one[0]) >= key(position.at)]
         return [entry_of(*one) for one in behind[:count]]
 
@@ -212,19 +212,21 @@ class User:
 class Reader:
     """The shell around the cursor, over the model."""
 
-    def __init__(self, user: User, place: Place | None = None, start_ms: int | None = None) -> None:
+    def __init__(
+        self, user: User, position: Position | None = None, start_ms: int | None = None
+    ) -> None:
         self.redis, self.user = user.redis, user
-        self.cursor = Cursor(user.scope, place, on_gap=user.on_gap, start_ms=start_ms)
+        self.cursor = Cursor(user.scope, position, on_gap=user.on_gap, start_ms=start_ms)
         user.known = self.cursor.last_ids
         user.forget()
         found = self.redis.snapshot()
-        if place is not None and place.marks:
-            self.position = FeedPosition("SH", place.marks["SH"])
-            self.cursor.begin(Snapshot(), found.marks)
+        if position is not None and position.offsets:
+            self.position = FeedOffset("SH", position.offsets["SH"])
+            self.cursor.begin(Snapshot(), found.offsets)
         else:
             if start_ms is None:
                 user.begins = dict(self.redis.latest)
-            self.position = FeedPosition("SH", found.marks["SH"])
+            self.position = FeedOffset("SH", found.offsets["SH"])
             self.cursor.begin(found, {}, with_snapshot=True)
         self.batches = self._batches()
 
@@ -239,8 +241,8 @@ class Reader:
     def _batches(self) -> Iterator[Batch]:
         cursor = self.cursor
         yield cursor.opening()
-        if self.cursor.healing:
-            yield from self._heal()
+        if self.cursor.recovering:
+            yield from self._recover()
         while True:
             entries = self.redis.entries(self.position, 2)
             is_whole = self.position.at == BEGINNING and not self.redis.trimmed
@@ -249,19 +251,19 @@ class Reader:
             )
             if broken is not None:
                 cursor.break_off(broken)
-            if cursor.healing:
-                yield from self._heal()
+            if cursor.recovering:
+                yield from self._recover()
                 continue
             for entry in behind:
                 yield cursor.take(entry, self.position.epoch)
             if not behind:
-                yield Batch("missed", marks=dict(cursor.marks))
+                yield Batch("missed", offsets=dict(cursor.offsets))
 
-    def _heal(self) -> Iterator[Batch]:
+    def _recover(self) -> Iterator[Batch]:
         found = self.redis.snapshot()
-        self.position = FeedPosition("SH", found.marks["SH"])
+        self.position = FeedOffset("SH", found.offsets["SH"])
         yield self.cursor.take_stored([])  # time passes
-        after = self.cursor.heal(found)
+        after = self.cursor.recover(found)
         self.user.held = {code: list(held) for code, held in self.redis.streams.items()}
         lost: dict[str, tuple[str, str]] = {}
         due: list[Put] = []
@@ -280,7 +282,7 @@ class Reader:
         due.sort(key=lambda put: key(put[1]))
         for start in range(0, len(due), 2):
             yield self.cursor.take_stored([(code, at, T1) for code, at in due[start : start + 2]])
-        yield self.cursor.healed(self.redis.snapshot().marks)
+        yield self.cursor.recovered(self.redis.snapshot().offsets)
 
 
 counts = st.integers(0, 5)
@@ -369,24 +371,24 @@ def run(story: list[tuple[Any, ...]], scope: Scope, start_s: int | None, first: 
     for _ in range(100):
         reader.read(1)
     user.check()
-    assert not reader.cursor.healing
+    assert not reader.cursor.recovering
     assert not reader.cursor.settling
-    assert reader.cursor.marks["SH"] == reader.position.mark
+    assert reader.cursor.offsets["SH"] == reader.position.offset
 
 
 def restarted(reader: Reader, take: int, how: str) -> Reader:
     """Go on, in another process, behind the row that the user took last."""
     user, start_ms = reader.user, reader.cursor._start_ms
     user.give(next(reader.batches), take)
-    place = user.progress.placed(with_codes=how == "full")
-    place = Place.parse(json.loads(json.dumps(place.to_dict())))
-    user.progress = Progress(place)
-    # Before the first mark there is no position: it begins again, as the user sees.
-    if not place.marks and start_ms is None:
+    position = user.progress.position(with_codes=how == "full")
+    position = Position.parse(json.loads(json.dumps(position.to_dict())))
+    user.progress = Progress(position)
+    # Before the first offset there is no position: it begins again, as the user sees.
+    if not position.offsets and start_ms is None:
         user.taken.clear()
         user.last.clear()
         user.excused.clear()
-    return Reader(user, place, None if place.marks else start_ms)
+    return Reader(user, position, None if position.offsets else start_ms)
 
 
 # Through a gateway
@@ -398,8 +400,8 @@ class Gateway:
     def __init__(self, log: list[list[Put]]) -> None:
         self.frames = [(f"{T0 + number}-0", puts) for number, puts in enumerate(log, 1)]
 
-    def behind(self, mark: Mark | None) -> Iterator[tuple[list[Put], dict[str, Mark]]]:
-        at = key(BEGINNING if mark is None else mark[1])
+    def behind(self, offset: Offset | None) -> Iterator[tuple[list[Put], dict[str, Offset]]]:
+        at = key(BEGINNING if offset is None else offset[1])
         for entry_id, puts in self.frames:
             if key(entry_id) <= at:
                 continue
@@ -422,20 +424,22 @@ def test_whatever_a_gateway_sends_again_comes_once(
         redis.publish(of)
     gateway = Gateway([puts for _, puts in redis.feed])
     user = User(redis, scope)
-    place = Place({"SH": ("e1", BEGINNING)}, dict.fromkeys(CODES, BEGINNING))
-    user.progress = Progress(place)
-    cursor = Cursor(scope, Place(dict(place.marks), dict(place.codes or {})), on_gap=user.on_gap)
+    position = Position({"SH": ("e1", BEGINNING)}, dict.fromkeys(CODES, BEGINNING))
+    user.progress = Progress(position)
+    cursor = Cursor(
+        scope, Position(dict(position.offsets), dict(position.codes or {})), on_gap=user.on_gap
+    )
     user.give(cursor.opening())
     for frames, is_new_process in [*cuts, (1000, False)]:
-        for sent, (puts, marks) in enumerate(gateway.behind(cursor.marks.get("SH"))):
+        for sent, (puts, offsets) in enumerate(gateway.behind(cursor.offsets.get("SH"))):
             if sent == frames:
                 break
             rows = [(code, at, T1) for code, at in puts]
-            user.give(cursor.receive("live", rows, (), marks))
+            user.give(cursor.receive("live", rows, (), offsets))
         if is_new_process:
-            saved = Place.parse(user.progress.placed(with_codes=True).to_dict())
+            saved = Position.parse(user.progress.position(with_codes=True).to_dict())
             user.progress.leave()
-            saved = Place.parse(user.progress.placed(with_codes=False).to_dict())
+            saved = Position.parse(user.progress.position(with_codes=False).to_dict())
             cursor = Cursor(scope, saved, on_gap=user.on_gap)
     user.check()
     assert not user.excused
@@ -479,7 +483,7 @@ def test_a_position_follows_on_or_is_broken(
     at: int, first: int, length: int, is_other: bool
 ) -> None:
     """Entries 1 to 6 were published, those from ``first`` on are there, some of them read."""
-    position = FeedPosition("SH", ("e1", f"{at}-0"))
+    position = FeedOffset("SH", ("e1", f"{at}-0"))
     there = [entry_of(f"{number}-0", []) for number in range(max(first, at, 1), 7)][:length]
     there = there if at <= 6 else []
     epoch = "e2" if is_other else "e1"
@@ -506,7 +510,7 @@ def test_a_position_follows_on_or_is_broken(
 
 
 def test_a_position_without_an_entry_is_good_until_it_has_one() -> None:
-    position = FeedPosition("SH", ("e1", "3-0"))
+    position = FeedOffset("SH", ("e1", "3-0"))
     position.has_entry = False
     assert position.look("e1", [], is_whole=False) == (None, [])
     assert position.look("e1", [entry_of("5-0", [])], is_whole=False)[0] is None
@@ -516,10 +520,10 @@ def test_a_position_without_an_entry_is_good_until_it_has_one() -> None:
 
 def test_a_code_that_the_position_does_not_name_is_a_gap() -> None:
     gaps: list[Gap] = []
-    place = Place({"SH": ("e1", "1-0")}, {CODES[0]: f"{T0}-0"})
-    cursor = Cursor(Scope.of(CODES, ()), place, on_gap=gaps.append)
+    position = Position({"SH": ("e1", "1-0")}, {CODES[0]: f"{T0}-0"})
+    cursor = Cursor(Scope.of(CODES, ()), position, on_gap=gaps.append)
     cursor.break_off(Break("SH", "trimmed", ("e1", "1-0"), ("e1", "8-0"), 8))
     for _ in range(2):  # the second time after a cut
-        assert cursor.heal(Snapshot({"SH": ("e1", "8-0")})) == {CODES[0]: f"{T0}-0"}
+        assert cursor.recover(Snapshot({"SH": ("e1", "8-0")})) == {CODES[0]: f"{T0}-0"}
     (gap,) = gaps
     assert gap.data["codes"] == {code: ["", ""] for code in CODES[1:]}

@@ -26,7 +26,7 @@ OTHERS = (
 
 def test_nothing_but_gaps_lies_among_the_gaps() -> None:
     assert stream_of(KEYS, "gap") == ("t:events", 20_000)
-    assert stream_of(KEYS, "want refused") == ("t:events:refused", 1_000)
+    assert stream_of(KEYS, "demand refused") == ("t:events:refused", 1_000)
     assert {stream_of(KEYS, kind) for kind in OTHERS} == {("t:events:producer", 10_000)}
     assert archive_stream(KEYS) == ("t:events:archive", 10_000)
 

@@ -107,12 +107,12 @@ class Box:
             except redis.ConnectionError:
                 return False
             return all(
-                tail and _place(tail[0][0].decode()) >= _place(wanted)
+                tail and _id_key(tail[0][0].decode()) >= _id_key(wanted)
                 for tail, wanted in zip(tails, last.values(), strict=True)
             )
 
         wait_for(drained, "all that the Windows box pushed is in Redis")
 
 
-def _place(entry_id: str) -> tuple[int, ...]:
+def _id_key(entry_id: str) -> tuple[int, ...]:
     return tuple(map(int, entry_id.split("-")))

@@ -87,12 +87,12 @@ def archive(folder: Path, seed: str, rounds: int) -> Disks:
             SmallDisk(folder / "disk", _ARCHIVE_BYTES) as disk,
             redis.Redis.from_url(server.url) as streams,
         ):
-            place = folder / "disk" / "archive"
+            store = folder / "disk" / "archive"
             publisher = archive_rig.Publisher(streams)
-            child = archive_rig.start_archive(place, server.url)
+            child = archive_rig.start_archive(store, server.url)
             try:
                 now = publisher.steps(_STEPS)
-                archive_rig.wait_archived(place, len(publisher.sent))
+                archive_rig.wait_archived(store, len(publisher.sent))
                 for _ in range(rounds):
                     variant = rng.choice(["room", "killed"])
                     variants[variant] += 1
@@ -103,11 +103,11 @@ def archive(folder: Path, seed: str, rounds: int) -> Disks:
                     if variant == "killed":
                         archive_rig.kill_archive(child)
                         disk.free()
-                        child = archive_rig.start_archive(place, server.url)
+                        child = archive_rig.start_archive(store, server.url)
                     else:
                         disk.free()
-                    archive_rig.wait_archived(place, len(publisher.sent))
-                    archive_rig.assert_same(archive_rig.archived_rows(place), publisher.expected())
+                    archive_rig.wait_archived(store, len(publisher.sent))
+                    archive_rig.assert_same(archive_rig.archived_rows(store), publisher.expected())
             finally:
                 archive_rig.kill_archive(child)
             count = len(publisher.sent)

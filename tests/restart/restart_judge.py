@@ -147,8 +147,8 @@ def compare_ticks(
             wrong.append(f"{code}: {len(lost)} of {len(rows)} entries lost, first {lost[0][0]}")
     for code, rows in after.streams.items():
         made = [(f"{tick.at_ms}-0", tick.content) for tick in pushed.get(code, ())]
-        place = {row: number for number, row in enumerate(made)}
-        places = [place.get(row, -1) for row in rows]
+        store = {row: number for number, row in enumerate(made)}
+        places = [store.get(row, -1) for row in rows]
         if -1 in places:
             wrong.append(f"{code}: an entry that nobody pushed")
         elif places != sorted(set(places)):

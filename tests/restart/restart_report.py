@@ -33,7 +33,7 @@ def write(outcome: Outcome) -> None:
     cells: list[dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
     known = {_name(one): one for one in cells}
     new = {**asdict(outcome), **stamp}
-    cells = sorted(({**known, _name(new): new}).values(), key=_place)
+    cells = sorted(({**known, _name(new): new}).values(), key=_cell_key)
     RESULTS.write_text(json.dumps(cells, indent=1) + "\n", "utf-8")
     head = PAGE.read_text("utf-8").partition(HEADING)[0]
     PAGE.write_text(head + HEADING + "\n\n" + _table(cells), "utf-8")
@@ -49,7 +49,7 @@ def _name(cell: dict[str, Any]) -> tuple[str, str, str]:
     return cell["fault"], cell["server"], cell["windows"]
 
 
-def _place(cell: dict[str, Any]) -> tuple[int, int, str]:
+def _cell_key(cell: dict[str, Any]) -> tuple[int, int, str]:
     return FAULTS.index(cell["fault"]), MATRIX.index(cell["server"]), cell["windows"]
 
 

@@ -52,7 +52,7 @@ def test_the_state_follows_from_the_evidence(evidence: Evidence, state: str) -> 
 
 
 def test_reasons_name_what_was_looked_for_and_what_was_said() -> None:
-    away = Evidence(connected=False, why_not="nobody there", wanted="XtMiniQmt.exe in D:\\QMT")
+    away = Evidence(connected=False, why_not="nobody there", sought="XtMiniQmt.exe in D:\\QMT")
     assert "no XtMiniQmt.exe in D:\\QMT (nobody there)" in decide(away)[1]
     waiting = Evidence(connected=False, why_not="nobody there", programs=("XtMiniQmt.exe",))
     assert "XtMiniQmt.exe runs" in decide(waiting)[1]
@@ -75,8 +75,8 @@ def running(*command: str, cwd: Path | None = None) -> Iterator[subprocess.Popen
         process.kill()
 
 
-def wait_until_found(wanted: TerminalPrograms, found: tuple[str, ...]) -> None:
-    wait_for(lambda: wanted.running(fresh=True) == found, f"these are found: {found}")
+def wait_until_found(sought: TerminalPrograms, found: tuple[str, ...]) -> None:
+    wait_for(lambda: sought.running(fresh=True) == found, f"these are found: {found}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a program of Linux stands in for a terminal's")

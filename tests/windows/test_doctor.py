@@ -192,8 +192,8 @@ def test_ctrl_c_leaves_a_valid_report_that_names_what_differs(
     assert statuses[:11] == ["answered"] * 11
     assert set(statuses[12:]) == {"not asked"}
     assert "differs from the simulator (nearest profile: broker) in 1 of" in rest
-    wanted = "has_get_trading_period.answers: 终端是否支持 get_trading_period"
-    text = rest[rest.index(wanted) :]
+    sought = "has_get_trading_period.answers: 终端是否支持 get_trading_period"
+    text = rest[rest.index(sought) :]
     assert text.index('"unsupported"') < text.index('"yes"')
     assert children
     assert still_running(children) == []

@@ -59,7 +59,7 @@ def play(
             trades=trades,
             **more(second),  # type: ignore[arg-type]
         )
-        alerts += troubles.judge(seen)
+        alerts += troubles.assess(seen)
     return alerts
 
 

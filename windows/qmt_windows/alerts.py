@@ -177,9 +177,9 @@ class Alerts:
         title, body = title_and_body(alert, host)
         if webhook.kind == "post":
             at = to_datetime(alert.at_ms).isoformat()
-            told = alert.to_dict()
-            del told["at_ms"]
-            return webhook.url, {**told, "host": host, "at": at}
+            fields = alert.to_dict()
+            del fields["at_ms"]
+            return webhook.url, {**fields, "host": host, "at": at}
         if webhook.kind == "bark":
             return webhook.url, {"title": title, "body": body}
         url = webhook.url
@@ -204,13 +204,13 @@ def _post(client: httpx.Client, url: str, document: dict[str, Any]) -> tuple[str
     if answer.status_code >= 400:
         return f"HTTP {answer.status_code}", answer.status_code >= 500 or answer.status_code == 429
     try:
-        told = answer.json()
+        fields = answer.json()
     except ValueError:
         return "", False
     # 企业微信 and 钉钉 refuse with 200 and errcode, Bark with code.
-    if isinstance(told, dict):
-        if told.get("errcode"):
-            return f"errcode {told['errcode']}: {told.get('errmsg', '')}", True
-        if isinstance(told.get("code"), int) and told["code"] >= 400:
-            return f"code {told['code']}: {told.get('message', '')}", True
+    if isinstance(fields, dict):
+        if fields.get("errcode"):
+            return f"errcode {fields['errcode']}: {fields.get('errmsg', '')}", True
+        if isinstance(fields.get("code"), int) and fields["code"] >= 400:
+            return f"code {fields['code']}: {fields.get('message', '')}", True
     return "", False

@@ -215,13 +215,13 @@ class Child:
     def _last_words(self) -> str:
         """Return the last line that says why, of the last twenty."""
         for line in reversed(self._said):
-            told = _told(line)
-            if told:
-                return told[-300:]
+            line_words = _words_of(line)
+            if line_words:
+                return line_words[-300:]
         return ""
 
 
-def _told(line: str) -> str:
+def _words_of(line: str) -> str:
     """Return what a line says to a person; ``""`` for a log line of no weight."""
     if not line.startswith("{"):
         return line.strip()

@@ -111,7 +111,7 @@ def _examine(home: Home, options: argparse.Namespace) -> int:
 
 
 def _probe(home: Home, options: argparse.Namespace) -> int:
-    def tell(text: str) -> None:
+    def send(text: str) -> None:
         if options.json:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
@@ -121,17 +121,17 @@ def _probe(home: Home, options: argparse.Namespace) -> int:
     choice = Choice(
         minutes=options.minutes, downloads=not options.no_download, disturbs=options.disturb
     )
-    tell(
+    send(
         "只读，不交易，不含账号密码；Ctrl-C 可提前结束并保留已有结果\n"
         "Read-only, no trading, no accounts; Ctrl-C ends it early and keeps what is known"
     )
-    path, document = probe(home, choice, options.output, tell)
+    path, document = probe(home, choice, options.output, send)
     if document["refusal"]:
-        tell(f"{document['refusal'].get('message', '')} {document['refusal'].get('hint', '')}")
+        send(f"{document['refusal'].get('message', '')} {document['refusal'].get('hint', '')}")
     else:
         for line in summary(document):
-            tell(line)
-    tell(f"报告 · report: {path}")
+            send(line)
+    send(f"报告 · report: {path}")
     if options.json:
         say(json.dumps(document, ensure_ascii=False, indent=1))
     return 0 if document["complete"] else 1

@@ -9,12 +9,13 @@ import redis
 
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.status import Heartbeat
+from qmt_runtime.connections import connect
 
 from .doctor_lines import Level, Line
 from .home import Home
 from .join import check_servers
 from .settings import WindowsSettings, read_settings
-from .watch import connect, read_beats
+from .watch import TIMEOUT_S, read_beats
 
 __all__ = ["look_at_bridge"]
 
@@ -73,7 +74,7 @@ def _servers(settings: WindowsSettings) -> list[Line]:
 def _clocks(settings: WindowsSettings) -> list[Line]:
     """Tell the clocks' differences as the producer of this machine measured them."""
     try:
-        with connect(settings.streams_url) as server:
+        with connect(settings.streams_url, timeout_s=TIMEOUT_S) as server:
             beats = read_beats(server, settings.keys)
     except redis.RedisError:
         return []  # told above, in better words
@@ -82,11 +83,11 @@ def _clocks(settings: WindowsSettings) -> list[Line]:
 
 
 def _clock(beat: Heartbeat) -> Line | None:
-    told: dict[str, Any] = beat.figures.get("clocks") or {}
+    clocks: dict[str, Any] = beat.figures.get("clocks") or {}
     offs = {
-        which: told[f"{which}_ms"]
+        which: clocks[f"{which}_ms"]
         for which in ("redis", "exchange")
-        if isinstance(told.get(f"{which}_ms"), (int, float))
+        if isinstance(clocks.get(f"{which}_ms"), (int, float))
     }
     if not offs:
         return None
@@ -100,5 +101,5 @@ def _clock(beat: Heartbeat) -> Line | None:
         f"本机时钟{chinese}",
         f"this machine's clock: {english}",
         ("w32tm /resync 校时", "Synchronise it: w32tm /resync") if far else None,
-        dict(told),
+        dict(clocks),
     )

@@ -63,7 +63,7 @@ def look_at_calendar_file(path: Path, *, named: bool) -> Line:
     )
 
 
-def trading_day_line(told: Mapping[str, Any], reason: str = "") -> Line:
+def trading_day_line(trading_day: Mapping[str, Any], reason: str = "") -> Line:
     """Say whether today is a trading day, and how far trading days are known.
 
     Parameters
@@ -73,25 +73,27 @@ def trading_day_line(told: Mapping[str, Any], reason: str = "") -> Line:
     reason
         Why not.
     """
-    if not told:
+    if not trading_day:
         return Line(
             "trading_day",
             "warn",
             "未能得知今天是否交易日",
             f"whether this is a trading day is not known: {reason}",
         )
-    chinese, english = _SOURCES.get(told["source"], (told["source"], told["source"]))
-    trades = "交易日" if told["trades"] else "休市"
-    chinese = f"{told['day']} {trades}（依据：{chinese}）"
-    english = f"{'a' if told['trades'] else 'no'} trading day, says {english}"
-    if ending := calendar_words(told):
+    chinese, english = _SOURCES.get(
+        trading_day["source"], (trading_day["source"], trading_day["source"])
+    )
+    trades = "交易日" if trading_day["trades"] else "休市"
+    chinese = f"{trading_day['day']} {trades}（依据：{chinese}）"
+    english = f"{'a' if trading_day['trades'] else 'no'} trading day, says {english}"
+    if ending := calendar_words(trading_day):
         chinese, english = f"{chinese}；{ending[0]}", f"{english}; {ending[1]}"
-    doubtful = bool(ending) or told["source"] == "weekday"
+    doubtful = bool(ending) or trading_day["source"] == "weekday"
     return Line(
         "trading_day",
         "warn" if doubtful else "ok",
         chinese,
         english,
         CALENDAR_TODO if doubtful else None,
-        dict(told),
+        dict(trading_day),
     )

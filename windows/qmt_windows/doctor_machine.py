@@ -105,21 +105,21 @@ def _timezone() -> Line:
 
 
 def _code_page() -> Line:
-    told = getattr(sys.stdout, "encoding", None) or ""
+    shown = getattr(sys.stdout, "encoding", None) or ""
     default = locale.getpreferredencoding(False)
-    facts = {"stdout": told, "default": default, "utf8_mode": sys.flags.utf8_mode}
+    facts = {"stdout": shown, "default": default, "utf8_mode": sys.flags.utf8_mode}
     try:
-        "终端".encode(told or "ascii")
+        "终端".encode(shown or "ascii")
     except (LookupError, UnicodeEncodeError):
         return Line(
             "code_page",
             "warn",
-            f"控制台编码 {told} 显示不了中文",
-            f"the console's encoding {told} has no Chinese; question marks are shown for it",
+            f"控制台编码 {shown} 显示不了中文",
+            f"the console's encoding {shown} has no Chinese; question marks are shown for it",
             ("设环境变量 PYTHONUTF8=1，或 chcp 65001", "Set PYTHONUTF8=1, or run chcp 65001"),
             facts,
         )
-    return Line("code_page", "ok", f"控制台编码 {told}", "the console shows Chinese", facts=facts)
+    return Line("code_page", "ok", f"控制台编码 {shown}", "the console shows Chinese", facts=facts)
 
 
 def _room(home: Home) -> Line:
@@ -182,7 +182,7 @@ if sys.platform == "win32":
 
     def _sleeps_after_minutes() -> int | None:
         try:
-            told = subprocess.run(
+            shown = subprocess.run(
                 ["powercfg", "/query", "SCHEME_CURRENT", "SUB_SLEEP", "STANDBYIDLE"],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -192,7 +192,7 @@ if sys.platform == "win32":
         except (OSError, subprocess.SubprocessError):
             return None
         # Its words are in the system's language; the last numbers are on mains and on battery.
-        words = [word for word in told.split() if word.startswith(b"0x")]
+        words = [word for word in shown.split() if word.startswith(b"0x")]
         return int(words[-2], 16) // 60 if len(words) > 1 else None
 
     def _quick_edit_is_on() -> bool:
@@ -230,8 +230,8 @@ def _programs(settings: TerminalSettings) -> Line:
     return Line(
         "programs",
         "warn",  # whether it matters is told by whether a terminal answers
-        f"没有终端程序在运行（找的是 {programs.wanted}）",
-        f"no terminal program runs (looked for {programs.wanted})",
+        f"没有终端程序在运行（找的是 {programs.sought}）",
+        f"no terminal program runs (looked for {programs.sought})",
         (
             "启动 QMT，勾选独立交易（极简模式）并手工登录",
             "Start QMT, tick 独立交易 (miniQMT) and log in by hand",
@@ -253,13 +253,13 @@ def _instances(settings: TerminalSettings) -> Line:
         ]
     }
     running = [one for one in found if one.running]
-    told = "；".join(f"{one.place or one.client_type} {one.address}" for one in running)
+    shown = "；".join(f"{one.place or one.client_type} {one.address}" for one in running)
     several = len(running) > 1 and not (settings.terminal_path or settings.terminal_port)
     if several:
         return Line(
             "instances",
             "fail",
-            f"有 {len(running)} 个终端在运行：{told}",
+            f"有 {len(running)} 个终端在运行：{shown}",
             f"{len(running)} terminals run, and nothing says which one is meant",
             (
                 "用 QMT_TERMINAL_PATH 指定其中一个的文件夹",
@@ -275,7 +275,7 @@ def _instances(settings: TerminalSettings) -> Line:
             "no running instance is on record; the usual port is tried",
             facts=facts,
         )
-    return Line("instances", "ok", f"终端实例：{told}", "found on record", facts=facts)
+    return Line("instances", "ok", f"终端实例：{shown}", "found on record", facts=facts)
 
 
 def load_terminal_settings() -> tuple[TerminalSettings | None, list[Line]]:

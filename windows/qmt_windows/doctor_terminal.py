@@ -42,8 +42,8 @@ def look_at_terminal(settings: TerminalSettings, *, programs_run: bool) -> list[
 
 
 def _xtquant(report: Report) -> Line:
-    told = report.terminal
-    if "xtquant" not in told:
+    found = report.terminal
+    if "xtquant" not in found:
         why = report.refusal
         return Line(
             "xtquant",
@@ -57,13 +57,13 @@ def _xtquant(report: Report) -> Line:
             {"error": why.get("error", "")},
         )
     facts = {
-        "version": told["xtquant"],
+        "version": found["xtquant"],
         "path": report.xtquant_path,
-        "c_bson": told.get("c_bson"),
+        "c_bson": found.get("c_bson"),
     }
-    version = told["xtquant"] or "?"
+    version = found["xtquant"] or "?"
     # Told, not warned of: the producer has a decoder of its own.
-    chinese, english = _BSON[str(told.get("c_bson"))]
+    chinese, english = _BSON[str(found.get("c_bson"))]
     about = "，".join(one for one in (report.xtquant_path, chinese) if one)
     return Line("xtquant", "ok", f"xtquant {version}（{about}）", english, facts=facts)
 
@@ -91,14 +91,14 @@ def _refused(report: Report, *, programs_run: bool) -> Line:
 
 
 def _answers(report: Report, settings: TerminalSettings) -> Line:
-    told = report.terminal
-    names = [told.get("broker", ""), told.get("edition", ""), told.get("version", "")]
+    found = report.terminal
+    names = [found.get("broker", ""), found.get("edition", ""), found.get("version", "")]
     name = " ".join(one for one in names if one)
-    simulated = told.get("simulated") or bool(settings.native_module)
+    simulated = found.get("simulated") or bool(settings.native_module)
     return Line(
         "terminal",
         "ok",
         f"终端应答：{name}（{report.address}）" + ("，模拟行情" if simulated else ""),
         "the terminal answers" + ("; it is SIMULATED" if simulated else ""),
-        facts={**told, "address": report.address},
+        facts={**found, "address": report.address},
     )

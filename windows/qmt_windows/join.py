@@ -22,8 +22,7 @@ import redis
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.keys import Keys
 from qmt_protocol.settings import RedisSettings
-
-from .watch import connect
+from qmt_runtime.connections import connect
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -209,16 +208,16 @@ def check_servers(settings: RedisSettings, worker_streams_url: str) -> list[Chec
 
 def _check(what: str, url: str, use: Any) -> Checked:
     try:
-        with connect(url, _TIMEOUT_S) as server:
+        with connect(url, timeout_s=_TIMEOUT_S) as server:
             server.ping()
             began = time.perf_counter()
-            told: Any = server.time()
+            redis_time: Any = server.time()
             trip_s = time.perf_counter() - began
             now_s = time.time() - trip_s / 2
             use(server)
     except (redis.RedisError, OSError, ValueError) as error:
         return Checked(what, _in_words(error, url))
-    off_s = now_s - (told[0] + told[1] / 1e6)
+    off_s = now_s - (redis_time[0] + redis_time[1] / 1e6)
     remark = ""
     if abs(off_s) > _CLOCK_WARN_S:
         ahead = "ahead · 快" if off_s > 0 else "behind · 慢"

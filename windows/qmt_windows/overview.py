@@ -8,12 +8,13 @@ import redis
 
 from qmt_protocol.status import Heartbeat
 from qmt_protocol.times import to_datetime
+from qmt_runtime.connections import connect
 
 from .console import say
 from .home import Home
 from .settings import WindowsSettings
 from .single import holder
-from .watch import connect, read_beats
+from .watch import TIMEOUT_S, read_beats
 from .words import CALENDAR_TODO, TODO, calendar_words, child_words, terminal_words
 
 __all__ = ["show_status"]
@@ -30,14 +31,14 @@ def show_status(home: Home, settings: WindowsSettings) -> int:
     else:
         lines.append(f"qmt-windows 运行中 · is running: {held.get('pid') or '?'}")
     try:
-        with connect(settings.streams_url) as server:
+        with connect(settings.streams_url, timeout_s=TIMEOUT_S) as server:
             beats = read_beats(server, settings.keys)
     except redis.RedisError as error:
         say("\n".join([*lines, f"Redis 无响应 · does not answer: {type(error).__name__}"]))
         return 1
     for beat in sorted(beats.values(), key=lambda one: one.role):
-        told, fine = _of(beat)
-        lines += told
+        described, fine = _of(beat)
+        lines += described
         well = well and fine
     say("\n".join(lines))
     return 0 if well else 1

@@ -55,10 +55,10 @@ class Supervisor:
         Receives one line for each thing that people should see.
     """
 
-    def __init__(self, home: Home, settings: WindowsSettings, told: Callable[[str], None]) -> None:
+    def __init__(self, home: Home, settings: WindowsSettings, say: Callable[[str], None]) -> None:
         self._home = home
         self._settings = settings
-        self._told = told
+        self._show_line = say
         self._masker = make_masker(settings)
         self._stopping = threading.Event()
         self._started_ms = time.time_ns() // 1_000_000
@@ -103,7 +103,7 @@ class Supervisor:
                         self._note_ending(child, ending)
                 heard = self._watch.heard
                 self._compare_terminals(heard)
-                for alert in self._troubles.judge(self._see(heard)):
+                for alert in self._troubles.assess(self._see(heard)):
                     self._alert(alert)
                 self._look_at_config()
                 self._stopping.wait(_LOOK_S)
@@ -169,7 +169,7 @@ class Supervisor:
                 child.start(self._environment(child))
                 started = True
                 again = f" ({child.restarts})" if child.restarts else ""
-                self._say(f"{child.name} {child_words(child.state)}{again}")
+                self._say_line(f"{child.name} {child_words(child.state)}{again}")
                 _log.info("started", child=child.name, pid=child.pid, restarts=child.restarts)
         if started:
             pids = {child.name: child.pid for child in self._children if child.pid is not None}
@@ -187,7 +187,7 @@ class Supervisor:
         )
         what = child_words(child.state)
         when = "" if ending.again_in_s is None else f" {ending.again_in_s:.0f} s"
-        self._say(f"{child.name}: {ending.reason} → {what}{when}")
+        self._say_line(f"{child.name}: {ending.reason} → {what}{when}")
 
     def _child_troubles(self) -> dict[str, tuple[str, str]]:
         """Return the children's troubles; both worker processes have one in common."""
@@ -198,9 +198,9 @@ class Supervisor:
             state = child.trouble_kind
             kind = child.name.partition("-")[0]
             # A crash that turns into another kind of crash is still the same trouble.
-            told = self._troubles.open.get(kind)
-            if told is not None and "misconfigured" not in (told, state):
-                state = told
+            say = self._troubles.open.get(kind)
+            if say is not None and "misconfigured" not in (say, state):
+                state = say
             found[kind] = (state, f"{child.name}: {child.trouble}")
         if self._differ:
             found["terminals"] = ("differ", self._differ)
@@ -228,7 +228,7 @@ class Supervisor:
         if state and state != self._terminal:
             self._terminal = state
             reason = f": {terminal['reason']}" if terminal.get("reason") else ""
-            self._say(f"terminal 终端: {terminal_words(state)}{reason}")
+            self._say_line(f"terminal 终端: {terminal_words(state)}{reason}")
         market_ms = self._market_ms()
         away_s = heard.away_since_s
         return Seen(
@@ -269,7 +269,7 @@ class Supervisor:
         self._differ = differ
         self._producer_place = self._place(self._beat_of(self._producer, heard))
         _log.error("producer and worker sit on different terminals", reason=differ)
-        self._say(f"producer/worker: {differ} → {child_words('held')}")
+        self._say_line(f"producer/worker: {differ} → {child_words('held')}")
         for child in self._workers:
             child.hold()
 
@@ -305,7 +305,7 @@ class Supervisor:
         self._alerts.send(alert)
         self._shown = [*self._shown[1 - _ALERTS_SHOWN :], alert.to_dict()]
         at = f"{to_datetime(alert.at_ms):%H:%M:%S}"
-        self._say(f"ALERT 告警 {at} {alert.kind} {alert.state} {alert.reason}".rstrip())
+        self._say_line(f"ALERT 告警 {at} {alert.kind} {alert.state} {alert.reason}".rstrip())
 
     def _look_at_config(self) -> None:
         now_s = time.monotonic()
@@ -320,14 +320,16 @@ class Supervisor:
             self._settings = read_settings(self._home)
         except ConfigurationError as error:
             _log.error("settings are wrong", error=str(error))
-            self._say(f"qmt.toml: {error}")
+            self._say_line(f"qmt.toml: {error}")
             return
         _log.info("settings were read again")
         self._differ = ""
         self._differ_since_s = None
         for child in self._children:
             child.release()
-        self._say("qmt.toml: read again 已重新读取 (running processes keep theirs 运行中的不变)")
+        self._say_line(
+            "qmt.toml: read again 已重新读取 (running processes keep theirs 运行中的不变)"
+        )
 
     def _stamp_config(self) -> tuple[int, int]:
         try:
@@ -338,10 +340,10 @@ class Supervisor:
 
     def _note_sleep(self, slept_s: float) -> None:
         _log.warning("the machine slept, or this process was frozen", for_s=round(slept_s))
-        self._say(f"slept or frozen 睡眠或冻结: {slept_s:.0f} s")
+        self._say_line(f"slept or frozen 睡眠或冻结: {slept_s:.0f} s")
 
-    def _say(self, text: str) -> None:
-        self._told(self._masker(text))
+    def _say_line(self, text: str) -> None:
+        self._show_line(self._masker(text))
 
     def _heartbeat(self) -> Heartbeat:
         """Return our own heartbeat; called in the watch's thread."""
@@ -383,7 +385,7 @@ def make_masker(settings: WindowsSettings) -> Masker:
 
 def _trades(terminal: dict[str, Any], market_ms: int) -> bool | None:
     """Return whether the market's day is a trading day, ``None`` where nobody knows."""
-    told = terminal.get("trading_day") or {}
-    if str(told.get("day")) != str(day_of(market_ms)) or told.get("source") == "weekday":
+    say = terminal.get("trading_day") or {}
+    if str(say.get("day")) != str(day_of(market_ms)) or say.get("source") == "weekday":
         return None
-    return bool(told["trades"])
+    return bool(say["trades"])

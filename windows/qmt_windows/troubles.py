@@ -99,8 +99,8 @@ class Troubles:
 
     def __init__(self, alert_at: Sequence[int]) -> None:
         self._alert_at = sorted(alert_at)
-        self._told: dict[str, str] = {}
-        self._told_day = 0
+        self._alerted: dict[str, str] = {}
+        self._alerted_day = 0
         self._last_ms: int | None = None
         self._due_ms: int | None = None
         self._terminal = ""
@@ -110,9 +110,9 @@ class Troubles:
     @property
     def open(self) -> dict[str, str]:
         """Troubles that were told and are not over: kind to state."""
-        return dict(self._told)
+        return dict(self._alerted)
 
-    def judge(self, seen: Seen) -> list[Alert]:
+    def assess(self, seen: Seen) -> list[Alert]:
         """Return what is to be told now."""
         alerts = self._at_once(seen)
         state = self._state(seen)
@@ -129,13 +129,13 @@ class Troubles:
             now["redis"] = ("away", f"no answer for {seen.redis_away_s:.0f} s")
         alerts = []
         for kind, (state, reason) in now.items():
-            if self._told.get(kind) != state:
-                self._told[kind] = state
+            if self._alerted.get(kind) != state:
+                self._alerted[kind] = state
                 alerts.append(self._alert(kind, state, reason, seen))
-        for kind in [one for one in self._told if one != "terminal" and one not in now]:
+        for kind in [one for one in self._alerted if one != "terminal" and one not in now]:
             if kind == "redis" and seen.redis_away_s > 0:
                 continue
-            del self._told[kind]
+            del self._alerted[kind]
             alerts.append(self._alert(kind, "ok", "", seen))
         return alerts
 
@@ -169,9 +169,9 @@ class Troubles:
             return []
         if state == "ok":
             self._due_ms = None
-            if "terminal" not in self._told:
+            if "terminal" not in self._alerted:
                 return []
-            del self._told["terminal"]
+            del self._alerted["terminal"]
             return [self._alert("terminal", "ok", "", seen)]
         today = day_of(seen.market_ms)
         trades = is_weekday(today) if seen.trades is None else seen.trades
@@ -180,10 +180,10 @@ class Troubles:
             return []
         second = (seen.market_ms - day_start_ms(today)) % DAY_MS // 1000
         in_hours = _OPEN_S <= second < _CLOSE_S and since_ms >= _BAD_FOR_MS
-        told = self._told.get("terminal") == state and self._told_day == today
-        if told or not (due or in_hours):
+        is_alerted = self._alerted.get("terminal") == state and self._alerted_day == today
+        if is_alerted or not (due or in_hours):
             return []
-        self._told["terminal"], self._told_day = state, today
+        self._alerted["terminal"], self._alerted_day = state, today
         return [self._alert("terminal", state, seen.reason, seen)]
 
     @staticmethod

@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import redis
 import structlog
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from qmt_protocol.errors import CodecError
 from qmt_protocol.keys import Keys
@@ -21,13 +19,14 @@ from qmt_protocol.status import (
     LOST_AFTER_S,
     Heartbeat,
     decode_heartbeat,
-    encode_heartbeat,
 )
 from qmt_protocol.times import redis_ms
+from qmt_runtime.connections import connect
+from qmt_runtime.heartbeats import write_heartbeat
 
-__all__ = ["Heard", "Watch", "connect", "read_beats"]
+__all__ = ["TIMEOUT_S", "Heard", "Watch", "read_beats"]
 
-_TIMEOUT_S: Final = 2.0
+TIMEOUT_S: Final = 2.0
 _NOT_ASKED: Final = "not asked yet"
 
 _log: Final = structlog.get_logger(__name__)
@@ -50,16 +49,6 @@ class Heard:
     beats: dict[tuple[str, int], Heartbeat]
     away_since_s: float | None = None
     error: str = ""
-
-
-def connect(url: str, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
-    """Return a connection that tries once: who looks each second asks again by itself."""
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-    )
 
 
 def read_beats(server: redis.Redis, keys: Keys) -> dict[tuple[str, int], Heartbeat]:
@@ -101,7 +90,7 @@ class Watch:
     """
 
     def __init__(self, url: str, keys: Keys, beat: Callable[[], Heartbeat]) -> None:
-        self._redis = connect(url)
+        self._redis = connect(url, timeout_s=TIMEOUT_S)
         self._keys = keys
         self._beat = beat
         self._heard = Heard({}, time.monotonic(), _NOT_ASKED)
@@ -136,11 +125,7 @@ class Watch:
         before = self._heard
         try:
             beat = self._beat()
-            now_ms = redis_ms(self._redis.time())
-            with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zadd(self._keys.seen, {beat.member: now_ms})
-                pipe.hset(self._keys.status, beat.member, encode_heartbeat(beat))
-                pipe.execute()
+            write_heartbeat(self._redis, self._keys, beat)
             self._heard = Heard(read_beats(self._redis, self._keys))
         except redis.RedisError as error:
             since_s = before.away_since_s

@@ -87,7 +87,7 @@ class _Served:
         )
         self._tasks = TASKS
         self._programs = TerminalPrograms(settings)
-        self._told: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
         self._why_not = ""
         self._watched: tuple[int, int] | None = None
         self._next_try_s = 0.0
@@ -101,7 +101,7 @@ class _Served:
         """Reconnect when it is time to, and tell the keeper when the state has changed."""
         if not self._terminal.connected and time.monotonic() >= self._next_try_s:
             self._connect()
-        self._tell()
+        self._report()
 
     def _connect(self) -> None:
         self._next_try_s = time.monotonic() + _RECONNECT_S
@@ -111,7 +111,7 @@ class _Served:
         except QMTError as error:
             self._why_not = str(error.data.get("reason") or error.message)
 
-    def _judge(self) -> tuple[str, str]:
+    def _assess(self) -> tuple[str, str]:
         from qmt_terminal.states import Evidence, decide
 
         connected = self._terminal.connected
@@ -128,15 +128,15 @@ class _Served:
             Evidence(
                 connected=connected,
                 why_not=self._why_not,
-                wanted=self._programs.wanted,
+                sought=self._programs.sought,
                 programs=() if connected else self._programs.running(),
                 quote_server_up=up,
             )
         )
 
-    def _tell(self) -> None:
-        name, reason = self._judge()
-        if (name, reason) == (self._told.get("state"), self._told.get("reason")):
+    def _report(self) -> None:
+        name, reason = self._assess()
+        if (name, reason) == (self._state.get("state"), self._state.get("reason")):
             return
         facts: dict[str, Any] = {}
         info, clock = self._terminal.info, self._terminal.clock
@@ -144,24 +144,24 @@ class _Served:
             facts = {**info.facts(), "simulated": info.simulated}
         if clock is not None:
             facts["clock"] = clock.to_dict()
-        told = state(name, reason, **facts)
-        if name == self._told.get("state"):
-            told["since_ms"] = self._told["since_ms"]
-        self._told = told
-        self._send(("state", told))
+        terminal = state(name, reason, **facts)
+        if name == self._state.get("state"):
+            terminal["since_ms"] = self._state["since_ms"]
+        self._state = terminal
+        self._send(("state", terminal))
 
     def run(self, name: str, params: dict[str, Any]) -> None:
         """Run one job and send what it yields, its result or its error."""
         try:
             if not self._terminal.connected:
                 self._connect()
-                self._tell()
+                self._report()
             if not self._terminal.connected:
                 raise TerminalNotConnected(
-                    f"No QMT terminal answers the worker: {self._told['reason']}.",
+                    f"No QMT terminal answers the worker: {self._state['reason']}.",
                     hint="Start QMT on the Windows machine and log in with 独立交易 ticked.",
                     reason=self._why_not,
-                    state=self._told["state"],
+                    state=self._state["state"],
                 )
             outcome = self._tasks[name](self._session, parse_params(name, params), self)
             self._send(("result", outcome.rows, outcome.document, outcome.meta))

@@ -36,13 +36,13 @@ def claim_of_this_process() -> bytes:
     return msgspec.json.encode(_mine())
 
 
-def is_of_nobody(told: bytes) -> bool:
+def is_of_nobody(claimed: bytes) -> bool:
     """Return whether a claim's process was one of this machine that is gone, or is this very one.
 
     This one looks between two jobs: what it claimed and did not end it cannot have told the end of.
     """
     try:
-        claim = msgspec.json.decode(told, type=Claim)
+        claim = msgspec.json.decode(claimed, type=Claim)
     except (msgspec.MsgspecError, ValueError):
         return False
     mine = _mine()

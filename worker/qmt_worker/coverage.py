@@ -35,7 +35,7 @@ from .tables import real_rows
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Coverage", "Outlet", "Want", "batches"]
+__all__ = ["CodeRange", "Coverage", "Outlet", "batches"]
 
 _POLL_S: Final = 0.2
 _TODAY_WAIT_S: Final = 2.0
@@ -69,7 +69,7 @@ class Outlet(Protocol):
 
 
 @dataclasses.dataclass
-class Want:
+class CodeRange:
     """The days wanted of one code, as day numbers, both included."""
 
     code: str
@@ -131,22 +131,22 @@ class Coverage:
         self._now_ms = now_ms
         self.today = day_number(now_ms)
 
-    def days(self, want: Want) -> Days:
+    def days(self, code_range: CodeRange) -> Days:
         """Return the trading days wanted of a code within its listed life."""
-        days = self._session.calendar.days(market_of(want.code), self._now_ms)
-        listing = want.listing or Listing()
-        first, last = max(want.first, listing.first), min(want.last, listing.last)
+        days = self._session.calendar.days(market_of(code_range.code), self._now_ms)
+        listing = code_range.listing or Listing()
+        first, last = max(code_range.first, listing.first), min(code_range.last, listing.last)
         return days[(days >= first) & (days <= last)]
 
     def rows(self, days: Iterable[Days]) -> int:
         """Return how many rows missing days are estimated to have."""
         return sum(len(some) for some in days) * ESTIMATED_ROWS[self._period]
 
-    def read(self, wants: list[Want], adjust: str = "none") -> dict[str, pd.DataFrame]:
+    def read(self, code_ranges: list[CodeRange], adjust: str = "none") -> dict[str, pd.DataFrame]:
         """Read the wanted days of a few codes as the cache has them, without padding."""
-        codes = [want.code for want in wants]
-        start_ms = start_of(min(want.first for want in wants))
-        end_ms = start_of(max(want.last for want in wants) + 1) - 1
+        codes = [code_range.code for code_range in code_ranges]
+        start_ms = start_of(min(code_range.first for code_range in code_ranges))
+        end_ms = start_of(max(code_range.last for code_range in code_ranges) + 1) - 1
         if self._period == "tick":
             return self._terminal.history_ticks(codes, start_ms=start_ms, end_ms=end_ms, count=None)
         return self._terminal.bars(
@@ -161,20 +161,22 @@ class Coverage:
 
     # -- what is missing ------------------------------------------------------------------------
 
-    def missing(self, want: Want, frame: pd.DataFrame | None, *, downloaded: bool = False) -> Days:
+    def missing(
+        self, code_range: CodeRange, frame: pd.DataFrame | None, *, downloaded: bool = False
+    ) -> Days:
         """Return the wanted days that neither can be read whole nor are known not to exist."""
-        wanted = self.days(want)
-        if not len(wanted):
-            return wanted
-        present = self._present(want.code, frame, downloaded=downloaded)
-        lacking = wanted[~np.isin(wanted, present)]
-        verified = self._session.verified(want.code, self._period)
+        requested = self.days(code_range)
+        if not len(requested):
+            return requested
+        present = self._present(code_range.code, frame, downloaded=downloaded)
+        lacking = requested[~np.isin(requested, present)]
+        verified = self._session.verified(code_range.code, self._period)
         return np.array(
-            [day for day in lacking.tolist() if not self._excused(want.code, day, verified)],
+            [day for day in lacking.tolist() if not self._excused(code_range.code, day, verified)],
             dtype=np.int64,
         )
 
-    def unsettled(self, want: Want, frame: pd.DataFrame | None) -> Days:
+    def unsettled(self, code_range: CodeRange, frame: pd.DataFrame | None) -> Days:
         """Return the last day before today whose daily bar may be older than its close.
 
         A cache filled in mid-session keeps that day's forming bar, and nothing in it tells so. It
@@ -184,8 +186,8 @@ class Coverage:
         if self._period != "1d" or frame is None or not len(frame):
             return np.empty(0, dtype=np.int64)
         days = day_numbers(frame["time"].to_numpy())
-        past = days[(days < self.today) & (days <= want.last)]
-        verified = self._session.verified(want.code, self._period)
+        past = days[(days < self.today) & (days <= code_range.last)]
+        verified = self._session.verified(code_range.code, self._period)
         kept: Days = past[-1:] if len(past) and int(past[-1]) not in verified else past[:0]
         return kept
 
@@ -194,10 +196,10 @@ class Coverage:
             return self._session.gave_up_today(code, self._period)
         return day in verified or day in self._session.suspended(code)
 
-    def is_suspended(self, want: Want) -> bool:
+    def is_suspended(self, code_range: CodeRange) -> bool:
         """Whether the code is known to have been suspended on all past days wanted."""
-        suspended = self._session.suspended(want.code)
-        past = [day for day in self.days(want).tolist() if day < self.today]
+        suspended = self._session.suspended(code_range.code)
+        past = [day for day in self.days(code_range).tolist() if day < self.today]
         return bool(past) and all(day in suspended for day in past)
 
     def _present(self, code: str, frame: pd.DataFrame | None, *, downloaded: bool) -> Days:
@@ -225,41 +227,45 @@ class Coverage:
 
     # -- today ----------------------------------------------------------------------------------
 
-    def follow_today(self, wants: list[Want]) -> list[Want]:
+    def follow_today(self, code_ranges: list[CodeRange]) -> list[CodeRange]:
         """Have the terminal keep today's part; returns whose part it has just begun to bring."""
-        new: list[Want] = []
-        for want in wants:
-            if want.listing is None or self.today not in self.days(want):
+        new: list[CodeRange] = []
+        for code_range in code_ranges:
+            if code_range.listing is None or self.today not in self.days(code_range):
                 continue
             try:
-                if self._session.subscribe(want.code, self._period):
-                    new.append(want)
+                if self._session.subscribe(code_range.code, self._period):
+                    new.append(code_range)
             except TerminalRefused:
                 # No room at the terminal: today's part can still be downloaded.
                 break
         return new
 
-    def read_with_today(self, wants: list[Want], adjust: str) -> dict[str, pd.DataFrame]:
+    def read_with_today(self, code_ranges: list[CodeRange], adjust: str) -> dict[str, pd.DataFrame]:
         """Read as `read` does, having given today's part a moment to come."""
-        new = self.follow_today(wants)
-        frames = self.read(wants, adjust)
+        new = self.follow_today(code_ranges)
+        frames = self.read(code_ranges, adjust)
         deadline_s = time.monotonic() + _TODAY_WAIT_S
         while True:
-            new = [want for want in new if self._lacks_today(want, frames.get(want.code))]
+            new = [
+                code_range
+                for code_range in new
+                if self._lacks_today(code_range, frames.get(code_range.code))
+            ]
             if not new or time.monotonic() > deadline_s:
                 return frames
             time.sleep(_POLL_S)
             frames |= self.read(new, adjust)
 
-    def _lacks_today(self, want: Want, frame: pd.DataFrame | None) -> bool:
-        return self.today in self.missing(want, frame)
+    def _lacks_today(self, code_range: CodeRange, frame: pd.DataFrame | None) -> bool:
+        return self.today in self.missing(code_range, frame)
 
     # -- fetching -------------------------------------------------------------------------------
 
     def fetch(
         self,
         missing: dict[str, Days],
-        wants: dict[str, Want],
+        code_ranges: dict[str, CodeRange],
         outlet: Outlet,
         *,
         refresh: bool = False,
@@ -278,7 +284,7 @@ class Coverage:
         done = 0
         for (first, last), codes in ranges.items():
 
-            def tell(finished: int, _total: int, code: str, _text: str, done: int = done) -> None:
+            def report(finished: int, _total: int, code: str, _text: str, done: int = done) -> None:
                 outlet.progress(done + finished, len(missing), f"downloaded {code}")
 
             try:
@@ -287,25 +293,28 @@ class Coverage:
                     self._period,
                     start_ms=start_of(first),
                     end_ms=start_of(last + 1) - 1,
-                    on_progress=tell,
+                    on_progress=report,
                 )
             except (DownloadIncomplete, TerminalRefused) as error:
                 self._explain(error)
                 raise
             done += len(codes)
         returned_s = time.monotonic()
-        landed = self._settle(missing, wants)
+        landed = self._settle(missing, code_ranges)
         if self._period == "1d":
-            self._learn_suspensions(missing, wants, landed)
+            self._learn_suspensions(missing, code_ranges, landed)
         if refresh:
             time.sleep(max(0.0, returned_s + _REFRESH_S - time.monotonic()))
 
-    def fetch_suspensions(self, wants: list[Want], outlet: Outlet) -> None:
+    def fetch_suspensions(self, code_ranges: list[CodeRange], outlet: Outlet) -> None:
         """Download the daily bars of all past days wanted, to learn of suspensions; or leave it."""
-        past = {want.code: (days := self.days(want))[days < self.today] for want in wants}
+        past = {
+            code_range.code: (days := self.days(code_range))[days < self.today]
+            for code_range in code_ranges
+        }
         missing = {code: days for code, days in past.items() if len(days)}
         try:
-            self.fetch(missing, {want.code: want for want in wants}, outlet)
+            self.fetch(missing, {code_range.code: code_range for code_range in code_ranges}, outlet)
         except (DownloadIncomplete, TerminalNotConnected, TerminalRefused) as error:
             _log.info("suspensions are not known", codes=len(missing), reason=error.message)
 
@@ -324,7 +333,10 @@ class Coverage:
             ) from error
 
     def _learn_suspensions(
-        self, missing: dict[str, Days], wants: dict[str, Want], landed: dict[str, _Landing]
+        self,
+        missing: dict[str, Days],
+        code_ranges: dict[str, CodeRange],
+        landed: dict[str, _Landing],
     ) -> None:
         """Remember suspended days of what was downloaded, those behind a day with trades.
 
@@ -333,14 +345,16 @@ class Coverage:
         """
         downloaded = dict(missing)
         before = {
-            code: dataclasses.replace(want, first=max(earliest, want.first - _BEFORE_DAYS))
-            for code, want in wants.items()
+            code: dataclasses.replace(
+                code_range, first=max(earliest, code_range.first - _BEFORE_DAYS)
+            )
+            for code, code_range in code_ranges.items()
             if code in missing
             and landed[code].begins_still
-            and (earliest := (want.listing or Listing()).first) < want.first
+            and (earliest := (code_range.listing or Listing()).first) < code_range.first
         }
         if before:
-            downloaded |= {code: self.days(want) for code, want in before.items()}
+            downloaded |= {code: self.days(code_range) for code, code_range in before.items()}
             landed = landed | self._download_before(downloaded, before)
         for code, days in downloaded.items():
             still = landed[code].still
@@ -349,33 +363,36 @@ class Coverage:
             self._session.note_suspended(code, past, trading)
 
     def _download_before(
-        self, days: dict[str, Days], wants: dict[str, Want]
+        self, days: dict[str, Days], code_ranges: dict[str, CodeRange]
     ) -> dict[str, _Landing]:
         try:
             self._terminal.download(
-                list(wants),
+                list(code_ranges),
                 self._period,
-                start_ms=start_of(min(want.first for want in wants.values())),
-                end_ms=start_of(max(want.last for want in wants.values()) + 1) - 1,
+                start_ms=start_of(min(code_range.first for code_range in code_ranges.values())),
+                end_ms=start_of(max(code_range.last for code_range in code_ranges.values()) + 1)
+                - 1,
             )
         except (DownloadIncomplete, TerminalRefused) as error:
             # What was asked for is there; these days would only have told more of it.
             _log.info("the days before could not be fetched", reason=error.message)
             return {}
-        return self._settle({code: days[code] for code in wants}, wants)
+        return self._settle({code: days[code] for code in code_ranges}, code_ranges)
 
-    def _settle(self, missing: dict[str, Days], wants: dict[str, Want]) -> dict[str, _Landing]:
+    def _settle(
+        self, missing: dict[str, Days], code_ranges: dict[str, CodeRange]
+    ) -> dict[str, _Landing]:
         """Wait until nothing more lands, and return what did."""
         began_s = time.monotonic()
         landings = {code: _Landing(len(days), len(days), began_s) for code, days in missing.items()}
         open_codes = list(missing)
         while open_codes and time.monotonic() - began_s < _SETTLE_LIMIT_S:
             for codes in batches(open_codes):
-                frames = self.read([wants[code] for code in codes])
+                frames = self.read([code_ranges[code] for code in codes])
                 for code in codes:
                     if self._period == "1d":
                         landings[code].look(frames.get(code))
-                    left = self.missing(wants[code], frames.get(code), downloaded=True)
+                    left = self.missing(code_ranges[code], frames.get(code), downloaded=True)
                     if len(left) != landings[code].missing:
                         landings[code].missing = len(left)
                         landings[code].changed_s = time.monotonic()

@@ -133,8 +133,8 @@ class CatalogueJob(Job):
 
     def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:
         """Leave what the caller wrote as it is."""
-        told: dict[str, Any] = super().to_dict(include_meta, include_result)
-        return {name: value for name, value in told.items() if name not in _CALLERS_FIELDS}
+        document: dict[str, Any] = super().to_dict(include_meta, include_result)
+        return {name: value for name, value in document.items() if name not in _CALLERS_FIELDS}
 
 
 Handler = Callable[[CatalogueJob], None]

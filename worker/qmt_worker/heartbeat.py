@@ -12,7 +12,8 @@ import structlog
 
 import qmt_protocol.status as status
 from qmt_protocol.keys import Keys
-from qmt_protocol.times import redis_ms
+from qmt_runtime.connections import connect
+from qmt_runtime.heartbeats import write_heartbeat
 
 __all__ = ["Beat"]
 
@@ -33,12 +34,7 @@ class Beat:
     """
 
     def __init__(self, streams_url: str, keys: Keys, facts: Callable[[], dict[str, Any]]) -> None:
-        self._redis = redis.Redis.from_url(
-            streams_url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=None,
-        )
+        self._redis = connect(streams_url, timeout_s=_TIMEOUT_S)
         self._keys = keys
         self._facts = facts
         self._started_ms = time.time_ns() // 1_000_000
@@ -66,11 +62,7 @@ class Beat:
         while not self._stop.is_set():
             beat = status.new_heartbeat("worker", self._started_ms, **self._facts())
             try:
-                now_ms = redis_ms(self._redis.time())
-                with self._redis.pipeline(transaction=False) as pipe:
-                    pipe.zadd(self._keys.seen, {beat.member: now_ms})
-                    pipe.hset(self._keys.status, beat.member, status.encode_heartbeat(beat))
-                    pipe.execute()
+                write_heartbeat(self._redis, self._keys, beat)
                 failing = False
             except redis.RedisError as error:
                 if not failing:

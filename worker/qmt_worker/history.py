@@ -12,7 +12,7 @@ from qmt_protocol.errors import HistoryMissing, InstrumentNotFound
 from qmt_protocol.jobs import HistoryParams
 from qmt_protocol.periods import DAILY_PERIODS, INTRADAY_MINUTES, stored_period
 
-from .coverage import Coverage, Outlet, Want, batches
+from .coverage import CodeRange, Coverage, Outlet, batches
 from .days import Days, date_of, day_number, day_numbers, period_span, start_of
 from .session import Listing, Session
 from .tables import arrow_chunks, arrow_table, closed, real_rows
@@ -85,14 +85,14 @@ class _History:
         self._partial: dict[str, str] = {}
 
     def run(self) -> Outcome:
-        wants = [self._want(code) for code in self._params.codes]
-        self._ensure(wants)
+        code_ranges = [self._series(code) for code in self._params.codes]
+        self._ensure(code_ranges)
         if self._params.count is not None and self._params.start_ms is None:
-            self._reach_back(wants)
-        for group in batches(wants):
+            self._reach_back(code_ranges)
+        for group in batches(code_ranges):
             self._answer(group)
-        unknown = [want.code for want in wants if want.listing is None]
-        if len(self._absent) == len(unknown) == len(wants):
+        unknown = [code_range.code for code_range in code_ranges if code_range.listing is None]
+        if len(self._absent) == len(unknown) == len(code_ranges):
             raise InstrumentNotFound(
                 f"The terminal knows no instrument {_named(unknown)}.",
                 hint="Look the code up with sector_stocks, for example of 沪深A股.",
@@ -104,7 +104,7 @@ class _History:
 
     # -- the range ------------------------------------------------------------------------------
 
-    def _want(self, code: str) -> Want:
+    def _series(self, code: str) -> CodeRange:
         params, today = self._params, self._coverage.today
         listing = self._session.listing(code)
         last = today if params.end_ms is None else min(today, day_number(params.end_ms))
@@ -114,7 +114,7 @@ class _History:
             first = self._days_back(code, last, self._days_of(params.count))
         else:
             first = earliest_day(self._stored, listing, today)
-        return Want(code, listing, min(self._whole_span(first), last), last)
+        return CodeRange(code, listing, min(self._whole_span(first), last), last)
 
     def _whole_span(self, day: int) -> int:
         """A bar longer than a day is only right when all its days are there."""
@@ -135,49 +135,58 @@ class _History:
         at = int(np.searchsorted(calendar, last, side="right"))
         return int(calendar[max(0, at - days)]) if len(calendar) else last - 2 * days
 
-    def _reach_back(self, wants: list[Want]) -> None:
+    def _reach_back(self, code_ranges: list[CodeRange]) -> None:
         """Go farther back for codes that had too few rows, such as suspended ones."""
         count = self._params.count or 0
         days = self._days_of(count)
-        short = [want for want in wants if want.listing is not None]
+        short = [code_range for code_range in code_ranges if code_range.listing is not None]
         while short := [
-            want
-            for want in short
-            if want.first > self._earliest(want) and self._count(want) < count
+            code_range
+            for code_range in short
+            if code_range.first > self._earliest(code_range) and self._count(code_range) < count
         ]:
             days *= 4
             traded = self._traded_days(short) if self._stored != "1d" else {}
-            for want in short:
-                self._kept.pop(want.code, None)
+            for code_range in short:
+                self._kept.pop(code_range.code, None)
                 if self._stored != "1d":
                     # The daily bars tell on which days there are rows at all.
-                    found = traded.get(want.code, _NO_DAYS)
-                    reached = int(found[-self._days_of(count) :][0]) if len(found) else want.first
+                    found = traded.get(code_range.code, _NO_DAYS)
+                    reached = (
+                        int(found[-self._days_of(count) :][0]) if len(found) else code_range.first
+                    )
                 else:
-                    reached = self._whole_span(self._days_back(want.code, want.last, days))
+                    reached = self._whole_span(
+                        self._days_back(code_range.code, code_range.last, days)
+                    )
                     # The calendar's first day ends the search.
-                    reached = reached if reached < want.first else self._earliest(want)
-                want.first = max(min(reached, want.first), self._earliest(want))
+                    reached = reached if reached < code_range.first else self._earliest(code_range)
+                code_range.first = max(min(reached, code_range.first), self._earliest(code_range))
             self._ensure(short)
             if self._stored != "1d":
                 return
 
-    def _earliest(self, want: Want) -> int:
-        return earliest_day(self._stored, want.listing, self._coverage.today)
+    def _earliest(self, code_range: CodeRange) -> int:
+        return earliest_day(self._stored, code_range.listing, self._coverage.today)
 
-    def _traded_days(self, wants: list[Want]) -> dict[str, Days]:
+    def _traded_days(self, code_ranges: list[CodeRange]) -> dict[str, Days]:
         """Return the days with trades by the daily bars, which are few and cheap to fetch."""
         daily = Coverage(self._session, "1d", self._now_ms)
-        whole = [dataclasses.replace(want, first=self._earliest(want)) for want in wants]
+        whole = [
+            dataclasses.replace(code_range, first=self._earliest(code_range))
+            for code_range in code_ranges
+        ]
         missing: dict[str, Days] = {}
         for group in batches(whole):
             frames = daily.read(group)
-            for want in group:
-                lacking = daily.missing(want, frames.get(want.code))
+            for code_range in group:
+                lacking = daily.missing(code_range, frames.get(code_range.code))
                 if len(before := lacking[lacking < daily.today]):
-                    missing[want.code] = before
+                    missing[code_range.code] = before
         if missing and self._params.download == "auto":
-            daily.fetch(missing, {want.code: want for want in whole}, self._outlet)
+            daily.fetch(
+                missing, {code_range.code: code_range for code_range in whole}, self._outlet
+            )
         traded: dict[str, Days] = {}
         for group in batches(whole):
             for code, frame in daily.read(group).items():
@@ -185,33 +194,35 @@ class _History:
                 traded[code] = day_numbers(real["time"].to_numpy())
         return traded
 
-    def _count(self, want: Want) -> int:
-        frame = self._frames([want]).get(want.code)
+    def _count(self, code_range: CodeRange) -> int:
+        frame = self._frames([code_range]).get(code_range.code)
         return 0 if frame is None else len(self._within(frame[1], fill=False))
 
     # -- completeness ---------------------------------------------------------------------------
 
-    def _ensure(self, wants: list[Want]) -> None:
+    def _ensure(self, code_ranges: list[CodeRange]) -> None:
         """Fetch what is missing, or raise `HistoryMissing`."""
         missing: dict[str, Days] = {}
         refresh = False
-        for group in batches(wants):
+        for group in batches(code_ranges):
             now_ms = self._terminal.now_ms()
             frames = self._coverage.read_with_today(group, self._adjust)
-            for want in group:
-                frame = frames.get(want.code)
-                lacking = self._coverage.missing(want, frame) if want.listing else _NO_DAYS
+            for code_range in group:
+                frame = frames.get(code_range.code)
+                lacking = (
+                    self._coverage.missing(code_range, frame) if code_range.listing else _NO_DAYS
+                )
                 if self._params.download == "auto":
-                    unsettled = self._coverage.unsettled(want, frame)
+                    unsettled = self._coverage.unsettled(code_range, frame)
                     refresh = refresh or bool(len(unsettled))
                     lacking = np.union1d(lacking, unsettled)
                 if len(lacking):
-                    missing[want.code] = lacking
+                    missing[code_range.code] = lacking
                 elif frame is not None:
-                    self._keep(want.code, now_ms, frame)
+                    self._keep(code_range.code, now_ms, frame)
         if not missing:
             return
-        by_code = {want.code: want for want in wants}
+        by_code = {code_range.code: code_range for code_range in code_ranges}
         if self._params.download == "never":
             self._refuse_gaps(missing)
             return
@@ -268,10 +279,14 @@ class _History:
 
     # -- the answer -----------------------------------------------------------------------------
 
-    def _frames(self, group: list[Want]) -> dict[str, tuple[int, pd.DataFrame]]:
+    def _frames(self, group: list[CodeRange]) -> dict[str, tuple[int, pd.DataFrame]]:
         """Return each code's frame with the market time before it was read."""
-        frames = {want.code: self._kept[want.code] for want in group if want.code in self._kept}
-        rest = [want for want in group if want.code not in frames]
+        frames = {
+            code_range.code: self._kept[code_range.code]
+            for code_range in group
+            if code_range.code in self._kept
+        }
+        rest = [code_range for code_range in group if code_range.code not in frames]
         if not rest:
             return frames
         now_ms = self._terminal.now_ms()
@@ -279,9 +294,9 @@ class _History:
             read = self._coverage.read(rest)
         else:
             read = self._terminal.bars(
-                [want.code for want in rest],
+                [code_range.code for code_range in rest],
                 self._params.period,
-                start_ms=start_of(min(want.first for want in rest)),
+                start_ms=start_of(min(code_range.first for code_range in rest)),
                 end_ms=self._params.end_ms,
                 count=None,
                 adjust=self._params.adjust,
@@ -298,22 +313,24 @@ class _History:
             inside &= times >= self._params.start_ms
         if self._params.end_ms is not None:
             inside &= times <= self._params.end_ms
-        wanted: pd.DataFrame = frame[inside]
-        return wanted if self._params.count is None else wanted.tail(self._params.count)
+        requested: pd.DataFrame = frame[inside]
+        return requested if self._params.count is None else requested.tail(self._params.count)
 
-    def _answer(self, group: list[Want]) -> None:
+    def _answer(self, group: list[CodeRange]) -> None:
         # Other groups may have pushed these subscriptions out.
-        self._coverage.follow_today([want for want in group if want.code not in self._kept])
+        self._coverage.follow_today(
+            [code_range for code_range in group if code_range.code not in self._kept]
+        )
         frames = self._frames(group)
         tables: list[pa.Table] = []
-        empty: list[Want] = []
-        for want in group:
-            now_ms, frame = frames.get(want.code, (0, None))
+        empty: list[CodeRange] = []
+        for code_range in group:
+            now_ms, frame = frames.get(code_range.code, (0, None))
             rows = None if frame is None else self._within(frame, fill=self._params.fill)
             if rows is None or not len(rows):
-                empty.append(want)
+                empty.append(code_range)
                 continue
-            self._note_short(want, rows)
+            self._note_short(code_range, rows)
             times = rows["time"].to_numpy()
             is_closed = (
                 _NO_BOOLS
@@ -322,15 +339,17 @@ class _History:
                     times,
                     self._params.period,
                     now_ms,
-                    self._session.sessions(want.code),
+                    self._session.sessions(code_range.code),
                     self._newest_ms(frame),
                 )
             )
             tables.append(
-                arrow_table(want.code, rows, self._params.period, self._params.fields, is_closed)
+                arrow_table(
+                    code_range.code, rows, self._params.period, self._params.fields, is_closed
+                )
             )
         self._learn_suspensions(empty)
-        self._absent |= {want.code: self._reason(want) for want in empty}
+        self._absent |= {code_range.code: self._reason(code_range) for code_range in empty}
         if not tables:
             if self._rows or len(self._params.codes) > len(group):
                 return
@@ -346,40 +365,42 @@ class _History:
         real = real_rows(frame, self._params.period, suspended=True)
         return int(real["time"].iloc[-1]) if len(real) else 0
 
-    def _reason(self, want: Want) -> str:
-        if want.listing is None:
+    def _reason(self, code_range: CodeRange) -> str:
+        if code_range.listing is None:
             return "no such instrument"
-        if not len(self._coverage.days(want)):
+        if not len(self._coverage.days(code_range)):
             return "not listed, or no trading day, in the range"
-        if self._coverage.is_suspended(want):
-            return f"suspended on all {len(self._coverage.days(want))} trading days of the range"
+        if self._coverage.is_suspended(code_range):
+            return (
+                f"suspended on all {len(self._coverage.days(code_range))} trading days of the range"
+            )
         return "the terminal has no data of it in the range"
 
-    def _learn_suspensions(self, empty: list[Want]) -> None:
+    def _learn_suspensions(self, empty: list[CodeRange]) -> None:
         """Ask the daily bars of codes without a row whether they were suspended."""
         asked = [
-            want
-            for want in empty
-            if want.listing is not None
-            and len(self._coverage.days(want))
-            and not self._coverage.is_suspended(want)
+            code_range
+            for code_range in empty
+            if code_range.listing is not None
+            and len(self._coverage.days(code_range))
+            and not self._coverage.is_suspended(code_range)
         ]
         if asked and self._stored != "1d" and self._params.download == "auto":
             Coverage(self._session, "1d", self._now_ms).fetch_suspensions(asked, self._outlet)
 
-    def _note_short(self, want: Want, rows: pd.DataFrame) -> None:
+    def _note_short(self, code_range: CodeRange, rows: pd.DataFrame) -> None:
         """Name an answer that is shorter than asked: nothing is left out in silence."""
         count = self._params.count
         if count is not None:
             if len(rows) < count:
-                self._partial[want.code] = f"{len(rows)} of {count} rows exist"
+                self._partial[code_range.code] = f"{len(rows)} of {count} rows exist"
             return
         if self._params.start_ms is None or self._params.period in DAILY_PERIODS[1:]:
             return
-        expected = self._coverage.days(want)
+        expected = self._coverage.days(code_range)
         begins = day_number(int(rows["time"].iloc[0]))
         if len(expected) and begins > expected[0]:
-            self._partial[want.code] = (
+            self._partial[code_range.code] = (
                 f"begins {date_of(begins)}; the first trading day asked for is "
                 f"{date_of(int(expected[0]))}"
             )

@@ -147,7 +147,7 @@ class ChildKeeper:
                 break
             if self.terminal["state"] in ("ok", "quote_server_down"):
                 # The terminal may be as well as ever: this says nothing against the next job.
-                self._tell(child.state("restarting", f"the terminal process ended ({ending})"))
+                self._report(child.state("restarting", f"the terminal process ended ({ending})"))
             wait_s = backoff.failed(time.monotonic() - started.started_s)
             _log.warning("child ended", ending=ending, failures=backoff.failures)
             self._stop.wait(wait_s)
@@ -157,7 +157,7 @@ class ChildKeeper:
         while True:
             message = started.line.recv()
             if message[0] == "state":
-                self._tell(message[1])
+                self._report(message[1])
             elif message[0] == "ready":
                 started.ready.set()
             elif message[0] == "unusable":
@@ -171,7 +171,7 @@ class ChildKeeper:
             else:
                 started.put(message)
 
-    def _tell(self, terminal: dict[str, Any]) -> None:
+    def _report(self, terminal: dict[str, Any]) -> None:
         if terminal != self.terminal:
             self.terminal = terminal
             self._on_state()

@@ -41,7 +41,7 @@ class JobRecord:
         self._id = job_id
         self._progress = keys.progress(job_id)
         self._running_ttl_s = int(timeout_s) + _MARGIN_S + RESULT_TTL_S
-        self._told_s = 0.0
+        self._reported_s = 0.0
         self._chunks = 0
 
     @property
@@ -53,10 +53,10 @@ class JobRecord:
     def claimed(self) -> bytes:
         """What the job's claim says; empty where there is none."""
         try:
-            told: Any = self._redis.get(self._keys.claim(self._id))
+            is_used: Any = self._redis.get(self._keys.claim(self._id))
         except redis.ResponseError:  # a key of another type
             return b""
-        return told or b""
+        return is_used or b""
 
     def claim(self) -> bool:
         """Take the job's id; False when it was taken before and anything of it can be read still.
@@ -71,8 +71,8 @@ class JobRecord:
                 ex=self._running_ttl_s,
             )
             pipe.exists(self._progress)
-            taken, told = pipe.execute()
-        return bool(taken) and not told
+            taken, is_used = pipe.execute()
+        return bool(taken) and not is_used
 
     def begin(self) -> None:
         """Tell that a worker has taken the job."""
@@ -81,9 +81,9 @@ class JobRecord:
     def progress(self, finished: int, total: int, message: str) -> None:
         """Tell how far it is; entries closer than 0.1 s to the last are left out."""
         now_s = time.monotonic()
-        if finished < total and now_s - self._told_s < _PROGRESS_EVERY_S:
+        if finished < total and now_s - self._reported_s < _PROGRESS_EVERY_S:
             return
-        self._told_s = now_s
+        self._reported_s = now_s
         self._add(Progress(state="running", finished=finished, total=total, message=message))
 
     def chunk(self, data: bytes) -> None:
@@ -117,15 +117,15 @@ class JobRecord:
 
     def _add(self, entry: Progress) -> None:
         with self._redis.pipeline(transaction=True) as pipe:
-            self._tell(pipe, entry, self._running_ttl_s)
+            self._report(pipe, entry, self._running_ttl_s)
             pipe.execute()
 
     def _end(self, entry: Progress) -> None:
         with self._redis.pipeline(transaction=True) as pipe:
-            self._tell(pipe, entry, RESULT_TTL_S)
+            self._report(pipe, entry, RESULT_TTL_S)
             pipe.set(self._keys.claim(self._id), ENDED, ex=RESULT_TTL_S)
             pipe.execute()
 
-    def _tell(self, pipe: Any, entry: Progress, ttl_s: int) -> None:
+    def _report(self, pipe: Any, entry: Progress, ttl_s: int) -> None:
         pipe.xadd(self._progress, {"p": entry.model_dump_json()}, maxlen=_MAX_PROGRESS)
         pipe.expire(self._progress, ttl_s)

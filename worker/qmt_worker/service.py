@@ -21,7 +21,7 @@ from rq.worker import WorkerStatus
 
 from qmt_protocol.errors import CodecError, InvalidRequest, QMTError, RedisUnavailable
 from qmt_protocol.jobs import parse_params
-from qmt_runtime.process import when_stdin_ends, when_told_to_stop
+from qmt_runtime.process import on_stop_signal, when_stdin_ends
 
 from .dead import DeadList
 from .guard import CatalogueJob
@@ -180,7 +180,7 @@ class _Service:
         self._keeper.start()
         self._beat.start()
         try:
-            when_told_to_stop(self._stop)
+            on_stop_signal(self._stop)
             if self._settings.exit_with_stdin:
                 when_stdin_ends(_thread.interrupt_main)
             self._serve()
@@ -274,8 +274,8 @@ class _Service:
             )
             try:
                 record.failed(refused)
-            except redis.ResponseError as untold:
-                self._dead.add_job(f"The job's end cannot be told: {untold}.", job.id)
+            except redis.ResponseError as unreported:
+                self._dead.add_job(f"The job's end cannot be told: {unreported}.", job.id)
             raise refused from error
         finally:
             self._busy = ""

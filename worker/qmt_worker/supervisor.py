@@ -11,7 +11,7 @@ import structlog
 
 from qmt_protocol.jobs import DOWNLOAD_QUEUE, QUERY_QUEUE
 from qmt_runtime.child_process import CONFIGURATION_EXIT, ChildProcess, python, stop_all
-from qmt_runtime.process import when_stdin_ends, when_told_to_stop
+from qmt_runtime.process import on_stop_signal, when_stdin_ends
 from qmt_runtime.retry import Backoff
 
 __all__ = ["supervise"]
@@ -65,7 +65,7 @@ def supervise(arguments: list[str], *, exit_with_stdin: bool) -> int:
         Whether to end when standard input closes.
     """
     stop = threading.Event()
-    when_told_to_stop(stop.set)
+    on_stop_signal(stop.set)
     if exit_with_stdin:
         when_stdin_ends(stop.set)
     served = [_Served(queue, arguments) for queue in (QUERY_QUEUE, DOWNLOAD_QUEUE)]

@@ -99,9 +99,9 @@ class Suspensions:
             _log.warning("suspended days are not kept", path=str(self._path), error=str(error))
 
     def _rows(self, key: tuple[str, str]) -> list[tuple[int, int]]:
-        wanted = "SELECT first, last FROM suspended WHERE terminal = ? AND code = ?"
+        requested = "SELECT first, last FROM suspended WHERE terminal = ? AND code = ?"
         try:
-            return self._file.execute(wanted, key).fetchall()
+            return self._file.execute(requested, key).fetchall()
         except sqlite3.Error as error:
             _log.warning("suspended days cannot be read", path=str(self._path), error=str(error))
             return []

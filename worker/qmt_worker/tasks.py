@@ -18,7 +18,7 @@ from qmt_protocol.jobs import (
 from qmt_protocol.periods import stored_period
 from qmt_protocol.ticks import exchange_ms
 
-from .coverage import Coverage, Outlet, Want, batches
+from .coverage import CodeRange, Coverage, Outlet, batches
 from .days import Days, day_number, day_numbers
 from .history import Outcome, earliest_day, history, meta_of
 from .session import Session
@@ -75,7 +75,7 @@ def download(session: Session, params: DownloadParams, outlet: Outlet) -> Outcom
     period = stored_period(params.period)
     coverage = Coverage(session, period, now_ms)
     last = coverage.today if params.end_ms is None else day_number(params.end_ms)
-    wants: dict[str, Want] = {}
+    ranges: dict[str, CodeRange] = {}
     absent: dict[str, str] = {}
     for code in params.codes:
         listing = session.listing(code)
@@ -87,17 +87,17 @@ def download(session: Session, params: DownloadParams, outlet: Outlet) -> Outcom
             if params.start_ms is None
             else day_number(params.start_ms)
         )
-        wants[code] = Want(code, listing, first, min(last, coverage.today))
+        ranges[code] = CodeRange(code, listing, first, min(last, coverage.today))
     _refuse_unknown(params.codes, absent)
-    expected = {code: coverage.days(want) for code, want in wants.items()}
+    expected = {code: coverage.days(code_range) for code, code_range in ranges.items()}
     fetched = {code: days for code, days in expected.items() if len(days)}
     if fetched:
-        coverage.fetch(fetched, wants, outlet)
-    document = _read_back(coverage, wants)
+        coverage.fetch(fetched, ranges, outlet)
+    document = _read_back(coverage, ranges)
     empty = [code for code in fetched if not document[code]["rows"]]
     if empty and period != "1d":
-        Coverage(session, "1d", now_ms).fetch_suspensions([wants[code] for code in empty], outlet)
-    suspended = [code for code in empty if coverage.is_suspended(wants[code])]
+        Coverage(session, "1d", now_ms).fetch_suspensions([ranges[code] for code in empty], outlet)
+    suspended = [code for code in empty if coverage.is_suspended(ranges[code])]
     for code in suspended:
         absent[code] = f"suspended on all {len(fetched[code])} trading days of the range"
         empty.remove(code)
@@ -112,24 +112,24 @@ def download(session: Session, params: DownloadParams, outlet: Outlet) -> Outcom
         )
     for code in empty:
         absent[code] = "downloaded, but no row can be read back"
-    for code in set(wants) - set(fetched):
+    for code in set(ranges) - set(fetched):
         absent[code] = "not listed in the range"
     return Outcome(document=document, meta=meta_of(session, absent))
 
 
-def _read_back(coverage: Coverage, wants: dict[str, Want]) -> dict[str, Any]:
+def _read_back(coverage: Coverage, ranges: dict[str, CodeRange]) -> dict[str, Any]:
     document: dict[str, Any] = {}
-    for group in batches(list(wants.values())):
+    for group in batches(list(ranges.values())):
         frames = coverage.read(group)
-        for want in group:
-            frame = frames.get(want.code)
+        for code_range in group:
+            frame = frames.get(code_range.code)
             times: Days = _NO_TIMES if frame is None else frame["time"].to_numpy()
-            document[want.code] = {
+            document[code_range.code] = {
                 "rows": len(times),
                 "first_ms": int(times[0]) if len(times) else None,
                 "last_ms": int(times[-1]) if len(times) else None,
                 "days": len(np.unique(day_numbers(times))),
-                "expected_days": len(coverage.days(want)),
+                "expected_days": len(coverage.days(code_range)),
             }
     return document
 

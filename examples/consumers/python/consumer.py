@@ -54,7 +54,7 @@ class Consumer:
         self.streams = streams  # stream to its code; a feed has none
         self.markets = sorted({stream[1:].split("}")[0].split(":")[1] for stream in streams})
         self.position = position
-        self.told_gone: dict[str, str] = {}
+        self.reported_gone: dict[str, str] = {}
 
     def read(self, block_ms: int) -> Read:
         """Wait for the next entries of any stream, then look at what was passed over."""
@@ -85,8 +85,8 @@ class Consumer:
                 self.position.epochs[market] = now
         for (stream, last), found in zip(passed.items(), answers[len(self.markets) :], strict=True):
             first = found[0][0].decode() if found else "nothing"
-            if first != last and self.told_gone.get(stream) != last:
-                self.told_gone[stream] = last
+            if first != last and self.reported_gone.get(stream) != last:
+                self.reported_gone[stream] = last
                 warn(f"{stream}: position {last} is gone, {first} follows: ticks may be missing")
 
     def ticks(self, read: Read) -> Iterator[dict[str, Any]]:

@@ -22,12 +22,12 @@ from qmt_protocol.times import to_datetime
 from qmt_reading.redis_transport import RedisTransport
 from qmt_reading.replay.engine import AsyncReplay
 from qmt_reading.stored.edges import read_whole
-from qmt_runtime.process import start_logging, when_stdin_ends, when_told_to_stop
+from qmt_runtime.process import on_stop_signal, start_logging, when_stdin_ends
 
 from .day import StoredDay
-from .place import ReplayPlace, replays
 from .player import Player
 from .settings import ReplaySettings
+from .target import ReplayTarget, replays
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,15 +65,15 @@ async def _play(
 ) -> None:
     def read(from_ms: int | None) -> AsyncGenerator[pa.RecordBatch, None]:
         start_ms = day.start_ms if from_ms is None else from_ms
-        wish = replace(day.wish, start_ms=start_ms)
-        return read_whole(stored, wish, _note, give_up_after_s=_GIVE_UP_AFTER_S)
+        request = replace(day.request, start_ms=start_ms)
+        return read_whole(stored, request, _note, give_up_after_s=_GIVE_UP_AFTER_S)
 
     replay: AsyncReplay[Tick] = AsyncReplay(
         read,
         ticks_from,
         speed=settings.pace,
         skip_idle_s=settings.skip_idle_s,
-        missing=lambda: stored.missing(day.wish),
+        missing=lambda: stored.missing(day.request),
         on_gap=_note,
     )
     with tqdm(total=day.rows, unit=" ticks", disable=None) as bar:
@@ -105,7 +105,7 @@ async def _until_stopped(settings: ReplaySettings, day: StoredDay, player: Playe
     def stop() -> None:
         loop.call_soon_threadsafe(task.cancel)
 
-    when_told_to_stop(stop)
+    on_stop_signal(stop)
     if settings.exit_with_stdin:
         when_stdin_ends(stop)
     try:
@@ -119,9 +119,9 @@ def _publish(settings: ReplaySettings) -> int:
     keys, facts = settings.to_keys, {"day": settings.day_number, "speed": settings.pace}
     day = StoredDay(settings)
     with connect(settings.streams_url) as connection:
-        place = ReplayPlace(connection, keys)
+        target = ReplayTarget(connection, keys)
         removed = _Removed()
-        place.take({**facts, "started_ms": time.time_ns() // 1_000_000}, removed)
+        target.take({**facts, "started_ms": time.time_ns() // 1_000_000}, removed)
         if removed.keys:
             print(f"An earlier replay under {keys.prefix} was removed: {removed.keys} keys.")
         began = time.monotonic()
@@ -163,7 +163,7 @@ def _clean(settings: ReplaySettings) -> int:
         found = [settings.to_keys] if one else replays(connection)
         for keys in found:
             removed = _Removed()
-            ReplayPlace(connection, keys).clean(removed)
+            ReplayTarget(connection, keys).clean(removed)
             print(f"{keys.prefix}: {removed.keys} keys removed.")
         if not found:
             print("No prefix holds a replay.")

@@ -12,10 +12,10 @@ from qmt_protocol.bars import encode_bar
 from qmt_protocol.codes import market_of, parse_codes
 from qmt_protocol.columns import bars_from
 from qmt_protocol.errors import ConfigurationError, NotFound
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_protocol.periods import DAILY_PERIODS
 from qmt_protocol.times import day_start_ms
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.stored.archive import ArchiveReader
 
 from .player import Due
@@ -66,7 +66,7 @@ class StoredDay:
         day_end_ms = day_start_ms(self.day) + _NIGHT_BEGINS_MS - 1
         self.start_ms = min(one.first_ms for one in files)
         self.end_ms = max(day_end_ms, *(one.last_ms for one in files))
-        self.wish = StoredWish(
+        self.request = StoredRequest(
             self.codes,
             () if self.codes else tuple(self.markets),
             "tick",
@@ -74,7 +74,7 @@ class StoredDay:
             self.end_ms,
         )
         """What is to be read of the day's ticks."""
-        self._missing = self.wish.concerned(manifest.missing)
+        self._missing = self.request.concerned(manifest.missing)
         self._periods = sorted({one.period for one in manifest.files if one.kind == "bar"})
 
     def beside(self) -> Iterator[Due]:
@@ -84,11 +84,11 @@ class StoredDay:
 
     def _gaps(self) -> Iterator[Due]:
         for one in sorted(self._missing, key=lambda one: one.to_ms):
-            told: dict[str, Any] = {"kind": "gap", "reason": one.reason, "market": one.market}
-            told |= {"from_ms": one.from_ms, "to_ms": one.to_ms}
+            gap: dict[str, Any] = {"kind": "gap", "reason": one.reason, "market": one.market}
+            gap |= {"from_ms": one.from_ms, "to_ms": one.to_ms}
             if one.codes:
-                told["codes"] = {code: [one.from_ms, one.to_ms, 0] for code in one.codes}
-            yield Due(min(one.to_ms, self.end_ms), event=told)
+                gap["codes"] = {code: [one.from_ms, one.to_ms, 0] for code in one.codes}
+            yield Due(min(one.to_ms, self.end_ms), event=gap)
 
     def _bars(self, period: str) -> Iterator[Due]:
         """Yield bars at their labels; a day's bar, whose label is its midnight, at the end."""
@@ -104,7 +104,7 @@ class StoredDay:
         for label_ms, of_label in itertools.groupby(bars, key=lambda bar: int(bar["time"])):
             by_market: dict[str, list[Entry]] = {}
             for bar in of_label:
-                entry = (want(period, bar.code), bar.id, encode_bar(bar))
+                entry = (series_of(period, bar.code), bar.id, encode_bar(bar))
                 by_market.setdefault(market_of(bar.code), []).append(entry)
             for market, entries in by_market.items():
                 yield Due(self.end_ms if daily else label_ms, market=market, bars=entries)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qmt_protocol.errors import CodecError
 
-from .position import Mark
+from .position import Offset
 
 __all__ = ["BarRow", "Batch", "Kind", "Row", "Snapshot"]
 
@@ -27,7 +27,7 @@ class Batch:
     kind: Kind
     rows: Sequence[Row] = ()
     bars: Sequence[BarRow] = ()
-    marks: Mapping[str, Mark] = field(default_factory=dict)
+    offsets: Mapping[str, Offset] = field(default_factory=dict)
     """Only what moved."""
     data: bytes | None = None
     """The feed's own ``b1`` where the rows are all of it."""
@@ -39,7 +39,7 @@ class Batch:
 class Snapshot:
     """Some markets as each was at one moment."""
 
-    marks: dict[str, Mark] = field(default_factory=dict)
+    offsets: dict[str, Offset] = field(default_factory=dict)
     """Market to its epoch and the feed entry up to which it is filed: whatever its streams and
     ``latest`` do not hold lies behind that in the feed."""
     latest: dict[str, bytes] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from qmt_protocol.live import Skipped
 
-from .position import Mark
+from .position import Offset
 
 __all__ = ["Conflation"]
 
@@ -27,12 +27,12 @@ class Conflation(Generic[Row]):
     def __init__(self, at_ms_of: Callable[[Row], int]) -> None:
         self.rows: dict[str, Row] = {}
         """In the order of the latest."""
-        self.marks: dict[str, Mark] = {}
+        self.offsets: dict[str, Offset] = {}
         self._at_ms_of = at_ms_of
         self._skipped: Counter[str] = Counter()
         self._from_ms = self._to_ms = 0
 
-    def add(self, rows: Iterable[tuple[str, Row]], marks: Mapping[str, Mark]) -> None:
+    def add(self, rows: Iterable[tuple[str, Row]], offsets: Mapping[str, Offset]) -> None:
         """Keep rows, each with its key, in the place of older ones; note where a reader stands."""
         for key, row in rows:
             before = self.rows.pop(key, None)
@@ -42,11 +42,11 @@ class Conflation(Generic[Row]):
                 self._from_ms = min(self._from_ms or at_ms, at_ms)
                 self._to_ms = max(self._to_ms, at_ms)
             self.rows[key] = row
-        self.marks.update(marks)
+        self.offsets.update(offsets)
 
     def take_over(self, other: Conflation[Row]) -> None:
         """Add what another one keeps, of other codes or later."""
-        self.add(other.rows.items(), other.marks)
+        self.add(other.rows.items(), other.offsets)
         self._skipped.update(other._skipped)
         self._from_ms = min(self._from_ms or other._from_ms, other._from_ms or self._from_ms)
         self._to_ms = max(self._to_ms, other._to_ms)

@@ -13,13 +13,13 @@ from typing import Any
 from qmt_protocol.errors import CodecError, Gap
 from qmt_protocol.feed import split_bar_batch, split_batch, split_latest
 from qmt_protocol.ids import BEGINNING, id_key, is_behind
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 from qmt_protocol.ticks import decode_row
 
 from . import gaps
 from .batch import BarRow, Batch, Kind, Row, Snapshot
-from .feed_position import Break, FeedEntry
-from .position import EVENTS, Mark, Place, just_before
+from .feed_offset import Break, FeedEntry
+from .position import EVENTS, Offset, Position, just_before
 from .scope import Scope
 
 __all__ = ["Cursor"]
@@ -41,12 +41,12 @@ class Cursor:
 
     Attributes
     ----------
-    marks : dict
+    offsets : dict
         Market (and `EVENTS`) to where a reader stands who has taken everything given.
     last_ids : dict
-        Code (of bars: want) to the last entry id given, or, where nothing was yet, the one at the
+        Code (of bars: series) to the last entry id given, or, where nothing was yet, the one at the
         beginning.
-    healing : dict
+    recovery : dict
         Market whose streams have to be read, to where the feed broke off.
     settling : dict
         Market whose streams were read, to the feed entry up to which its feed may hold what they
@@ -56,31 +56,31 @@ class Cursor:
     def __init__(
         self,
         scope: Scope,
-        place: Place | None = None,
+        position: Position | None = None,
         *,
         on_gap: Callable[[Gap], None],
         start_ms: int | None = None,
     ) -> None:
-        place = place or Place()
+        position = position or Position()
         self.scope = scope
-        self.marks: dict[str, Mark] = dict(place.marks)
-        self.last_ids: dict[str, str] = (place.codes or {}) | place.seen
-        self.healing: dict[str, Mark] = {}
+        self.offsets: dict[str, Offset] = dict(position.offsets)
+        self.last_ids: dict[str, str] = (position.codes or {}) | position.seen
+        self.recovering: dict[str, Offset] = {}
         self.settling: dict[str, str] = {}
         self.has_begun = False
         self._on_gap = on_gap
         self._start_ms = start_ms
         self._knows_all = set(scope.markets).difference(
-            () if place.codes is not None else place.marks
+            () if position.codes is not None else position.offsets
         )
         """Markets of which `last_ids` knows every code."""
-        if place.codes is not None and scope.has_ticks:
-            marks = {m: self.marks[m] for m in scope.markets if m in self.marks}
-            self.healing |= {m: mark for m, mark in marks.items() if mark[1] == BEGINNING}
+        if position.codes is not None and scope.has_ticks:
+            offsets = {m: self.offsets[m] for m in scope.markets if m in self.offsets}
+            self.recovering |= {m: at for m, at in offsets.items() if at[1] == BEGINNING}
         self._missed_up_to: dict[str, tuple[int, int]] = {}
         self._first: list[Row] = []
         # While streams are read:
-        self._feed_from: dict[str, Mark] = {}
+        self._feed_from: dict[str, Offset] = {}
         """Where the feeds are read on behind them."""
         self._stored_after: dict[str, str] = {}
         self._newest: dict[str, str] = {}
@@ -95,7 +95,7 @@ class Cursor:
     # The beginning
 
     def begin(
-        self, fresh: Snapshot, filed: Mapping[str, Mark], *, with_snapshot: bool = False
+        self, fresh: Snapshot, filed: Mapping[str, Offset], *, with_snapshot: bool = False
     ) -> None:
         """Take up the position: what is published from here on will be given.
 
@@ -108,10 +108,10 @@ class Cursor:
         with_snapshot
             Keep the latest ticks for `snapshot`.
         """
-        self._missed_up_to = {market: id_key(mark[1]) for market, mark in filed.items()}
-        self.marks |= fresh.marks
+        self._missed_up_to = {market: id_key(offset[1]) for market, offset in filed.items()}
+        self.offsets |= fresh.offsets
         unreadable = list(fresh.unreadable)
-        for market in fresh.marks:
+        for market in fresh.offsets:
             for code in self.scope.codes_of(market) or ():
                 self.last_ids.setdefault(code, BEGINNING)
         found: dict[str, str] = {}
@@ -131,29 +131,29 @@ class Cursor:
         if self._start_ms is not None:
             bound = just_before(self._start_ms)
             self.last_ids |= {
-                code: bound for code in self.last_ids if code.rpartition(".")[2] in fresh.marks
+                code: bound for code in self.last_ids if code.rpartition(".")[2] in fresh.offsets
             }
-            self.healing = {m: (epoch, BEGINNING) for m, (epoch, _) in fresh.marks.items()}
-            self.marks |= self.healing
+            self.recovering = {m: (epoch, BEGINNING) for m, (epoch, _) in fresh.offsets.items()}
+            self.offsets |= self.recovering
         self.has_begun = True
 
     def opening(self) -> Batch:
         """Return the batch that comes before all others."""
         self.has_begun = True
         ids = self.known_ids
-        return Batch("begin", marks=dict(self.marks), ids=None if ids is None else dict(ids))
+        return Batch("begin", offsets=dict(self.offsets), ids=None if ids is None else dict(ids))
 
     def snapshot(self, bars: Sequence[BarRow]) -> Batch:
         """Return the latest ticks, and the last stored bars: those of the feed up to it follow."""
         first, self._first = self._first, []
         self.learn((), bars)
-        return Batch("snapshot", first, bars, dict(self.marks))
+        return Batch("snapshot", first, bars, dict(self.offsets))
 
     # What comes
 
     def take(self, entry: FeedEntry, epoch: str) -> Batch:
         """Take what is wanted out of a feed entry that follows on the position."""
-        market, mark = entry.market, (epoch, entry.id)
+        market, offset = entry.market, (epoch, entry.id)
         rows: Sequence[Row] = ()
         bars: Sequence[BarRow] = ()
         data: bytes | None = None
@@ -171,39 +171,41 @@ class Cursor:
                 raise CodecError(f"A feed entry of {market} has neither ticks nor bars.")
         except CodecError as error:
             unreadable = [error]
-        for gap in gaps.unreadable_in(entry, unreadable, mark) if unreadable else ():
+        for gap in gaps.unreadable_in(entry, unreadable, offset) if unreadable else ():
             self._on_gap(gap)
         limit = self._missed_up_to.get(market)
         if limit is not None and id_key(entry.id) > limit:
             del self._missed_up_to[market]
             limit = None
         if is_behind(self.settling.get(market, BEGINNING), entry.id):
-            return Batch("stored", rows, bars, {market: self.marks[market]}, data)
+            return Batch("stored", rows, bars, {market: self.offsets[market]}, data)
         self.settling.pop(market, None)
-        self.marks[market] = mark
-        marks = {name: self.marks[name] for name in (market, EVENTS) if name in self.marks}
-        return Batch("live" if limit is None else "missed", rows, bars, marks, data)
+        self.offsets[market] = offset
+        offsets = {name: self.offsets[name] for name in (market, EVENTS) if name in self.offsets}
+        return Batch("live" if limit is None else "missed", rows, bars, offsets, data)
 
     def receive(
         self,
         kind: Kind,
         rows: Sequence[Row],
         bars: Sequence[BarRow],
-        marks: Mapping[str, Mark],
+        offsets: Mapping[str, Offset],
     ) -> Batch:
         """Take what is wanted out of what a gateway sent."""
-        wanted = self.scope.ticks_among(rows)
-        self.marks |= marks
-        return Batch(kind, self._news(wanted), self._news_of_bars(bars), marks)
+        requested = self.scope.ticks_among(rows)
+        self.offsets |= offsets
+        return Batch(kind, self._news(requested), self._news_of_bars(bars), offsets)
 
     def learn(self, rows: Iterable[Row], bars: Iterable[BarRow]) -> None:
         """Note where codes and bars stand that the user is not given."""
         self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)
-        self.last_ids.update((want(period, code), entry_id) for code, period, entry_id, _ in bars)
+        self.last_ids.update(
+            (series_of(period, code), entry_id) for code, period, entry_id, _ in bars
+        )
 
     def note_event(self, event_id: str, event: Mapping[str, Any]) -> None:
         """Tell the gap that a producer's event names."""
-        self.marks[EVENTS] = ("", event_id)
+        self.offsets[EVENTS] = ("", event_id)
         gap = gaps.gap_of_event(event, self.scope)
         if gap is not None:
             self._on_gap(gap)
@@ -213,23 +215,23 @@ class Cursor:
     def break_off(self, one: Break) -> None:
         """Take note of a break, and tell it.
 
-        The market is in `healing` behind it where its streams can give what the feed cannot.
+        The market is in `recovering` behind it where its streams can give what the feed cannot.
         """
         market = one.market
-        heals = market in self._knows_all and self.scope.has_ticks
-        self.marks[market] = one.at
+        recovers = market in self._knows_all and self.scope.has_ticks
+        self.offsets[market] = one.at
         self.settling.pop(market, None)
-        if heals:
-            self.healing[market] = one.after
-            self.marks[market] = one.after[0], BEGINNING
+        if recovers:
+            self.recovering[market] = one.after
+            self.offsets[market] = one.after[0], BEGINNING
         # What another history lost the producers name; that it is another one is told at once.
-        if one.reason == "epoch" or not heals:
+        if one.reason == "epoch" or not recovers:
             self._on_gap(gaps.lost(one))
         elif self.scope.has_bars:
             self._on_gap(gaps.lost(one, only_bars=True))
 
-    def heal(self, snapshot: Snapshot) -> dict[str, str]:
-        """Return behind which entry each code's stream has to be read, of the markets in `healing`.
+    def recover(self, snapshot: Snapshot) -> dict[str, str]:
+        """Return behind which entry each stream has to be read, of the markets in `recovering`.
 
         Parameters
         ----------
@@ -237,7 +239,7 @@ class Cursor:
             These markets, taken before the streams are read: what is published meanwhile is in
             both, and known by its id. It may be handed in again, where reading was cut off.
         """
-        self._feed_from = dict(snapshot.marks)
+        self._feed_from = dict(snapshot.offsets)
         self._newest = {}
         for code, data in snapshot.latest.items():
             try:
@@ -246,7 +248,7 @@ class Cursor:
                 self._newest[code] = BEGINNING
         begin = BEGINNING if self._start_ms is None else just_before(self._start_ms)
         after: dict[str, str] = {}
-        for market in snapshot.marks:
+        for market in snapshot.offsets:
             codes = self.scope.codes_of(market)
             if codes is None:  # one of which nothing is known is new to the market
                 codes = sorted(code for code in self._newest if code.endswith(f".{market}"))
@@ -258,9 +260,11 @@ class Cursor:
         return after
 
     def take_stored(self, rows: Sequence[Row]) -> Batch:
-        """Take what streams held behind the ids of `heal`."""
+        """Take what streams held behind the ids of `recover`."""
         self.last_ids.update((code, entry_id) for code, entry_id, _ in rows)
-        return Batch("stored", rows, marks={market: self.marks[market] for market in self.healing})
+        return Batch(
+            "stored", rows, offsets={market: self.offsets[market] for market in self.recovering}
+        )
 
     def leave_out(self, error: CodecError) -> None:
         """Tell a stored tick that cannot be read."""
@@ -272,7 +276,7 @@ class Cursor:
         self._named.update(codes)
         self._on_gap(gaps.trimmed(codes))
 
-    def healed(self, filed: Mapping[str, Mark]) -> Batch:
+    def recovered(self, filed: Mapping[str, Offset]) -> Batch:
         """Note that the streams were read to their ends; return where a reader stands then.
 
         Parameters
@@ -292,18 +296,18 @@ class Cursor:
             if is_behind(end, self._feed_from[market][1]):
                 self.settling[market] = end
             else:
-                self.marks[market] = self._feed_from[market]
-        marks = {market: self.marks[market] for market in self.healing}
-        self.healing.clear()
+                self.offsets[market] = self._feed_from[market]
+        offsets = {market: self.offsets[market] for market in self.recovering}
+        self.recovering.clear()
         self._named.clear()
         self._newest, self._stored_after, self._feed_from = {}, {}, {}
-        return Batch("stored" if self.settling else "missed", marks=marks)
+        return Batch("stored" if self.settling else "missed", offsets=offsets)
 
     def _name_unknown(self, market: str, codes: Sequence[str]) -> None:
         codes = [code for code in codes if code not in self.last_ids.keys() | self._named]
         if codes:
             self._named.update(codes)
-            self._on_gap(gaps.not_in_position(market, self.healing[market], codes))
+            self._on_gap(gaps.not_in_position(market, self.recovering[market], codes))
 
     # What was given
 
@@ -320,11 +324,11 @@ class Cursor:
         return news if len(news) < len(rows) else rows
 
     def _news_of_bars(self, bars: Iterable[BarRow]) -> list[BarRow]:
-        wants = self.scope.wants_bars
+        takes = self.scope.takes_bars
         news = []
         for row in bars:
-            key = want(row[1], row[0])
-            if wants(row[0], row[1]) and is_behind(row[2], self.last_ids.get(key, "")):
+            key = series_of(row[1], row[0])
+            if takes(row[0], row[1]) and is_behind(row[2], self.last_ids.get(key, "")):
                 self.last_ids[key] = row[2]
                 news.append(row)
         return news

@@ -10,8 +10,8 @@ from qmt_protocol.feed import is_entry_id
 from qmt_protocol.ids import id_key
 from qmt_protocol.limits import MAX_UNREADABLE
 
-from .feed_position import Break, FeedEntry
-from .position import Mark
+from .feed_offset import Break, FeedEntry
+from .position import Offset
 from .scope import Scope
 
 __all__ = [
@@ -42,7 +42,7 @@ def lost(one: Break, *, only_bars: bool = False) -> Gap:
     )
 
 
-def not_in_position(market: str, after: Mark, codes: Sequence[str]) -> Gap:
+def not_in_position(market: str, after: Offset, codes: Sequence[str]) -> Gap:
     """Return what cannot be gone on with, as its last entry is not known."""
     return Gap(
         f"{len(codes)} code(s) of {market} are not in the position: it cannot be gone on.",
@@ -84,7 +84,7 @@ def stored_unreadable(error: CodecError, scope: Scope) -> Gap:
     )
 
 
-def unreadable_in(entry: FeedEntry, errors: Sequence[CodecError], after: Mark) -> list[Gap]:
+def unreadable_in(entry: FeedEntry, errors: Sequence[CodecError], after: Offset) -> list[Gap]:
     """Return what of a feed entry cannot be read, and how much where it is much."""
     facts: dict[str, Any] = {"market": entry.market, "reason": "unreadable", "after": after}
     where = f"eed entry {entry.id} of {entry.market}"
@@ -115,10 +115,10 @@ def gap_of_event(event: Mapping[str, Any], scope: Scope | None = None) -> Gap | 
     concerned = codes if isinstance(codes, dict) else {}
     ticks = event.get("ticks", 0)
     if concerned and scope is not None:
-        concerned = {code: told for code, told in concerned.items() if scope.holds(code)}
+        concerned = {code: figures for code, figures in concerned.items() if scope.holds(code)}
         if not concerned:
             return None
-        ticks = sum(told[2] for told in concerned.values())
+        ticks = sum(figures[2] for figures in concerned.values())
     elif scope is not None and market is not None and market not in scope.markets:
         return None
     reason = str(event.get("reason", "unknown"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from qmt_protocol.ids import BEGINNING, id_key
-from qmt_protocol.keys import want
+from qmt_protocol.keys import series_of
 
 from .batch import Batch
-from .position import EVENTS, Place
+from .position import EVENTS, Position
 
 __all__ = ["Progress"]
 
@@ -16,9 +16,9 @@ __all__ = ["Progress"]
 class Progress:
     """Where a user stands who takes batches row by row."""
 
-    def __init__(self, place: Place | None) -> None:
-        self._place = place or Place()
-        self._ids: dict[str, str] | None = self._place.codes
+    def __init__(self, position: Position | None) -> None:
+        self._position = position or Position()
+        self._ids: dict[str, str] | None = self._position.codes
         self._batch: Batch | None = None
         self._taken: dict[str, str] = {}
         self._in_stored = False
@@ -38,7 +38,7 @@ class Progress:
 
     def take(self, row: Any) -> None:
         """Note that a row of the batch was taken."""
-        key = row[0] if len(row) == 3 else want(row[1], row[0])
+        key = row[0] if len(row) == 3 else series_of(row[1], row[0])
         if self._batch is not None and self._batch.kind in ("missed", "live"):
             self._taken[key] = row[-2]
         if self._ids is not None:
@@ -49,28 +49,28 @@ class Progress:
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        place = self._place
-        if not batch.marks:  # the position comes with a later part
-            place.seen |= self._taken
+        position = self._position
+        if not batch.offsets:  # the position comes with a later part
+            position.seen |= self._taken
         self._taken.clear()
-        for market, mark in batch.marks.items():
-            has_moved = place.marks.get(market) != mark
-            place.marks[market] = mark
-            until = place.until.get(market, BEGINNING)
-            if has_moved and place.seen and id_key(mark[1]) >= id_key(until):
-                place.until.pop(market, None)
-                place.seen = {
-                    key: at for key, at in place.seen.items() if not key.endswith(f".{market}")
+        for market, offset in batch.offsets.items():
+            has_moved = position.offsets.get(market) != offset
+            position.offsets[market] = offset
+            until = position.until.get(market, BEGINNING)
+            if has_moved and position.seen and id_key(offset[1]) >= id_key(until):
+                position.until.pop(market, None)
+                position.seen = {
+                    key: at for key, at in position.seen.items() if not key.endswith(f".{market}")
                 }
 
-    def placed(self, *, with_codes: bool) -> Place:
+    def position(self, *, with_codes: bool) -> Position:
         """Return the position of who goes on behind the last row taken."""
-        # Of what streams gave no mark tells, but the ids of all codes.
-        marks = self._place.marks
-        begins = any(at == BEGINNING for name, (_, at) in marks.items() if name != EVENTS)
+        # Of what streams gave no offset tells, but the ids of all codes.
+        offsets = self._position.offsets
+        begins = any(at == BEGINNING for name, (_, at) in offsets.items() if name != EVENTS)
         codes = self._ids if with_codes or self._in_stored or begins else None
-        until = dict(self._place.until)
-        for market, mark in () if self._batch is None else self._batch.marks.items():
+        until = dict(self._position.until)
+        for market, offset in () if self._batch is None else self._batch.offsets.items():
             if self._taken and market != EVENTS:
-                until[market] = max(until.get(market, BEGINNING), mark[1], key=id_key)
-        return Place(self._place.marks, codes, self._place.seen | self._taken, until)
+                until[market] = max(until.get(market, BEGINNING), offset[1], key=id_key)
+        return Position(self._position.offsets, codes, self._position.seen | self._taken, until)

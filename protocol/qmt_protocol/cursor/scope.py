@@ -67,7 +67,7 @@ class Scope:
             return [row for row in rows if row[0].rpartition(".")[2] in markets]
         return [row for row in rows if row[0] in codes]
 
-    def wants_bars(self, code: str, period: str) -> bool:
+    def takes_bars(self, code: str, period: str) -> bool:
         """Whether bars of a code and period are wanted."""
         return self.bars is None or (code, period) in self.bars
 

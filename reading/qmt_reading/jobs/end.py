@@ -40,8 +40,8 @@ class JobCarrier(Protocol):
 
 def failure_of(progress: Progress, name: str = "The job") -> QMTError:
     """Return why a job failed, as its worker says; what it does not say is a `JobFailed`."""
-    told = progress.error or JobFailed(f"{name} failed.").to_dict()
-    return error_from_dict(told, unknown=JobFailed)
+    document = progress.error or JobFailed(f"{name} failed.").to_dict()
+    return error_from_dict(document, unknown=JobFailed)
 
 
 async def submit_and_wait(
@@ -116,10 +116,10 @@ async def _cancel_submitted(carrier: JobCarrier, submitting: asyncio.Future[str]
 
 
 async def _quietly(cancelling: Coroutine[Any, Any, None]) -> None:
-    telling = asyncio.ensure_future(cancelling)
+    cancelling_soon = asyncio.ensure_future(cancelling)
     # Cut off itself, this leaves it behind: then nobody asks for its error.
-    telling.add_done_callback(lambda done: done.cancelled() or done.exception())
+    cancelling_soon.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
-        await asyncio.wait_for(asyncio.shield(telling), _CANCEL_WITHIN_S)
+        await asyncio.wait_for(asyncio.shield(cancelling_soon), _CANCEL_WITHIN_S)
     except (QMTError, asyncio.TimeoutError):
         pass  # the error that led here says more; the job ends at its own deadline

@@ -164,10 +164,10 @@ class ResultStream:
         from qmt_protocol.arrow import check_history
 
         schema = self._stream.end()
-        told = (schema.metadata or {}).get(MANIFEST_KEY)
-        if told is None:
+        packed = (schema.metadata or {}).get(MANIFEST_KEY)
+        if packed is None:
             raise CodecError(f"{self._what} carries no manifest.")
-        manifest = decode_manifest(told, self._what, self._name)
+        manifest = decode_manifest(packed, self._what, self._name)
         table = pa.Table.from_batches(self._batches, schema=schema)
         check_history(table, self._what, self._codes)
         if len(table) != manifest.rows:

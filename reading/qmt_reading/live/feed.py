@@ -11,8 +11,8 @@ import redis
 import redis.asyncio
 
 from qmt_protocol.cursor.batch import Snapshot
-from qmt_protocol.cursor.feed_position import Break, FeedEntry, FeedPosition
-from qmt_protocol.cursor.position import EVENTS, Mark
+from qmt_protocol.cursor.feed_offset import Break, FeedEntry, FeedOffset
+from qmt_protocol.cursor.position import EVENTS, Offset
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import CodecError
 from qmt_protocol.events import decode_event
@@ -62,7 +62,7 @@ class FeedReader:
         Key names of the prefix.
     markets
         Markets to follow, such as ``["SH", "SZ"]``.
-    marks
+    offsets
         Market (and `EVENTS`) to the position to go on from; the others begin with `begin`.
     events
         Follow the producers' events too.
@@ -83,7 +83,7 @@ class FeedReader:
         keys: Keys,
         markets: Iterable[str],
         *,
-        marks: Mapping[str, Mark] | None = None,
+        offsets: Mapping[str, Offset] | None = None,
         events: bool = False,
         address: str = "Redis",
     ) -> None:
@@ -91,17 +91,17 @@ class FeedReader:
         self._keys = keys
         self._address = address
         self.markets = list(dict.fromkeys(markets))
-        marks = marks or {}
-        self.positions = {m: FeedPosition(m, marks[m]) for m in self.markets if m in marks}
-        self.events_id = marks[EVENTS][1] if events and EVENTS in marks else ""
+        offsets = offsets or {}
+        self.positions = {m: FeedOffset(m, offsets[m]) for m in self.markets if m in offsets}
+        self.events_id = offsets[EVENTS][1] if events and EVENTS in offsets else ""
         self._with_events = events
         self._market_of_feed = {keys.feed(market): market for market in self.markets}
         self._sure = False
-        self._strange_event = ""
+        self._unreadable_event = ""
         """The id of no date that the events end with: nothing can be added behind it."""
         self._read_at = self._begun_at = 0.0
 
-    async def begin(self, wanted: Mapping[str, Sequence[str] | None]) -> Snapshot:
+    async def begin(self, requested: Mapping[str, Sequence[str] | None]) -> Snapshot:
         """Stand where markets are filed, and return ``latest`` as it is there.
 
         Parameters
@@ -117,14 +117,14 @@ class FeedReader:
             See `snapshot`.
         """
         await self._check_version()
-        found = await self.snapshot(wanted)
-        self.positions |= {name: FeedPosition(name, mark) for name, mark in found.marks.items()}
+        found = await self.snapshot(requested)
+        self.positions |= {name: FeedOffset(name, offset) for name, offset in found.offsets.items()}
         self._sure, self._begun_at = False, time.monotonic()
         async with redis_call(self._address), self._connection.pipeline(transaction=False) as pipe:
-            for market, (_, at) in found.marks.items():
+            for market, (_, at) in found.offsets.items():
                 pipe.xrange(self._keys.feed(market), at, at)
             replies = _checked(await pipe.execute(raise_on_error=False))
-        for market, there in zip(found.marks, replies, strict=True):
+        for market, there in zip(found.offsets, replies, strict=True):
             self.positions[market].has_entry = bool(there) and not isinstance(there, Exception)
         if self._with_events and not self.events_id:
             async with redis_call(self._address):
@@ -132,7 +132,7 @@ class FeedReader:
             self.events_id = _text(tail[0][0]) if tail else BEGINNING
         return found
 
-    async def snapshot(self, wanted: Mapping[str, Sequence[str] | None]) -> Snapshot:
+    async def snapshot(self, requested: Mapping[str, Sequence[str] | None]) -> Snapshot:
         """Return markets as each is at one moment.
 
         Parameters
@@ -148,7 +148,7 @@ class FeedReader:
             When a market's keys are not what they must be.
         """
         found = Snapshot()
-        for market, codes in wanted.items():
+        for market, codes in requested.items():
             async with redis_call(self._address), self._connection.pipeline() as pipe:
                 pipe.get(self._keys.epoch(market))
                 pipe.get(self._keys.filed(market))
@@ -159,7 +159,7 @@ class FeedReader:
                 replies = _checked(await pipe.execute(raise_on_error=False))
             self._check_types(market, replies)
             epoch, filed, *latest = replies
-            found.marks[market] = self._epoch(market, epoch), self._filed(market, filed)
+            found.offsets[market] = self._epoch(market, epoch), self._filed(market, filed)
             if codes is None:
                 self._take_latest(market, latest[0], found)
             elif codes:
@@ -167,9 +167,9 @@ class FeedReader:
                 found.latest.update({code: data for code, data in pairs if data is not None})
         return found
 
-    async def filed(self, markets: Iterable[str]) -> dict[str, Mark]:
+    async def filed(self, markets: Iterable[str]) -> dict[str, Offset]:
         """Return up to where markets are filed now; see `snapshot`."""
-        return (await self.snapshot(dict.fromkeys(markets, ()))).marks
+        return (await self.snapshot(dict.fromkeys(markets, ()))).offsets
 
     async def _check_version(self) -> None:
         async with redis_call(self._address), self._connection.pipeline(transaction=False) as pipe:
@@ -229,14 +229,14 @@ class FeedReader:
             self._check_types(one.market, (epoch, raw, *stream))
             of_stream = stream[0] if stream else None
             await self._look_at(one, self._epoch(one.market, epoch), raw, of_stream, found)
-        strange, self._strange_event = self._strange_event, ""
+        foreign, self._unreadable_event = self._unreadable_event, ""
         if self.events_id:
-            self._take_events(replies[-1][0], found, known=strange)
-        self._sure = len(positions) == len(self.markets) and not self._strange_event
+            self._take_events(replies[-1][0], found, known=foreign)
+        self._sure = len(positions) == len(self.markets) and not self._unreadable_event
         return found
 
     async def _look_at(
-        self, position: FeedPosition, epoch: str, raw: Any, stream: Any, found: Reading
+        self, position: FeedOffset, epoch: str, raw: Any, stream: Any, found: Reading
     ) -> None:
         entries = _entries(position.market, raw)
         is_whole = stream is not None and _is_whole(stream)
@@ -248,7 +248,7 @@ class FeedReader:
             found.breaks.append(broken)
         found.entries += behind
 
-    async def _end_of(self, position: FeedPosition) -> str:
+    async def _end_of(self, position: FeedOffset) -> str:
         """Return the id of the last entry ever published, or the limit of reading."""
         async with redis_call(self._address):
             try:
@@ -260,7 +260,9 @@ class FeedReader:
 
     async def _wait(self) -> Reading:
         ids = {feed: self.positions[market].at for feed, market in self._market_of_feed.items()}
-        if self.events_id and not self._strange_event:  # or XREAD would return at once, each time
+        if (
+            self.events_id and not self._unreadable_event
+        ):  # or XREAD would return at once, each time
             ids[self._keys.events] = self.events_id
         async with (
             redis_call(self._address),
@@ -296,9 +298,11 @@ class FeedReader:
         """Take events; one whose id is of no date is named once, and never a position."""
         for entry_id, fields in entries:
             if not is_entry_id(_text(entry_id)):
-                self._strange_event = _text(entry_id)
-                if self._strange_event != known:
-                    message = f"{self._strange_event} in {self._keys.events} is no id of an event"
+                self._unreadable_event = _text(entry_id)
+                if self._unreadable_event != known:
+                    message = (
+                        f"{self._unreadable_event} in {self._keys.events} is no id of an event"
+                    )
                     event = {"kind": "gap", "reason": "unreadable", "message": f"{message}."}
                     found.events.append((self.events_id, event))
                 return
@@ -325,10 +329,10 @@ class FeedReader:
         named = {printable(code): data for code, data in latest.items()}
         mine = {code: data for code, data in named.items() if is_code_of(code, market)}
         found.latest.update(mine)
-        strange = [name for name in named if name not in mine][:MAX_UNREADABLE]
+        foreign = [name for name in named if name not in mine][:MAX_UNREADABLE]
         found.unreadable.extend(
             CodecError(f"{name!r} has a latest tick and is no code of {market}.", code=name)
-            for name in strange
+            for name in foreign
         )
 
     def _epoch(self, market: str, epoch: bytes | None) -> str:

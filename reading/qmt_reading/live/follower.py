@@ -11,25 +11,25 @@ import redis.asyncio
 from qmt_protocol.cursor.batch import BarRow, Batch, Kind
 from qmt_protocol.cursor.conflation import Conflation
 from qmt_protocol.cursor.cursor import Cursor
-from qmt_protocol.cursor.feed_position import FeedEntry
-from qmt_protocol.cursor.position import EVENTS, Place
+from qmt_protocol.cursor.feed_offset import FeedEntry
+from qmt_protocol.cursor.position import EVENTS, Position
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.errors import RedisUnavailable
 from qmt_protocol.feed import is_entry_id
 from qmt_protocol.ids import id_key
-from qmt_protocol.keys import Keys, want
+from qmt_protocol.keys import Keys, series_of
 from qmt_reading.callbacks import OnGap
 from qmt_runtime.connections import redis_call
 from qmt_runtime.retry import Retry
 
 from .feed import FeedReader, Reading
-from .healing import heal
+from .recovery import recover
 
 __all__ = ["Follower"]
 
 
 class Follower:
-    """Follows the feeds in a scope and heals, where it can, what the feeds no longer hold.
+    """Follows the feeds in a scope and recovers, where it can, what the feeds no longer hold.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Follower:
         keys: Keys,
         scope: Scope,
         *,
-        place: Place | None = None,
+        position: Position | None = None,
         start_ms: int | None = None,
         snapshot: bool = False,
         conflate: bool = False,
@@ -89,9 +89,14 @@ class Follower:
         self._conflate = conflate
         self._check = check or (lambda: None)
         self._retry = Retry(give_up_after_s)
-        self.cursor = Cursor(scope, place, on_gap=on_gap or (lambda _: None), start_ms=start_ms)
+        self.cursor = Cursor(scope, position, on_gap=on_gap or (lambda _: None), start_ms=start_ms)
         self.reader = FeedReader(
-            connection, keys, scope.markets, marks=self.cursor.marks, events=events, address=address
+            connection,
+            keys,
+            scope.markets,
+            offsets=self.cursor.offsets,
+            events=events,
+            address=address,
         )
         self.connected = False
 
@@ -109,7 +114,7 @@ class Follower:
         found = await reader.begin({market: self.scope.codes_of(market) for market in fresh})
         cursor.begin(found, await reader.filed(resumed), with_snapshot=self._snapshot)
         if reader.events_id:
-            cursor.marks[EVENTS] = ("", reader.events_id)
+            cursor.offsets[EVENTS] = ("", reader.events_id)
         self.connected = True
 
     async def batches(self, *, block: bool = True) -> AsyncGenerator[Batch, None]:
@@ -135,14 +140,14 @@ class Follower:
         while True:
             if has_stored and not cursor.settling:
                 has_stored = False
-                yield Batch("now", marks=dict(cursor.marks))
+                yield Batch("now", offsets=dict(cursor.offsets))
             reading = await self._read(block and waiting is None)
             if waiting is not None and (reading.breaks or not reading.entries):
                 yield waiting.batch()
                 waiting = None
             self._note(reading)
             entries = self._in_order(reading)
-            async for batch in self._heal():
+            async for batch in self._recover():
                 yield batch
             for entry in entries:
                 batch = cursor.take(entry, self.reader.positions[entry.market].epoch)
@@ -152,7 +157,7 @@ class Follower:
                 else:  # one without rows moves the position
                     yield batch
             if not block and not reading.entries:
-                yield Batch("missed", marks=dict(cursor.marks))
+                yield Batch("missed", offsets=dict(cursor.offsets))
 
     async def _opening(self) -> AsyncGenerator[Batch, None]:
         """Yield what comes before the feeds."""
@@ -162,20 +167,20 @@ class Follower:
         yield cursor.opening()
         if self._snapshot:
             yield cursor.snapshot(await self._last_bars())
-        async for batch in self._heal():
+        async for batch in self._recover():
             yield batch
 
     async def _last_bars(self) -> list[BarRow]:
         """Return the last stored bar of what is wanted; the feed's older ones are then dropped."""
         bars: list[BarRow] = []
-        wanted = sorted(self.scope.bars or ())
+        requested = sorted(self.scope.bars or ())
         async with (
             redis_call(self._address),
             self._connection.pipeline(transaction=False) as pipe,
         ):
-            for code, period in wanted:
+            for code, period in requested:
                 pipe.xrevrange(self._keys.bar(period, code), count=1)
-            for (code, period), entries in zip(wanted, await pipe.execute(), strict=True):
+            for (code, period), entries in zip(requested, await pipe.execute(), strict=True):
                 for raw_id, fields in entries:
                     entry_id = raw_id.decode()
                     if b"k1" in fields and is_entry_id(entry_id):
@@ -202,17 +207,19 @@ class Follower:
 
     def _in_order(self, reading: Reading) -> list[FeedEntry]:
         """Return the entries of a reading but those of markets that are read again from a place."""
-        entries = [entry for entry in reading.entries if entry.market not in self.cursor.healing]
+        entries = [entry for entry in reading.entries if entry.market not in self.cursor.recovering]
         if len({entry.market for entry in entries}) > 1:
             entries.sort(key=lambda entry: id_key(entry.id))
         return entries
 
-    async def _heal(self) -> AsyncGenerator[Batch, None]:
+    async def _recover(self) -> AsyncGenerator[Batch, None]:
         """Yield from the codes' own streams what the feeds no longer hold."""
-        while self.cursor.healing:
-            healing = heal(self._connection, self._keys, self._address, self.reader, self.cursor)
+        while self.cursor.recovering:
+            recovering = recover(
+                self._connection, self._keys, self._address, self.reader, self.cursor
+            )
             try:
-                async with aclosing(healing) as batches:
+                async with aclosing(recovering) as batches:
                     async for batch in batches:
                         yield batch
             except RedisUnavailable as error:
@@ -237,15 +244,15 @@ class _Waiting:
         self._kind: Kind = "live"
 
     def add(self, batch: Batch) -> None:
-        self._kept.add(_keyed(batch), batch.marks)
+        self._kept.add(_keyed(batch), batch.offsets)
         self._kind = batch.kind
 
     def batch(self) -> Batch:
         rows = list(self._kept.rows.values())
         ticks, bars = ([row for row in rows if len(row) == size] for size in (3, 4))
-        return Batch(self._kind, ticks, bars, self._kept.marks)
+        return Batch(self._kind, ticks, bars, self._kept.offsets)
 
 
 def _keyed(batch: Batch) -> Iterable[tuple[str, Any]]:
     yield from ((row[0], row) for row in batch.rows)
-    yield from ((want(row[1], row[0]), row) for row in batch.bars)
+    yield from ((series_of(row[1], row[0]), row) for row in batch.bars)

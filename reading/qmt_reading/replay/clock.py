@@ -45,7 +45,7 @@ class MarketClock:
     def _due_s(self, market_ms: float) -> float:
         return self._at_s + (market_ms - (self._market_ms or 0.0)) / 1000 / self.speed
 
-    def place(self, last_ms: int | None, next_ms: int, skip_ms: float) -> None:
+    def set_out(self, last_ms: int | None, next_ms: int, skip_ms: float) -> None:
         """Begin with the first row; later, take no time for a pause before the next one."""
         if self._market_ms is None:
             self.set(next_ms)

@@ -133,30 +133,30 @@ class AsyncReplay(Generic[Item]):
         InvalidRequest
             When the replay has other codes, or another period.
         """
-        wanted = self._wanted(stocks, period)
-        while (data := await self._next_data(wanted)) is not None:
+        requested = self._requested(stocks, period)
+        while (data := await self._next_data(requested)) is not None:
             waiting = cast("Any", callback)(data)
             if inspect.isawaitable(waiting):
                 await waiting
 
-    def _wanted(self, stocks: Codes, period: str) -> frozenset[str] | None:
+    def _requested(self, stocks: Codes, period: str) -> frozenset[str] | None:
         if period != self._period:
             raise InvalidRequest(
                 f"This is a replay of period {self._period!r}, not {period!r}.", field="period"
             )
         if is_all(stocks):
             return None
-        wanted = parse_codes(stocks)
-        strange = [] if self._codes is None else sorted(set(wanted) - set(self._codes))
-        if strange:
+        requested = parse_codes(stocks)
+        foreign = [] if self._codes is None else sorted(set(requested) - set(self._codes))
+        if foreign:
             raise InvalidRequest(
-                f"{', '.join(strange[:5])}: not among the codes of this replay.",
+                f"{', '.join(foreign[:5])}: not among the codes of this replay.",
                 hint="Name them in replay(...).",
                 field="stocks",
             )
-        return frozenset(wanted)
+        return frozenset(requested)
 
-    async def _next_data(self, wanted: frozenset[str] | None) -> dict[str, list[Item]] | None:
+    async def _next_data(self, requested: frozenset[str] | None) -> dict[str, list[Item]] | None:
         """Return what is due next, by code; ``None`` at the end."""
         data: dict[str, list[Item]] = {}
         while not data:
@@ -164,7 +164,7 @@ class AsyncReplay(Generic[Item]):
                 return None
             while self._may_pop():
                 item: Any = self._due.popleft()
-                if wanted is None or item.code in wanted:
+                if requested is None or item.code in requested:
                     data.setdefault(item.code, []).append(item)
         return data
 
@@ -338,11 +338,11 @@ class AsyncReplay(Generic[Item]):
 
     def _wait_s(self, piece: Piece) -> float:
         next_ms = int(piece.ids[piece.at])
-        if not piece.placed:
+        if not piece.is_on_clock:
             if not self._raw:
                 self._rows.items_of(piece)  # not at the expense of the schedule
-            self._clock.place(self._last_ms, next_ms, self._skip_ms)
-            piece.placed = True
+            self._clock.set_out(self._last_ms, next_ms, self._skip_ms)
+            piece.is_on_clock = True
         return -self._clock.late_s(next_ms)
 
     def _give(self, piece: Piece) -> None:
@@ -423,10 +423,10 @@ class Replay(Generic[Item]):
     ) -> None:
         """See `AsyncReplay.subscribe_realtime`; a coroutine here too, on the caller's own loop."""
         replay = self._replay
-        wanted = replay._wanted(stocks, period)
+        requested = replay._requested(stocks, period)
 
         def take() -> Any:
-            return self._run(replay._next_data(wanted))
+            return self._run(replay._next_data(requested))
 
         while True:
             taking = asyncio.ensure_future(asyncio.to_thread(take))

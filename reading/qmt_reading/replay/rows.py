@@ -26,7 +26,7 @@ Read = Callable[[int | None], "AsyncGenerator[pa.RecordBatch, None]"]
 class Piece:
     """Some rows without a pause in market time among them."""
 
-    __slots__ = ("at", "batch", "ids", "items", "placed")
+    __slots__ = ("at", "batch", "ids", "is_on_clock", "items")
 
     def __init__(self, batch: pa.RecordBatch, ids: npt.NDArray[np.int64]) -> None:
         self.batch = batch
@@ -35,7 +35,7 @@ class Piece:
         self.items: list[Any] | None = None
         self.at = 0
         """How many rows were taken."""
-        self.placed = False
+        self.is_on_clock = False
         """Whether the clock knows of it."""
 
 

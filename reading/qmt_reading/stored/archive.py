@@ -174,8 +174,8 @@ class ArchiveReader:
         """Return what differs after each replacement of a file, where such a thing is known."""
         if not isinstance(self.filesystem, pafs.LocalFileSystem):
             return None  # S3 tells times in whole seconds
-        told = os.stat(path)
-        return told.st_ino, told.st_mtime_ns, told.st_size
+        status = os.stat(path)
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def ticks(
         self,
@@ -258,8 +258,8 @@ def _tuple(codes: Sequence[str] | None) -> tuple[str, ...] | None:
 def _schema(whole: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     if columns is None:
         return whole
-    wanted = {*KEYS, *columns}
-    return pa.schema([field for field in whole if field.name in wanted], whole.metadata)
+    requested = {*KEYS, *columns}
+    return pa.schema([field for field in whole if field.name in requested], whole.metadata)
 
 
 @dataclass(frozen=True)
@@ -565,7 +565,7 @@ class ArchivedBars(_Rows):
         parts = 1 if self._codes is not None else -(-sum(one.rows for one in near) // _BAR_ROWS)
         to_ms = min(last_ms, begin_ms + -(-(last_ms - begin_ms + 1) // parts) - 1) + 1
         tables = [
-            self._wanted(table, begin_ms, to_ms)
+            self._requested(table, begin_ms, to_ms)
             for one in files
             if one.first_ms < to_ms and one.last_ms >= begin_ms
             for table in self._decoded(one, begin_ms, to_ms - 1)
@@ -574,7 +574,7 @@ class ArchivedBars(_Rows):
         self._rest_to_ms = to_ms
         return True
 
-    def _wanted(self, table: pa.Table, begin_ms: int, to_ms: int) -> pa.Table:
+    def _requested(self, table: pa.Table, begin_ms: int, to_ms: int) -> pa.Table:
         ids = ids_of(table)
         rows = np.flatnonzero((ids >= begin_ms) & (ids < to_ms))
         if self._codes is not None:

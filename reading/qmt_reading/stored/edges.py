@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from qmt_reading.callbacks import OnGap
-    from qmt_reading.requests import StoredWish
+    from qmt_reading.requests import StoredRequest
     from qmt_reading.transport import StoredSource
 
 __all__ = ["NOTHING_STORED", "Edges", "read_whole"]
@@ -39,14 +39,14 @@ class Edges:
 
     Parameters
     ----------
-    wish
+    request
         What was asked for.
     now_ms
         An end that is not before today asks for what is to come as well.
     """
 
-    def __init__(self, wish: StoredWish, now_ms: int | None = None) -> None:
-        self._wish = wish
+    def __init__(self, request: StoredRequest, now_ms: int | None = None) -> None:
+        self._request = request
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         self._today_ms = day_start_ms(day_of(now_ms))
         self._last_ms: dict[str, int] = {}
@@ -71,7 +71,7 @@ class Edges:
 
     def end(self) -> list[Gap]:
         """Return where a market ends earlier than asked; call it behind the last row."""
-        end_ms = self._wish.end_ms
+        end_ms = self._request.end_ms
         if end_ms is None or end_ms >= self._today_ms:
             return []
         return [
@@ -83,10 +83,10 @@ class Edges:
     @property
     def absent(self) -> list[str]:
         """Codes asked for that no row is of."""
-        return [code for code in self._wish.codes or () if code not in self._codes]
+        return [code for code in self._request.codes or () if code not in self._codes]
 
     def _before(self, market: str, first_ms: int) -> list[Gap]:
-        start_ms = self._wish.start_ms
+        start_ms = self._request.start_ms
         if start_ms is None:
             return []
         from_ms = start_ms if _is_before_close(start_ms) else start_ms + DAY_MS
@@ -123,11 +123,11 @@ def _gap(market: str, where: str, from_ms: int, to_ms: int) -> Gap:
 
 
 async def read_whole(
-    source: StoredSource, wish: StoredWish, on_gap: OnGap, *, give_up_after_s: float
+    source: StoredSource, request: StoredRequest, on_gap: OnGap, *, give_up_after_s: float
 ) -> AsyncGenerator[pa.RecordBatch, None]:
     """Yield stored rows, as `resumed` does; what they lack at their ends is told as a gap."""
-    edges = Edges(wish)
-    read = resumed(source, wish, on_gap, give_up_after_s=give_up_after_s)
+    edges = Edges(request)
+    read = resumed(source, request, on_gap, give_up_after_s=give_up_after_s)
     async with aclosing(read) as batches:
         async for batch in batches:
             for gap in edges.see(batch):

@@ -83,7 +83,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if not field.nullable and field.name not in table.column_names:
             raise KeyError(field.name)
     if table.schema.equals(schema):
-        return pa.Table.from_arrays(table.columns, schema=schema)  # without Parquet's own marks
+        return pa.Table.from_arrays(table.columns, schema=schema)  # without Parquet's own offsets
     columns = [
         table.column(field.name).cast(field.type)
         if field.name in table.column_names
@@ -98,9 +98,9 @@ def where_code(column: pa.ChunkedArray, codes: pa.Array) -> Ints:
     found: list[Ints] = []
     start = 0
     for chunk in column.chunks:
-        wanted = pc.is_in(chunk.dictionary, value_set=codes).to_numpy(zero_copy_only=False)
+        requested = pc.is_in(chunk.dictionary, value_set=codes).to_numpy(zero_copy_only=False)
         numbers = chunk.indices.to_numpy()
-        found.append(np.flatnonzero(wanted[numbers]).astype(np.int64) + start)
+        found.append(np.flatnonzero(requested[numbers]).astype(np.int64) + start)
         start += len(chunk)
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 

@@ -28,9 +28,9 @@ def whole_groups(
     for batch in parquet.iter_batches(rows, row_groups=list(groups), columns=list(names)):
         read += len(batch)
         yield batch
-    told = sum(parquet.metadata.row_group(group).num_rows for group in groups)
-    if read != told:
-        raise pa.ArrowInvalid(f"{read:,} rows can be read where its footer tells of {told:,}")
+    declared = sum(parquet.metadata.row_group(group).num_rows for group in groups)
+    if read != declared:
+        raise pa.ArrowInvalid(f"{read:,} rows can be read where its footer tells of {declared:,}")
 
 
 def group_ranges(parquet: pq.ParquetFile, names: Collection[str]) -> Iterator[Ranges]:
@@ -47,10 +47,10 @@ def group_ranges(parquet: pq.ParquetFile, names: Collection[str]) -> Iterator[Ra
         # Metadata that are wrong are an error where rows are read, or seen here. Where pyarrow
         # makes its own objects of them, they end the process.
         next(parquet.iter_batches(1, row_groups=[group], columns=list(places)), None)
-        told = parquet.metadata.row_group(group)
+        declared = parquet.metadata.row_group(group)
         ranges: Ranges = {}
         for name, number in places.items():
-            chunk = told.column(number)
+            chunk = declared.column(number)
             if chunk.physical_type != columns[number].physical_type:
                 raise pa.ArrowInvalid(f"Column {name} of row group {group} is of another type")
             statistics = chunk.statistics

@@ -28,7 +28,7 @@ from qmt_protocol.keys import Keys
 from qmt_protocol.times import day_of, to_datetime
 from qmt_reading.callbacks import OnGap
 from qmt_reading.processes import read_status
-from qmt_reading.requests import StoredWish
+from qmt_reading.requests import StoredRequest
 from qmt_reading.transport import StoredSource
 from qmt_runtime.connections import redis_call, to_its_end
 from qmt_runtime.retry import Retry
@@ -72,19 +72,19 @@ class RedisStored:
         self._address = address
         self._reader = ArchiveReader(archive_url) if archive_url else None
 
-    async def missing(self, wish: StoredWish) -> list[Missing]:
+    async def missing(self, request: StoredRequest) -> list[Missing]:
         """Return what is known to be absent; see `StoredSource`.
 
         Raises
         ------
         ArchiveUnavailable, ArchiveDamaged
         """
-        if self._reader is None or wish.period != "tick":
+        if self._reader is None or request.period != "tick":
             return []
-        return wish.concerned((await finished(self._reader.manifest)).missing)
+        return request.concerned((await finished(self._reader.manifest)).missing)
 
     async def batches(
-        self, wish: StoredWish, on_gap: OnGap
+        self, request: StoredRequest, on_gap: OnGap
     ) -> AsyncGenerator[pa.RecordBatch, None]:
         """Yield stored rows; see `StoredSource`.
 
@@ -94,42 +94,44 @@ class RedisStored:
         Gap
             When there is no archive and the streams do not reach back to the start.
         """
-        archived = self._archived(wish)
+        archived = self._archived(request)
         try:
-            async with aclosing(self._streamed(wish, on_gap)) as streamed:
+            async with aclosing(self._streamed(request, on_gap)) as streamed:
                 async for rest, to_ms in streamed:
                     if archived is not None:
                         await finished(archived.refresh)
                         while part := await finished(archived.until, to_ms):
                             due, rest = split(rest, part[1])
-                            for batch in await finished(_joined, [part[0], due], wish.period):
+                            for batch in await finished(_joined, [part[0], due], request.period):
                                 yield batch
-                    for batch in await finished(_joined, [rest], wish.period):
+                    for batch in await finished(_joined, [rest], request.period):
                         yield batch
         finally:
             if archived is not None:
                 archived.close()
 
-    def _archived(self, wish: StoredWish) -> ArchivedTicks | ArchivedBars | None:
+    def _archived(self, request: StoredRequest) -> ArchivedTicks | ArchivedBars | None:
         if self._reader is None:
             return None
-        markets = wish.markets or None
-        of: dict[str, Any] = {"markets": markets, "columns": wish.columns}
-        if wish.period == "tick":
-            return self._reader.ticks(wish.codes, wish.start_ms, wish.end_ms, **of)
-        return self._reader.bars(wish.period, wish.codes, wish.start_ms, wish.end_ms, **of)
+        markets = request.markets or None
+        of: dict[str, Any] = {"markets": markets, "columns": request.columns}
+        if request.period == "tick":
+            return self._reader.ticks(request.codes, request.start_ms, request.end_ms, **of)
+        return self._reader.bars(
+            request.period, request.codes, request.start_ms, request.end_ms, **of
+        )
 
     async def _streamed(
-        self, wish: StoredWish, on_gap: OnGap
+        self, request: StoredRequest, on_gap: OnGap
     ) -> AsyncGenerator[tuple[pa.Table, int | None], None]:
         """Yield what the streams hold, and up to when (exclusive) that is complete."""
-        codes = await self._codes(wish)
-        after = BEGINNING if wish.start_ms is None else just_before(wish.start_ms)
-        until = "+" if wish.end_ms is None else f"{wish.end_ms}-{_LAST_NUMBER}"
+        codes = await self._codes(request)
+        after = BEGINNING if request.start_ms is None else just_before(request.start_ms)
+        until = "+" if request.end_ms is None else f"{request.end_ms}-{_LAST_NUMBER}"
 
         def on_trimmed(trimmed: dict[str, tuple[str, str]]) -> None:
-            if self._reader is None and wish.start_ms is not None:
-                _refuse_trimmed(trimmed, wish.start_ms)
+            if self._reader is None and request.start_ms is not None:
+                _refuse_trimmed(trimmed, request.start_ms)
 
         chunks = read_stored(
             self._connection,
@@ -138,34 +140,34 @@ class RedisStored:
             on_trimmed=on_trimmed,
             on_unreadable=lambda error: on_gap(unreadable(error)),
             until=until,
-            period=wish.period,
+            period=request.period,
             address=self._address,
         )
-        make = _ticks if wish.period == "tick" else _bars
-        rest = wish.schema.empty_table()
+        make = _ticks if request.period == "tick" else _bars
+        rest = request.schema.empty_table()
         async with aclosing(chunks) as read:
             async for rows in read:
                 # Of the last ms more may come: of another code.
                 to_ms = id_key(rows[-1][1])[0]
-                made, gaps = await finished(_in_parts, make, rows, wish)
+                made, gaps = await finished(_in_parts, make, rows, request)
                 rows.clear()  # a reader that waits holds nothing twice
-                for told in gaps:
-                    on_gap(told)
+                for gap in gaps:
+                    on_gap(gap)
                 due, rest = split(in_order([rest, made]), to_ms)
                 del made
                 yield due, to_ms
         yield rest, None
 
-    async def _codes(self, wish: StoredWish) -> Sequence[str]:
-        if wish.codes is not None:
-            return wish.codes
+    async def _codes(self, request: StoredRequest) -> Sequence[str]:
+        if request.codes is not None:
+            return request.codes
         async with (
             redis_call(self._address),
             self._connection.pipeline(transaction=False) as pipe,
         ):
-            for market in wish.markets:
+            for market in request.markets:
                 pipe.hkeys(self._keys.latest(market))
-            found = zip(wish.markets, await pipe.execute(), strict=True)
+            found = zip(request.markets, await pipe.execute(), strict=True)
             return [code for market, names in found for code in _codes_among(names, market)]
 
     async def markets(self) -> list[str]:
@@ -195,7 +197,7 @@ class RedisStored:
 
 
 async def resumed(
-    source: StoredSource, wish: StoredWish, on_gap: OnGap, *, give_up_after_s: float
+    source: StoredSource, request: StoredRequest, on_gap: OnGap, *, give_up_after_s: float
 ) -> AsyncGenerator[pa.RecordBatch, None]:
     """Yield what a source has; when it goes away, try again behind the last row for some time.
 
@@ -210,7 +212,7 @@ async def resumed(
     retry = Retry(give_up_after_s)
     while True:
         try:
-            async with aclosing(source.batches(wish, on_gap)) as batches:
+            async with aclosing(source.batches(request, on_gap)) as batches:
                 async for batch in batches:
                     news = batch if last is None else behind(batch, last)
                     if len(news):
@@ -222,7 +224,7 @@ async def resumed(
             if last is None:
                 raise
             await retry.wait(error)
-        wish = replace(wish, start_ms=last[0])
+        request = replace(request, start_ms=last[0])
 
 
 async def finished(call: Callable[..., _T], *arguments: Any) -> _T:
@@ -235,31 +237,33 @@ def _joined(tables: Sequence[pa.Table], period: str) -> list[pa.RecordBatch]:
     return list((whole if period == "tick" else newest(whole)).to_batches())
 
 
-_Make = Callable[[Sequence[Row], StoredWish], tuple[pa.Table, list[Gap]]]
+_Make = Callable[[Sequence[Row], StoredRequest], tuple[pa.Table, list[Gap]]]
 
 
-def _in_parts(make: _Make, rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
+def _in_parts(
+    make: _Make, rows: Sequence[Row], request: StoredRequest
+) -> tuple[pa.Table, list[Gap]]:
     """Make a table some rows at a time: decoded they take ten times as much."""
     tables: list[pa.Table] = []
     unreadable: list[Gap] = []
     for start in range(0, len(rows), _DECODED_ROWS):
-        table, told = make(rows[start : start + _DECODED_ROWS], wish)
-        tables.append(table.select(wish.schema.names))
-        unreadable += told
+        table, gap = make(rows[start : start + _DECODED_ROWS], request)
+        tables.append(table.select(request.schema.names))
+        unreadable += gap
     return pa.concat_tables(tables), unreadable
 
 
-def _ticks(rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
+def _ticks(rows: Sequence[Row], request: StoredRequest) -> tuple[pa.Table, list[Gap]]:
     decoded, errors = decode_rows(rows)
     return ticks_table(decoded), [unreadable(error) for error in errors]
 
 
-def _bars(rows: Sequence[Row], wish: StoredWish) -> tuple[pa.Table, list[Gap]]:
+def _bars(rows: Sequence[Row], request: StoredRequest) -> tuple[pa.Table, list[Gap]]:
     bars: list[Bar] = []
     gaps: list[Gap] = []
     for code, entry_id, k1 in rows:
         try:
-            bar = decode_bar(k1, code, wish.period, entry_id)
+            bar = decode_bar(k1, code, request.period, entry_id)
         except CodecError as error:
             gaps.append(unreadable(error))
             continue

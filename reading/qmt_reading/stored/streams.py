@@ -163,24 +163,24 @@ async def _find_trimmed(
             if isinstance(reply, Exception):
                 with redis_errors(address, f"{keys_of[code]}, which is read,"):
                     raise reply
-        for code, first, told in zip(some, replies[::2], replies[1::2], strict=True):
-            if isinstance(told, Exception):
+        for code, first, info in zip(some, replies[::2], replies[1::2], strict=True):
+            if isinstance(info, Exception):
                 continue  # no such stream
             first_id = first[0][0].decode() if first else ""
-            if _lost(after[code], first_id, told):
+            if _lost(after[code], first_id, info):
                 trimmed[code] = (after[code], first_id)
     return trimmed
 
 
-def _lost(after: str, first_id: str, told: Any) -> bool:
-    if first_id == after or id_key(told["last-generated-id"].decode()) <= id_key(after):
+def _lost(after: str, first_id: str, info: Any) -> bool:
+    if first_id == after or id_key(info["last-generated-id"].decode()) <= id_key(after):
         return False
     if not is_bound(after):
         return True
-    if told["entries-added"] == told["length"]:
+    if info["entries-added"] == info["length"]:
         return False
-    if after == BEGINNING or not told["first-entry"]:
+    if after == BEGINNING or not info["first-entry"]:
         return True
     # Streams are trimmed by whole days; a day that memory cut short has a gap event of its own.
-    begin_ms, oldest_ms = id_key(after)[0], id_key(told["first-entry"][0].decode())[0]
+    begin_ms, oldest_ms = id_key(after)[0], id_key(info["first-entry"][0].decode())[0]
     return day_of(oldest_ms) > day_of(begin_ms + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -10,9 +10,6 @@ from qmt_simulator.market.calendar import days_of
 from qmt_simulator.market.hashing import F64, I64, combine, unit16
 from qmt_simulator.market.instruments import Catalogue, Kind
 from qmt_simulator.market.records import Dividend
-
-if TYPE_CHECKING:
-    from qmt_simulator.market.paths import Paths
 
 _FIRST_YEAR: Final = 2015
 _YEARS: Final = 21
@@ -27,6 +24,19 @@ FIXED: Final[dict[str, dict[int, tuple[float, float, float, float]]]] = {
     "300750.SZ": {2023: (0.006, 0.0, 0.8, 0.0)},
     "600036.SH": {2020: (0.02, 0.0, 0.0, 0.3)},
 }  # fmt: skip
+
+
+class Paths(Protocol):
+    """What is asked of prices and suspensions."""
+
+    def suspended(self, idx: I64, at: I64) -> np.ndarray:
+        """Whether instruments are suspended on trading days."""
+
+    def first_trading(self, idx: I64, at: I64) -> I64:
+        """The first day at or after `at` on which the instrument trades."""
+
+    def closes(self, idx: I64, at: I64) -> tuple[I64, I64]:
+        """Reference and close, in price ticks."""
 
 
 class Schedule:

@@ -67,7 +67,7 @@ class _Voice:
         self._stream = stream
         self._lock = threading.Lock()
 
-    def tell(self, kind: str, **facts: Any) -> None:
+    def send(self, kind: str, **facts: Any) -> None:
         with self._lock:
             self._stream.write(json.dumps({"kind": kind, **facts}, default=_plain) + "\n")
             self._stream.flush()
@@ -98,14 +98,14 @@ def main() -> int:
         session = Session(
             load_settings(TerminalSettings, []),
             options,
-            lambda what: voice.tell("person", what=what),
+            lambda what: voice.send("person", what=what),
         )
-        voice.tell("loaded", **session.loaded())
+        voice.send("loaded", **session.loaded())
         info = session.connect()
     except QMTError as error:
-        voice.tell("refused", error=type(error).__name__, message=error.message, hint=error.hint)
+        voice.send("refused", error=type(error).__name__, message=error.message, hint=error.hint)
         return 1
-    voice.tell(
+    voice.send(
         "connected",
         address=info.address,
         edition=info.edition,
@@ -117,16 +117,16 @@ def main() -> int:
         name = line.strip()
         printed.take()
         began = time.monotonic()
-        told = _answer(session, name)
+        reply = _answer(session, name)
         took_s = round(time.monotonic() - began, 3)
-        voice.tell(
+        voice.send(
             "answer",
             name=name,
             phase=session.phase,
             market_ms=session.now_ms(),
             duration_s=took_s,
             printed=printed.take(),
-            **told,
+            **reply,
         )
     session.close()
     return 0

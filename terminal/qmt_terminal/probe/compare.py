@@ -64,7 +64,7 @@ def compare(report: Mapping[str, Any], reference: Mapping[str, Any]) -> Comparis
         if statuses != ("answered", "answered"):
             compared += 1
             if statuses[0] != statuses[1] or ours.get("reason_kind") != theirs.get("reason_kind"):
-                differences.append(Difference(name, "", _told(ours), _told(theirs)))
+                differences.append(Difference(name, "", _shown(ours), _shown(theirs)))
             continue
         for fact, how in question.facts.items():
             mine, other = ours["facts"].get(fact), theirs["facts"].get(fact)
@@ -77,7 +77,7 @@ def compare(report: Mapping[str, Any], reference: Mapping[str, Any]) -> Comparis
     return Comparison(str(reference.get("profile", "")), tuple(differences), compared, unknown)
 
 
-def _told(answer: Mapping[str, Any]) -> str:
+def _shown(answer: Mapping[str, Any]) -> str:
     if answer["status"] in _FAILED:
         return f"{answer['status']}: {answer.get('reason', '')}".rstrip(": ")
     return "answered"

@@ -66,7 +66,7 @@ def _restart(*, calls: bool) -> Any:
         session.xtdata.subscribe_whole_quote([STOCK, "600519.SH", "000001.SH"], watch)
         if not session.wait_until(lambda: watch.pushes > 1, 30.0):
             return Answer(dict.fromkeys(facts), {"why": "no pushes before the restart"})
-        session.tell_person("restart")
+        session.ask_person("restart")
         if not session.wait_until(lambda: not before.is_connected(), _PERSON_S):
             return Answer(dict.fromkeys(facts), {"why": "the terminal was not restarted"})
         gone_s = time.monotonic()

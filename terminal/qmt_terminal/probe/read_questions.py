@@ -35,8 +35,8 @@ def attempt(session: Session, call: str, *arguments: Any) -> tuple[str, Any, str
 
 
 def _ask_full_tick(session: Session) -> Answer:
-    wanted = [STOCK, INDEX, "600519.SH"]
-    ticks = session.xtdata.get_full_tick([*wanted, UNKNOWN])
+    requested = [STOCK, INDEX, "600519.SH"]
+    ticks = session.xtdata.get_full_tick([*requested, UNKNOWN])
     tick = ticks.get(STOCK) or {}
     floats = [tick.get(name) for name in ("lastPrice", "open", "lastClose", "settlementPrice")]
     whole_market, _, text = attempt(session, "get_full_tick", ["SZ"])
@@ -49,7 +49,7 @@ def _ask_full_tick(session: Session) -> Answer:
             if tick
             else None,
             "unknown_code": shape_of(ticks[UNKNOWN]) if UNKNOWN in ticks else "absent",
-            "never_subscribed": [code in ticks for code in wanted],
+            "never_subscribed": [code in ticks for code in requested],
             "takes_markets": whole_market,
         },
         {"types": {key: kind_of(value) for key, value in tick.items()}, "text": text},

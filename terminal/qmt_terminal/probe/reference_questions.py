@@ -42,8 +42,8 @@ def _supports(name: str, call: Callable[[Session], Any]) -> Callable[[Session], 
             absent = f"has no attribute '{name}'" in str(error)
             return Answer({"answers": "absent in this xtquant" if absent else "fails"})
         except Exception as error:  # noqa: BLE001 - how it fails is the answer
-            told = translate(error, name, connected=bool(session.client.is_connected()))
-            refused = isinstance(told, TerminalUnsupported)
+            failure = translate(error, name, connected=bool(session.client.is_connected()))
+            refused = isinstance(failure, TerminalUnsupported)
             return Answer({"answers": "unsupported" if refused else "fails"}, {"text": str(error)})
         return Answer({"answers": "yes"}, {"answer": shape_of(answer)})
 
@@ -83,8 +83,8 @@ def _ask_api_version(session: Session) -> Answer:
     try:
         answer = _common("getapiversion")(session)
     except Exception as error:
-        told = translate(error, "getapiversion", connected=bool(session.client.is_connected()))
-        if isinstance(told, TerminalUnsupported):
+        failure = translate(error, "getapiversion", connected=bool(session.client.is_connected()))
+        if isinstance(failure, TerminalUnsupported):
             return Answer({"answers": "unsupported", "download_version": "none"})
         raise
     version = answer.get("downloadversion")
@@ -161,9 +161,9 @@ def _ask_sectors(session: Session) -> Answer:
 
 
 def _ask_trading_day(session: Session) -> Answer:
-    told = session.calendar.describe(session.calendar.of_day(day_of(session.now_ms())))
-    told.pop("file_error", None)  # its path may name a person; the doctor has a line for it
-    return Answer({}, told)
+    failure = session.calendar.describe(session.calendar.of_day(day_of(session.now_ms())))
+    failure.pop("file_error", None)  # its path may name a person; the doctor has a line for it
+    return Answer({}, failure)
 
 
 FIRST_QUESTIONS: Final = (

@@ -52,19 +52,19 @@ class Report:
     xtquant_path: str = ""
     began: dt.datetime = dataclasses.field(default_factory=lambda: dt.datetime.now(dt.timezone.utc))
 
-    def load(self, told: Mapping[str, Any]) -> None:
+    def load(self, reply: Mapping[str, Any]) -> None:
         """Keep which copy of xtquant asks."""
-        self.terminal |= {"xtquant": str(told.get("xtquant", "")), "c_bson": told.get("c_bson")}
-        self.xtquant_path = str(told.get("xtquant_path", ""))
+        self.terminal |= {"xtquant": str(reply.get("xtquant", "")), "c_bson": reply.get("c_bson")}
+        self.xtquant_path = str(reply.get("xtquant_path", ""))
 
-    def meet(self, told: Mapping[str, Any]) -> None:
+    def meet(self, reply: Mapping[str, Any]) -> None:
         """Keep what the terminal says of itself."""
-        self.address = str(told.get("address", ""))
+        self.address = str(reply.get("address", ""))
         self.terminal |= {
-            "edition": str(told.get("edition", "")),
-            "version": str(told.get("version", "")),
-            "simulated": bool(told.get("simulated")),
-            "broker": str(told.get("broker", "")),
+            "edition": str(reply.get("edition", "")),
+            "version": str(reply.get("version", "")),
+            "simulated": bool(reply.get("simulated")),
+            "broker": str(reply.get("broker", "")),
         }
 
     def add(self, name: str, answer: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ class _Child:
             errors="replace",
             **apart,
         )
-        self._told: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._errors = ""
         self._threads = [
             threading.Thread(target=self._read, daemon=True),
@@ -107,8 +107,8 @@ class _Child:
             except ValueError:
                 continue  # half a line of a child that died
             if isinstance(document, dict):
-                self._told.put(document)
-        self._told.put(None)
+                self._messages.put(document)
+        self._messages.put(None)
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
@@ -134,7 +134,7 @@ class _Child:
             left_s = end - time.monotonic()
             try:
                 # In short waits: on Windows Ctrl-C does not interrupt a long one.
-                return self._told.get(timeout=max(0.0, min(left_s, _INTERRUPTIBLE_S)))
+                return self._messages.get(timeout=max(0.0, min(left_s, _INTERRUPTIBLE_S)))
             except queue.Empty:
                 if left_s <= _INTERRUPTIBLE_S:
                     raise
@@ -233,18 +233,18 @@ class Prober:
         end = time.monotonic() + question.limit_s
         try:
             while True:
-                told = child.hear(end - time.monotonic())
-                if told is None:
+                message = child.hear(end - time.monotonic())
+                if message is None:
                     reason = self._end_child()
                     status = "aborted"
                     break
-                if told["kind"] == "person":
-                    self._on_person(str(told["what"]))
-                elif told["kind"] == "answer" and told["name"] == question.name:
+                if message["kind"] == "person":
+                    self._on_person(str(message["what"]))
+                elif message["kind"] == "answer" and message["name"] == question.name:
                     if question.disturbs:
                         self._end_child()
                     return {
-                        key: value for key, value in told.items() if key not in ("kind", "name")
+                        key: value for key, value in message.items() if key not in ("kind", "name")
                     }
         except queue.Empty:
             child.process.kill()
@@ -264,18 +264,22 @@ class Prober:
         }
         self._child = child = _Child(self._environment, options)
         try:
-            told = child.hear(_CONNECT_S)
-            if told is not None and told["kind"] == "loaded":
-                report.load(told)
-                told = child.hear(_CONNECT_S)
+            message = child.hear(_CONNECT_S)
+            if message is not None and message["kind"] == "loaded":
+                report.load(message)
+                message = child.hear(_CONNECT_S)
         except queue.Empty:
-            told = {"kind": "refused", "error": "TimedOut", "message": "connecting takes too long"}
+            message = {
+                "kind": "refused",
+                "error": "TimedOut",
+                "message": "connecting takes too long",
+            }
             child.process.kill()
-        if told is not None and told["kind"] == "connected":
-            report.meet(told)
+        if message is not None and message["kind"] == "connected":
+            report.meet(message)
             return child
         ended = self._end_child()
-        report.refusal = told or {"error": "ended", "message": ended}
+        report.refusal = message or {"error": "ended", "message": ended}
         return None
 
     def _end_child(self) -> str:

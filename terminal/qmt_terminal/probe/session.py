@@ -56,7 +56,7 @@ class Session:
         self,
         settings: TerminalSettings,
         options: dict[str, Any],
-        tell_person: Callable[[str], None],
+        ask_person: Callable[[str], None],
     ) -> None:
         self.door = Terminal(settings)
         self.calendar = TradingCalendar(self.door, file=CalendarFile(settings.calendar_file))
@@ -65,7 +65,7 @@ class Session:
         self.bson: Any = self.door._bson.BSON
         self.client: Any = None
         self.options = options
-        self.tell_person = tell_person
+        self.ask_person = ask_person
         self.first_push: dict[str, dict[str, Any]] = {}
         """Kept for all questions about it: the whole market is subscribed to once less."""
         self._trades: bool | None = None

@@ -13,13 +13,13 @@ from typing import Any, Final
 import redis
 import structlog
 
+from qmt_protocol.demand import LEASE_S, read_series, words_of
 from qmt_protocol.errors import InvalidRequest
 from qmt_protocol.keys import Keys
-from qmt_protocol.wants import LEASE_S, read_want, words_of
 
 from .redis_link import SOCKET_TIMEOUT_S
 
-__all__ = ["Wanted"]
+__all__ = ["DemandListener"]
 
 log: Final = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ _SHOWN_BYTES: Final = 60
 _MARKET_BYTES: Final = 9
 
 
-class Wanted:
+class DemandListener:
     """Listens to readers; `look` is called each second.
 
     Parameters
@@ -42,14 +42,14 @@ class Wanted:
     markets
         Those that are published anyway; of others so many are known at once.
     most
-        Most wants known at once.
+        Most series known at once.
     clock
         Monotonic seconds.
 
     Attributes
     ----------
     turned_away : dict
-        Market to when (monotonic) a want of it was said last that is not looked at.
+        Market to when (monotonic) a series of it was said last that is not looked at.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Wanted:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = connection
-        self._channel = keys.want_channel
+        self._channel = keys.demand_channel
         self._markets = frozenset(markets)
         self.most = most
         self._clock = clock
@@ -71,8 +71,8 @@ class Wanted:
         self._words: dict[bytes, str] = {}
         """The same wants as they are said."""
         self.turned_away: dict[str, float] = {}
-        self._strange = b""
-        self._strangers = 0
+        self._foreign_word = b""
+        self._foreign_words = 0
         self._next_words = 0.0
 
     def look(self) -> list[str]:
@@ -93,7 +93,7 @@ class Wanted:
             for name in [name for name, at in said.items() if now - at > LEASE_S]:
                 del said[name]
                 self._words.pop(name.encode(), None)
-        self._tell_strange(now)
+        self._report_foreign(now)
         return list(self._said)
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class Wanted:
         now = self._clock()
         words = words_of(message)
         if not words:
-            self._note_strange(message)
+            self._note_foreign(message)
         for word in words:
             known = self._words.get(word)
             if known is not None:
@@ -143,31 +143,31 @@ class Wanted:
             try:
                 self._add(word, now)
             except InvalidRequest:
-                self._note_strange(word)
+                self._note_foreign(word)
 
     def _add(self, word: bytes, now: float) -> None:
         """Take a new want in, or turn it away where there are too many."""
         if len(self._said) < self.most:
-            want = read_want(word)
-            self._words[word] = want
-            self._said[want] = now
+            series = read_series(word)
+            self._words[word] = series
+            self._said[series] = now
             return
         market = word[-_MARKET_BYTES:].rpartition(b".")[2].decode("ascii", "replace")
         if market in self.turned_away:  # whatever the word may be
             self.turned_away[market] = now
             return
-        read_want(word)
+        read_series(word)
         others = self.turned_away.keys() - self._markets
         if market in self._markets or len(others) < _MOST_MARKETS:
             self.turned_away[market] = now
 
-    def _note_strange(self, word: bytes) -> None:
-        self._strange = self._strange or word[:_SHOWN_BYTES]
-        self._strangers += 1
+    def _note_foreign(self, word: bytes) -> None:
+        self._foreign_word = self._foreign_word or word[:_SHOWN_BYTES]
+        self._foreign_words += 1
 
-    def _tell_strange(self, now: float) -> None:
-        if self._strangers and now >= self._next_words:
-            word = self._strange.decode("utf-8", "replace")
-            log.warning("what is no want is ignored", such_as=word, count=self._strangers)
-            self._strange, self._strangers = b"", 0
+    def _report_foreign(self, now: float) -> None:
+        if self._foreign_words and now >= self._next_words:
+            word = self._foreign_word.decode("utf-8", "replace")
+            log.warning("what names no series is ignored", such_as=word, count=self._foreign_words)
+            self._foreign_word, self._foreign_words = b"", 0
             self._next_words = now + _SAY_EVERY_S

@@ -29,7 +29,7 @@ LAST_ID: Final = "18446744073709551615-18446744073709551615"
 MB: Final = 1_000_000
 _OF: Final = f"{{qmt:{MARKET}}}"
 
-IGNORED: Final = "what is no want is ignored"
+IGNORED: Final = "what names no series is ignored"
 """Told once a minute."""
 UNREADABLE: Final = "cannot be read"
 UNREAD: Final = '"reason":"unreadable"'
@@ -82,7 +82,7 @@ def _said(*messages: bytes) -> Write:
     def write(connection: redis.Redis) -> None:
         with connection.pipeline(transaction=False) as pipe:
             for message in messages:
-                pipe.publish("qmt:want", message)
+                pipe.publish("qmt:demand", message)
             pipe.execute()
 
     return write

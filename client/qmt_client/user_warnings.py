@@ -13,14 +13,18 @@ from typing import Final
 import qmt_reading
 from qmt_protocol.errors import Gap
 
-from .answers import QMTWarning
-
-__all__ = ["Waiting", "warn", "warn_absent", "warn_gap"]
+__all__ = ["QMTWarning", "Waiting", "warn", "warn_absent", "warn_gap"]
 
 _OURS: Final = tuple(
     str(Path(one).resolve().parent) for one in (__file__, str(qmt_reading.__file__))
 )
 _MOST: Final = 1_000
+
+
+class QMTWarning(UserWarning):
+    """Something is missing or unusual in an answer that is given all the same."""
+
+
 _waiting: contextvars.ContextVar[deque[str] | None] = contextvars.ContextVar(
     "qmt_client_warnings", default=None
 )
@@ -33,7 +37,7 @@ def warn(message: str) -> None:
     """Warn of something missing or unusual in what is given all the same."""
     waiting = _waiting.get()
     if waiting is None:
-        _tell(message)
+        _show(message)
     else:
         waiting.append(message)
 
@@ -66,17 +70,17 @@ class Waiting:
         """What runs in it warns here."""
         self.context.run(_waiting.set, self._messages)
 
-    def tell(self) -> None:
+    def show(self) -> None:
         """Tell what waits."""
         while self._messages:
             try:
                 message = self._messages.popleft()
             except IndexError:  # another thread was faster
                 return
-            _tell(message)
+            _show(message)
 
 
-def _tell(message: str) -> None:
+def _show(message: str) -> None:
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
         level, frame = level + 1, frame.f_back

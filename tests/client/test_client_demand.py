@@ -13,10 +13,10 @@ import redis
 from waiting import WITHIN_S
 from wanting import heard_on
 
-import qmt_reading.live.wants
+import qmt_reading.live.demand
 from qmt_protocol.errors import AccessDenied, QMTError
 from qmt_protocol.keys import Keys
-from qmt_reading.live.wants import Wants
+from qmt_reading.live.demand import Demand
 from qmt_runtime.connections import connect_async
 from qmt_standalone.redis_server import RedisServer
 
@@ -28,7 +28,7 @@ class Reader:
     def __init__(self, url: str) -> None:
         self._connection = connect_async(url)
         self.refused: list[tuple[str, QMTError]] = []
-        self.wants = Wants(
+        self.wants = Demand(
             self._connection, KEYS, on_refused=lambda *told: self.refused.append(told)
         )
 
@@ -49,7 +49,7 @@ async def reader(
     streams_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Reader]:
     for name in ("_LOOK_S", "_SETTLE_S", "_HEARD_S", "SAY_EVERY_S"):
-        monkeypatch.setattr(qmt_reading.live.wants, name, 0.05)
+        monkeypatch.setattr(qmt_reading.live.demand, name, 0.05)
     made = Reader(streams_server.url)
     yield made
     await made.close()
@@ -60,7 +60,7 @@ async def test_wants_are_said_at_once_and_again_though_nobody_listens(
 ) -> None:
     reader.wants.add([MINE])
     await reader.until(lambda: "publish" in str(streams.info("commandstats")))
-    with heard_on(streams, KEYS.want_channel) as heard:
+    with heard_on(streams, KEYS.demand_channel) as heard:
         await reader.until(lambda: heard().count(MINE) >= 1)
         reader.wants.add([OTHER])
         await reader.until(lambda: OTHER in heard())
@@ -81,7 +81,7 @@ async def test_what_is_refused_by_name_and_what_with_all_others(
     streams.hset(KEYS.refused, "*.SH", json.dumps(others))
     reader.wants.add([MINE, OTHER, "1m|000001.SZ"])
     await reader.until(lambda: len(reader.refused) == 2)
-    told = {want: error.message for want, error in reader.refused}
+    told = {series: error.message for series, error in reader.refused}
     assert told == {
         MINE: "1m bars of 600519.SH are refused: no room",
         OTHER: "5m bars of 600519.SH are refused: 1,000 are wanted already",
@@ -114,7 +114,7 @@ async def test_another_type_of_key_hides_refusals_and_wants_are_said_on(
     reader: Reader, streams: redis.Redis
 ) -> None:
     streams.set(KEYS.refused, "x")
-    with heard_on(streams, KEYS.want_channel) as heard:
+    with heard_on(streams, KEYS.demand_channel) as heard:
         reader.wants.add([MINE])
         await reader.until(lambda: heard().count(MINE) >= 3)
     streams.delete(KEYS.refused)
@@ -147,7 +147,7 @@ async def test_who_may_say_nothing_is_told_so(
 async def test_many_wants_change_while_they_are_said(reader: Reader, streams: redis.Redis) -> None:
     """Adding and removing while messages are on their way ends nothing."""
     codes = [f"1m|{number:06}.SH" for number in range(10_000)]
-    with heard_on(streams, KEYS.want_channel) as heard:
+    with heard_on(streams, KEYS.demand_channel) as heard:
         for start in range(0, len(codes), 500):
             reader.wants.add(codes[start : start + 500])
             await asyncio.sleep(0.005)

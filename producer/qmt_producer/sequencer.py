@@ -2,7 +2,7 @@
 
 A memory of one market holds, of each code, the last entry id, the newest tick and what was
 published in the last `WINDOW_MS` before it. Where that does not reach it says which streams must be
-read (`unknown`), and is told what they hold (`learn`); then it judges, and remembers what it let
+read (`unknown`), and is told what they hold (`learn`); then it sequences, and remembers what it let
 through. What it lets through must be published in that order, or the memory thrown away.
 
 The rules are those of docs/decisions/0011.
@@ -24,10 +24,10 @@ from qmt_protocol.ticks import TickFlag
 
 from .candidates import Candidates, body_of, head_of, packed, text
 
-__all__ = ["LOOK", "WINDOW_MS", "BarMemory", "Judged", "Stored", "TickMemory"]
+__all__ = ["LOOK", "WINDOW_MS", "BarSequencer", "Sequenced", "Stored", "TickSequencer"]
 
 WINDOW_MS: Final = 30_000
-"""How far back a code's ticks are remembered: what a taker of the lease judges again."""
+"""How far back a code's ticks are remembered: what a taker of the lease sequences again."""
 LOOK: Final = 64
 """Stored entries read, from either end."""
 _WINDOW_TICKS: Final = 4_096
@@ -45,7 +45,7 @@ _decode: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 @dataclass
-class Judged:
+class Sequenced:
     """What of a batch is to be published.
 
     Attributes
@@ -83,12 +83,12 @@ class Judged:
         if self.late + self.rejected <= _NAMED:
             self.words = f"{self.words}; {what}" if self.words else what
 
-    def as_it_was(self, batch: Candidates) -> Judged:
+    def as_it_was(self, batch: Candidates) -> Sequenced:
         """All is new, under the ids that were candidates."""
         self.streams, self.body, self.sizes = batch.names, batch.body, batch.sizes
         return self
 
-    def of(self, pieces: list[bytes]) -> Judged:
+    def of(self, pieces: list[bytes]) -> Sequenced:
         """Put together what is new."""
         if self.streams:
             self.body = body_of(pieces, len(self.streams))
@@ -111,7 +111,7 @@ class _Code:
         self.entries: deque[tuple[int, int, bytes]] = deque()
 
 
-class TickMemory:
+class TickSequencer:
     """One market's ticks.
 
     Parameters
@@ -137,7 +137,7 @@ class TickMemory:
             known.entries.append((known.ms, known.number, known.newest))
 
     def unknown(self, batch: Candidates, now_ms: int) -> dict[str, int]:
-        """Return the codes whose streams must be read before it is judged, and from which ms.
+        """Return the codes whose streams must be read before it is sequenced, and from which ms.
 
         Parameters
         ----------
@@ -169,15 +169,15 @@ class TickMemory:
         known.entries = deque((*at, found[at]) for at in sorted(found))
 
     def forget(self, code: str) -> None:
-        """Read a code's stream before it is judged again: Redis refused what was let through."""
+        """Read a code's stream before it is sequenced again: Redis refused what was let through."""
         self._codes.pop(code, None)
 
-    def judge(self, batch: Candidates, now_ms: int) -> Judged:
+    def sequence(self, batch: Candidates, now_ms: int) -> Sequenced:
         """Judge a batch, of which nothing is `unknown`, and remember what is let through."""
-        judged = Judged()
+        sequenced = Sequenced()
         pieces: list[bytes] = []  # from the first on that is not as it was
         limit_ms, codes, body = now_ms + self._future_ms, self._codes, batch.body
-        starts, sizes = batch.places()
+        starts, sizes = batch.spans()
         outgrown: list[_Code] = []
         as_it_was, end, greatest_ms = True, 0, 0
         for code, at, start, size in zip(batch.names, batch.ats, starts, sizes, strict=True):
@@ -189,9 +189,9 @@ class TickMemory:
             else:
                 if as_it_was:
                     as_it_was, count = False, starts.index(start)
-                    judged.streams, judged.lengths = batch.names[:count], list(sizes[:count])
+                    sequenced.streams, sequenced.lengths = batch.names[:count], list(sizes[:count])
                     pieces.append(body[batch.first : end])
-                found = self._settle(known, code, at, t1, now_ms, judged)
+                found = self._settle(known, code, at, t1, now_ms, sequenced)
                 if found is None:
                     end = start + size
                     continue
@@ -199,8 +199,8 @@ class TickMemory:
                 piece = head_of("tick", code) + text(f"{ms}-{number}") + t1
             if not as_it_was:
                 pieces.append(piece or body[end : start + size])
-                judged.streams.append(code)
-                judged.lengths.append(len(t1))
+                sequenced.streams.append(code)
+                sequenced.lengths.append(len(t1))
             end = start + size
             if ms > greatest_ms and isinstance(at, int):
                 greatest_ms = ms
@@ -211,25 +211,25 @@ class TickMemory:
                 outgrown.append(known)
         for known in outgrown:  # not before: `unknown` was asked for the whole batch
             _cut(known)
-        judged.greatest_ms = greatest_ms
-        return judged.as_it_was(batch) if as_it_was else judged.of(pieces)
+        sequenced.greatest_ms = greatest_ms
+        return sequenced.as_it_was(batch) if as_it_was else sequenced.of(pieces)
 
     def _settle(
-        self, known: _Code, code: str, at: int | str, t1: bytes, now_ms: int, judged: Judged
+        self, known: _Code, code: str, at: int | str, t1: bytes, now_ms: int, sequenced: Sequenced
     ) -> tuple[int, int, bytes] | None:
         """Return id and ``t1`` of a tick that is not simply the next of its code; none: drop it."""
         if isinstance(at, str):
-            return self._again(known, code, at, t1, judged)
+            return self._again(known, code, at, t1, sequenced)
         ms, flags = at, t1[-1]
         if ms > now_ms + self._future_ms:
             ms, flags = now_ms, flags | TickFlag.CLAMPED
-            judged.clamped += 1
+            sequenced.clamped += 1
         number, behind = 0, False
         if ms <= known.ms:
             row = _decode(t1)
             content = _content(row)
             if any(one[0] >= ms and _content_of(one[2]) == content for one in known.entries):
-                judged.repeated += 1
+                sequenced.repeated += 1
                 return None
             if ms < known.ms:
                 behind, ms = True, known.ms
@@ -237,11 +237,11 @@ class TickMemory:
                 behind = _went_back(row, known.newest)
             number = known.number + 1
         if not is_entry_id(f"{ms}-{number}"):
-            judged.rejected += 1
-            judged.say(f"{code}: its stream ends with the id {known.ms}-{known.number}")
+            sequenced.rejected += 1
+            sequenced.say(f"{code}: its stream ends with the id {known.ms}-{known.number}")
             return None
         if behind:
-            judged.late += 1
+            sequenced.late += 1
             flags |= TickFlag.LATE
         t1 = t1 if flags == t1[-1] else t1[:-1] + bytes((flags,))
         if not behind:
@@ -249,19 +249,19 @@ class TickMemory:
         return ms, number, t1
 
     def _again(
-        self, known: _Code, code: str, entry_id: str, t1: bytes, judged: Judged
+        self, known: _Code, code: str, entry_id: str, t1: bytes, sequenced: Sequenced
     ) -> tuple[int, int, bytes] | None:
         """Return a tick under the id, and as late, as it was when it was first published."""
         ms, number = id_key(entry_id)
         if (ms, number) <= (known.ms, known.number):
             if any(one[:2] == (ms, number) for one in known.entries):
-                judged.repeated += 1
+                sequenced.repeated += 1
             else:
-                judged.rejected += 1
-                judged.say(f"{code}: {entry_id} lies before {known.ms}-{known.number}")
+                sequenced.rejected += 1
+                sequenced.say(f"{code}: {entry_id} lies before {known.ms}-{known.number}")
             return None
         if t1[-1] & TickFlag.LATE:
-            judged.late += 1
+            sequenced.late += 1
         else:
             known.newest = t1
         return ms, number, t1
@@ -292,59 +292,59 @@ class _Bars:
             self.from_ms = oldest + 1
 
 
-class BarMemory:
-    """One market's bars; see `TickMemory`."""
+class BarSequencer:
+    """One market's bars; see `TickSequencer`."""
 
     def __init__(self) -> None:
-        self._wants: dict[str, _Bars] = {}
+        self._series: dict[str, _Bars] = {}
 
     def unknown(self, batch: Candidates, now_ms: int) -> dict[str, int]:
         """Return the wants whose streams must be read, and from which label."""
         needed: dict[str, int] = {}
-        for want, label in zip(batch.names, batch.ats, strict=True):
-            ms, known = _label_ms(label), self._wants.get(want)
+        for series, label in zip(batch.names, batch.ats, strict=True):
+            ms, known = _label_ms(label), self._series.get(series)
             if known is None or ms < known.from_ms:
-                needed[want] = min(ms, needed.get(want, ms))
+                needed[series] = min(ms, needed.get(series, ms))
         return needed
 
-    def learn(self, want: str, from_ms: int, stored: Iterable[Stored]) -> None:
+    def learn(self, series: str, from_ms: int, stored: Iterable[Stored]) -> None:
         """Take what a stream holds: its first `LOOK` entries from a label on, and its last."""
-        known = self._wants[want] = _Bars()
+        known = self._series[series] = _Bars()
         known.from_ms = from_ms
         for (ms, number), k1 in sorted({id_key(one): k1 for one, k1 in stored}.items()):
             known.under(ms).append(k1)
             known.ms, known.number = ms, number
 
-    def forget(self, want: str) -> None:
-        """Read a stream before it is judged again."""
-        self._wants.pop(want, None)
+    def forget(self, series: str) -> None:
+        """Read a stream before it is sequenced again."""
+        self._series.pop(series, None)
 
-    def judge(self, batch: Candidates, now_ms: int) -> Judged:
+    def sequence(self, batch: Candidates, now_ms: int) -> Sequenced:
         """Judge a batch, of which nothing is `unknown`, and remember what is let through."""
-        judged = Judged()
+        sequenced = Sequenced()
         pieces: list[bytes] = []
-        for want, label, k1 in batch.entries:
-            known, ms = self._wants[want], _label_ms(label)
+        for series, label, k1 in batch.entries:
+            known, ms = self._series[series], _label_ms(label)
             number = known.number + 1 if ms == known.ms else 0
             if isinstance(label, str):
                 number = id_key(label)[1]
             if ms <= known.ms and _is_older(k1, known.labels.get(ms, ())):
-                judged.repeated += 1
+                sequenced.repeated += 1
             elif ms < known.ms:
-                judged.late += 1
-                judged.say(f"{want} {label}")
+                sequenced.late += 1
+                sequenced.say(f"{series} {label}")
             elif (ms, number) <= (known.ms, known.number) or not is_entry_id(f"{ms}-{number}"):
-                judged.rejected += 1
-                judged.say(f"{want}: its stream ends with the id {known.ms}-{known.number}")
+                sequenced.rejected += 1
+                sequenced.say(f"{series}: its stream ends with the id {known.ms}-{known.number}")
             else:
                 known.ms, known.number = ms, number
                 known.under(ms).append(k1)
-                pieces.append(head_of("bar", want) + text(f"{ms}-{number}") + k1)
-                judged.streams.append(want)
-                judged.lengths.append(len(k1))
-        for want in set(judged.streams):
-            self._wants[want].cut()
-        return judged.of(pieces)
+                pieces.append(head_of("bar", series) + text(f"{ms}-{number}") + k1)
+                sequenced.streams.append(series)
+                sequenced.lengths.append(len(k1))
+        for series in set(sequenced.streams):
+            self._series[series].cut()
+        return sequenced.of(pieces)
 
 
 def _cut(known: _Code) -> None:

@@ -9,21 +9,21 @@ from typing import Any, Final
 import redis.asyncio
 
 from qmt_protocol.codes import market_of
+from qmt_protocol.demand import SAY_EVERY_S, decode_refusal, encode_demand, others_of
 from qmt_protocol.errors import AccessDenied, CodecError, QMTError, RedisUnavailable, Unavailable
-from qmt_protocol.keys import Keys, parse_want
-from qmt_protocol.wants import SAY_EVERY_S, decode_refusal, encode_wants, others_of
+from qmt_protocol.keys import Keys, parse_series
 from qmt_runtime.connections import redis_call
 
-__all__ = ["Wants"]
+__all__ = ["Demand"]
 
 _LOOK_S: Final = 1.0
 _SETTLE_S: Final = 2.5
-"""A refusal that is older than our want may be gone when the producer has heard it."""
+"""A refusal that is older than our demand may be gone when the producer has heard it."""
 _HEARD_S: Final = 10.0
-"""By then a producer has heard a want: what it says of all others concerns it."""
+"""By then a producer has heard a series: what it says of all others concerns it."""
 
 
-class Wants:
+class Demand:
     """Says wants again and again, and learns which of them are refused.
 
     Nothing of it is stored in Redis, so where no producer listens it is said again until one does.
@@ -58,27 +58,27 @@ class Wants:
         """What is wanted."""
         return sorted(self._count)
 
-    def add(self, wants: Iterable[str]) -> None:
+    def add(self, demanded: Iterable[str]) -> None:
         """Say wants from now on; each may be added several times."""
         now = asyncio.get_running_loop().time()
-        for want in wants:
-            self._count[want] = self._count.get(want, 0) + 1
-            if want not in self._since:
-                self._since[want] = now
-                self._new.append(want)
+        for series in demanded:
+            self._count[series] = self._count.get(series, 0) + 1
+            if series not in self._since:
+                self._since[series] = now
+                self._new.append(series)
         self._changed.set()
         if self._count and self._task is None:
-            self._task = asyncio.create_task(self._keep(), name="wants")
+            self._task = asyncio.create_task(self._keep(), name="demand")
 
-    def remove(self, wants: Iterable[str]) -> None:
+    def remove(self, demanded: Iterable[str]) -> None:
         """Let wants go that were added; producers forget them by themselves."""
-        for want in wants:
-            left = self._count.get(want, 0) - 1
+        for series in demanded:
+            left = self._count.get(series, 0) - 1
             if left > 0:
-                self._count[want] = left
+                self._count[series] = left
             else:
                 for of in (self._count, self._since, self._refused):
-                    of.pop(want, None)
+                    of.pop(series, None)
 
     async def close(self) -> None:
         """Say nothing any more."""
@@ -103,17 +103,17 @@ class Wants:
             except (CodecError, RedisUnavailable):
                 said = float("-inf")
             except AccessDenied as error:
-                for want in self.held:
-                    self._refuse(want, error.message, error)
+                for series in self.held:
+                    self._refuse(series, error.message, error)
             try:
                 await asyncio.wait_for(self._changed.wait(), _LOOK_S)
             except asyncio.TimeoutError:
                 pass
 
-    async def _say(self, wants: list[str]) -> None:
-        for message in encode_wants(wants):
+    async def _say(self, demanded: list[str]) -> None:
+        for message in encode_demand(demanded):
             async with redis_call(self._address):
-                await self._connection.publish(self._keys.want_channel, message)
+                await self._connection.publish(self._keys.demand_channel, message)
 
     async def _look(self, now: float) -> None:
         settled = {one: since for one, since in self._since.items() if now - since >= _SETTLE_S}
@@ -123,31 +123,33 @@ class Wants:
         fields = [*settled, *map(others_of, markets)]
         async with redis_call(self._address):
             documents: Any = await self._connection.hmget(self._keys.refused, fields)
-        told = dict(zip(fields, documents, strict=True))
-        known = self._known(told)
-        for want, since in settled.items():
-            document = told[want]
-            others = told[others_of(_market(want))]
+        replies = dict(zip(fields, documents, strict=True))
+        known = self._known(replies)
+        for series, since in settled.items():
+            document = replies[series]
+            others = replies[others_of(_market(series))]
             if document is not None:
-                self._refuse(want, decode_refusal(document).reason)
-            elif others is None or want in known or now - since < _HEARD_S:
-                self._refused.pop(want, None)
+                self._refuse(series, decode_refusal(document).reason)
+            elif others is None or series in known or now - since < _HEARD_S:
+                self._refused.pop(series, None)
             else:
-                self._refuse(want, decode_refusal(others).reason)
+                self._refuse(series, decode_refusal(others).reason)
 
     @staticmethod
-    def _known(told: dict[str, Any]) -> set[str]:
-        others = [one for field, one in told.items() if field.startswith("*") and one is not None]
-        return {want for one in others for want in decode_refusal(one).known}
+    def _known(replies: dict[str, Any]) -> set[str]:
+        others = [
+            one for field, one in replies.items() if field.startswith("*") and one is not None
+        ]
+        return {series for one in others for series in decode_refusal(one).known}
 
-    def _refuse(self, want: str, reason: str, error: QMTError | None = None) -> None:
-        if want not in self._count or self._refused.get(want) == reason:
+    def _refuse(self, series: str, reason: str, error: QMTError | None = None) -> None:
+        if series not in self._count or self._refused.get(series) == reason:
             return
-        self._refused[want] = reason
-        period, code = parse_want(want)
+        self._refused[series] = reason
+        period, code = parse_series(series)
         what = "Ticks" if period == "tick" else f"{period} bars"
         self._on_refused(
-            want,
+            series,
             error
             or Unavailable(
                 f"{what} of {code} are refused: {reason}",
@@ -159,5 +161,5 @@ class Wants:
         )
 
 
-def _market(want: str) -> str:
-    return market_of(parse_want(want)[1])
+def _market(series: str) -> str:
+    return market_of(parse_series(series)[1])

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import httpx
 import redis
+from demand_contents import BUSY, MARKET, Case
 from docker_servers import start_server
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waiting import wait_for
-from wants_contents import BUSY, MARKET, Case
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect as open_websocket
 
@@ -55,7 +55,7 @@ class Rig:
             "QMT_TEST_CODES": ",".join(BUSY),
             "QMT_TERMINAL_PORT": str(terminal),
             "QMT_MARKETS": f"{MARKET},{OTHER}",
-            "QMT_WANTED_MAX": str(PLACES),
+            "QMT_DEMAND_MAX": str(PLACES),
             "QMT_LOG_LEVEL": "info",
             "QMT_ARCHIVE_URL": str(folder / "archive"),
             "QMT_ARCHIVE_FLUSH_S": "0.5",

@@ -17,22 +17,21 @@ import structlog
 from qmt_protocol.archive import ArchivedFile, Missing
 from qmt_protocol.bars import Bar, decode_bar
 from qmt_protocol.cursor.cursor import Cursor
-from qmt_protocol.cursor.position import Mark
-from qmt_protocol.cursor.position import Place as Position
+from qmt_protocol.cursor.position import Offset, Position
 from qmt_protocol.cursor.scope import Scope
 from qmt_protocol.decoding import printable
 from qmt_protocol.errors import ArchiveDamaged, CodecError, Gap
 from qmt_protocol.feed import is_code_of, is_entry_id
 from qmt_protocol.ids import BEGINNING, id_key
-from qmt_protocol.keys import Keys, want
+from qmt_protocol.keys import Keys, series_of
 from qmt_protocol.periods import BAR_PERIODS
 from qmt_reading.live.feed import FeedReader
-from qmt_reading.live.healing import heal
+from qmt_reading.live.recovery import recover
 from qmt_runtime.connections import redis_call
 
-from .place import Place
+from .store import ArchiveStore
 
-__all__ = ["Healer", "last_ids"]
+__all__ = ["Recovery", "last_ids"]
 
 log: Final = structlog.get_logger(__name__)
 
@@ -48,12 +47,12 @@ TakeBars = Callable[[Sequence[Bar]], Awaitable[None]]
 
 
 @dataclass
-class Healer:
+class Recovery:
     """Reads one market's streams behind what the archive holds of them.
 
     Parameters
     ----------
-    place
+    store
         The archive, for the last ids in it.
     take_ticks, take_bars
         Given what was found, in the order of each stream.
@@ -62,12 +61,12 @@ class Healer:
     connection: redis.asyncio.Redis
     keys: Keys
     address: str
-    place: Place
+    store: ArchiveStore
     market: str
     take_ticks: TakeTicks
     take_bars: TakeBars
     seen: dict[str, str] = field(default_factory=dict)
-    """Code (of bars: want) to the last id that the archive then has."""
+    """Code (of bars: series) to the last id that the archive then has."""
     missing: list[Missing] = field(default_factory=list)
     settled: str = BEGINNING
     """Feed entry id up to which the feed may hold what the streams gave already."""
@@ -76,8 +75,8 @@ class Healer:
     damaged: list[ArchiveDamaged] = field(default_factory=list)
     """Files whose last ids could not be read. What only they hold comes again, with its ids."""
 
-    async def heal(self) -> Mark:
-        """Read all there is; return the feed's mark from which to follow it.
+    async def recover(self) -> Offset:
+        """Read all there is; return the feed's offset from which to follow it.
 
         Raises
         ------
@@ -99,21 +98,21 @@ class Healer:
                 self.gaps.append(gap)
 
         # From the feed's beginning, with the ids of all codes: the streams are read.
-        place = Position({self.market: ("", BEGINNING)}, codes=known)
-        cursor = Cursor(Scope((self.market,)), place, on_gap=on_gap)
-        streams = heal(self.connection, self.keys, self.address, reader, cursor)
+        store = Position({self.market: ("", BEGINNING)}, codes=known)
+        cursor = Cursor(Scope((self.market,)), store, on_gap=on_gap)
+        streams = recover(self.connection, self.keys, self.address, reader, cursor)
         async with aclosing(streams) as batches:
             async for batch in batches:
                 if batch.rows:
                     await self.take_ticks(batch.rows)
-        self._tell_trimmed(known, trimmed)
+        self._report_trimmed(known, trimmed)
         self.seen = dict(cursor.last_ids)
-        await self._heal_bars()
+        await self._recover_bars()
         self.settled = (await reader.filed([self.market]))[self.market][1]
-        return reader.positions[self.market].mark
+        return reader.positions[self.market].offset
 
     def _archived_ids(self, oldest_ms: int | None) -> dict[str, str]:
-        manifest = self.place.manifest
+        manifest = self.store.manifest
         files = manifest.ticks(self.market)
         newest_days = sorted({one.day for one in files})[-_NEWEST_DAYS:]
         # A producer publishes again what Redis lost; a stream begins anew with what we may have.
@@ -122,7 +121,7 @@ class Healer:
             for one in files
             if one.day in newest_days or (oldest_ms is not None and one.last_ms >= oldest_ms)
         ]
-        return last_ids(self.place, needed, self.damaged.append)
+        return last_ids(self.store, needed, self.damaged.append)
 
     async def _oldest_ms(self, codes: list[str]) -> int | None:
         """Return the exchange time from which on the market's streams hold anything."""
@@ -140,12 +139,12 @@ class Healer:
                         oldest = at_ms if oldest is None else min(oldest, at_ms)
         return oldest
 
-    def _tell_trimmed(
+    def _report_trimmed(
         self, known: Mapping[str, str], trimmed: Mapping[str, tuple[str, str]]
     ) -> None:
         """Name what lies between the archive's end and the streams' begin."""
-        mark = self.place.manifest.markets.get(self.market)
-        mark_ms = 0 if mark is None else id_key(mark.position)[0]
+        offset = self.store.manifest.markets.get(self.market)
+        mark_ms = 0 if offset is None else id_key(offset.position)[0]
         spans: dict[str, tuple[int, int]] = {}
         for code, (_, first) in trimmed.items():
             # A code that is new to the archive is missed only since the archive has followed.
@@ -166,17 +165,17 @@ class Healer:
 
     # Bars
 
-    async def _heal_bars(self) -> None:
-        manifest = self.place.manifest
+    async def _recover_bars(self) -> None:
+        manifest = self.store.manifest
         files = [one for one in manifest.files if one.kind == "bar" and one.market == self.market]
         for period in {one.period for one in files}:
             days = sorted({one.day for one in files if one.period == period})[-_NEWEST_SPANS:]
             of_period = [one for one in files if one.period == period and one.day in days]
-            found = await asyncio.to_thread(last_ids, self.place, of_period, self.damaged.append)
-            self.seen.update((want(period, code), last) for code, last in found.items())
+            found = await asyncio.to_thread(last_ids, self.store, of_period, self.damaged.append)
+            self.seen.update((series_of(period, code), last) for code, last in found.items())
         async for keys in self._bar_streams():
             for key, (period, code) in keys.items():
-                await self._heal_bar_stream(key, period, code)
+                await self._recover_bar_stream(key, period, code)
 
     async def _bar_streams(self) -> AsyncIterator[dict[str, tuple[str, str]]]:
         head = self.keys.bar("", f"x.{self.market}").partition(":bar:")[0] + ":bar:"
@@ -196,8 +195,8 @@ class Healer:
             if not cursor:
                 return
 
-    async def _heal_bar_stream(self, key: str, period: str, code: str) -> None:
-        last = self.seen.get(want(period, code), BEGINNING)
+    async def _recover_bar_stream(self, key: str, period: str, code: str) -> None:
+        last = self.seen.get(series_of(period, code), BEGINNING)
         while True:
             async with redis_call(self.address):
                 entries: Any = await self.connection.xrange(key, f"({last}", count=_BARS_PER_READ)
@@ -215,13 +214,13 @@ class Healer:
                     bars.append(bar)
             if bars:
                 await self.take_bars(bars)
-            self.seen[want(period, code)] = last
+            self.seen[series_of(period, code)] = last
             if len(entries) < _BARS_PER_READ:
                 return
 
 
 def last_ids(
-    place: Place,
+    store: ArchiveStore,
     files: Sequence[ArchivedFile],
     on_damaged: Callable[[ArchiveDamaged], None],
 ) -> dict[str, str]:
@@ -232,14 +231,14 @@ def last_ids(
     Raises
     ------
     ArchiveUnavailable
-        When the place cannot be reached.
+        When the folder or bucket cannot be reached.
     """
     newest: dict[str, tuple[int, int]] = {}
     for file in files:
         if "live" not in file.sources:
             continue
         try:
-            for batch in place.read(file, [*_KEYS, "source"]):
+            for batch in store.read(file, [*_KEYS, "source"]):
                 live = pc.equal(batch.column("source").cast(pa.string()), "live")
                 for code, last in _last_of(batch.filter(live)):
                     newest[code] = max(last, newest.get(code, (0, 0)))

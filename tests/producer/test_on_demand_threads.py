@@ -13,7 +13,7 @@ import pytest
 
 from qmt_producer.bar_maker import BarMaker
 from qmt_producer.figures import Figures
-from qmt_producer.wants import Wants
+from qmt_producer.on_demand import OnDemand
 from qmt_protocol.keys import Keys
 from qmt_standalone.redis_server import RedisServer
 
@@ -35,7 +35,7 @@ def greedy_gc() -> Iterator[None]:
     sys.setswitchinterval(before[1])
 
 
-def wants_of(url: str) -> Wants:
+def on_demand_of(url: str) -> OnDemand:
     """Return wants beside a terminal that knows the codes below 100 and takes all subscriptions."""
     terminal: Any = SimpleNamespace(
         instrument_detail=lambda code: {} if code < "000100" else None,
@@ -43,7 +43,7 @@ def wants_of(url: str) -> Wants:
         unsubscribe=lambda _: None,
         generation=(1, 1),
     )
-    return Wants(
+    return OnDemand(
         terminal,
         BarMaker(lambda: 0, 0, lambda: None),
         SimpleNamespace(close_s=lambda _: 0),  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def wants_of(url: str) -> Wants:
 
 @pytest.mark.usefixtures("greedy_gc")
 def test_what_is_wanted_is_told_while_it_changes(streams_server: RedisServer) -> None:
-    wants = wants_of(streams_server.url)
+    wants = on_demand_of(streams_server.url)
     done = threading.Event()
 
     def change() -> None:

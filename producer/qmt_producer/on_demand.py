@@ -18,18 +18,18 @@ from typing import Any, Final
 import structlog
 
 from qmt_protocol.codes import market_of
+from qmt_protocol.demand import others_of
 from qmt_protocol.errors import InvalidRequest, QMTError, RedisUnavailable, TerminalNotConnected
-from qmt_protocol.keys import Keys, parse_want
-from qmt_protocol.wants import others_of
+from qmt_protocol.keys import Keys, parse_series
 from qmt_terminal import Terminal
 
 from .bar_maker import BarMaker
+from .demand_listener import DemandListener
 from .hours import TradingHours
 from .intake import Rows
-from .redis_link import KeyRefused, connect, end_soon, reach
-from .wanted import Wanted
+from .redis_link import KeyRefused, ask_redis, connect, end_soon
 
-__all__ = ["Wants"]
+__all__ = ["OnDemand"]
 
 log: Final = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ _AGAIN_S: Final = 30.0
 _BESIDE: Final = 500
 """So many wants are known beside those that have a place, to be refused by name."""
 _MOST_MARKETS: Final = 32
-"""Markets published at once: what a want of another one would begin does not end with it."""
+"""Markets published at once: what a series of another one would begin does not end with it."""
 _TRY_S: Final = 1.0
 """How long the terminal is asked in one look; the rest comes with the next."""
 _MISSED_ROWS: Final = 2_000
@@ -55,7 +55,7 @@ _NAMED: Final = 20
 class _Served:
     period: str
     code: str
-    wanted_at: float
+    demanded_at: float
     number: int = -1
     """The subscription's number; -1 where the standing subscription serves it."""
     stamp: int = -1
@@ -69,14 +69,14 @@ class _Refusal:
     reason: str
     retry_at: float
     no_room: bool
-    told: bool = False
+    is_named: bool = False
 
 
 class _NoRoom(InvalidRequest):
     """Nothing is wrong with the want but their number."""
 
 
-class Wants:
+class OnDemand:
     """A thread that reads what is wanted each second and keeps the subscriptions to it.
 
     Parameters
@@ -122,21 +122,21 @@ class Wants:
         self._on_market = on_market
         self._on_event = on_event
         self._redis = connect(url)
-        self._wanted = Wanted(self._redis, keys, standing, limit + _BESIDE)
+        self._listener = DemandListener(self._redis, keys, standing, limit + _BESIDE)
         self._lock = threading.Lock()
         """Over `_served` and `_refused`: this thread changes them, the reporter's reads them."""
         self._served: dict[str, _Served] = {}
         self._refused: dict[str, _Refusal] = {}
         self._markets = set(standing)
         self._too_many = (
-            f"{self._wanted.most} codes and bars are wanted already, and no more are looked at."
+            f"{self._listener.most} codes and bars are wanted already, and no more are looked at."
         )
         self._others: dict[str, str] = {}
         self._news: list[tuple[str, str]] = []
         self._more_news = 0
         self._next_news = 0.0
         self._stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="wants", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="demand", daemon=True)
 
     @property
     def served(self) -> list[str]:
@@ -148,7 +148,7 @@ class Wants:
     def refused(self) -> dict[str, str]:
         """Want to the reason why it is not served."""
         with self._lock:
-            return {want: refusal.reason for want, refusal in self._refused.items()}
+            return {series: refusal.reason for series, refusal in self._refused.items()}
 
     @property
     def subscriptions(self) -> int:
@@ -169,60 +169,62 @@ class Wants:
         failure = ""
         while not self._stopping.is_set():
             try:
-                wanted = reach(self._wanted.look)
+                demanded = ask_redis(self._listener.look)
                 try:
-                    self._serve(wanted)
+                    self._serve(demanded)
                 except TerminalNotConnected as error:
-                    log.debug("wants wait for the terminal", error=error.message)
-                self._tell_refused(wanted)
-                self._tell_news()
+                    log.debug("demand waits for the terminal", error=error.message)
+                self._report_refused(demanded)
+                self._report_news()
                 failure = ""
             except RedisUnavailable as error:  # what is subscribed stays so
                 if error.message != failure:  # the same each second is no news
-                    log.warning("wants are not known", error=error.message)
+                    log.warning("demand is not known", error=error.message)
                 failure = error.message
             self._stopping.wait(_EVERY_S)
-        self._wanted.close()
+        self._listener.close()
 
     # -- serving ------------------------------------------------------------------------------
 
-    def _serve(self, wanted: list[str]) -> None:
-        now, still = time.monotonic(), frozenset(wanted)
+    def _serve(self, demanded: list[str]) -> None:
+        now, still = time.monotonic(), frozenset(demanded)
         with self._lock:
-            self._refused = {want: told for want, told in self._refused.items() if want in still}
-        for want, served in list(self._served.items()):
-            if want in still:
-                served.wanted_at = now
-            elif now - served.wanted_at > _LINGER_S:
-                self._release(want, served)
+            self._refused = {
+                series: is_named for series, is_named in self._refused.items() if series in still
+            }
+        for series, served in list(self._served.items()):
+            if series in still:
+                served.demanded_at = now
+            elif now - served.demanded_at > _LINGER_S:
+                self._release(series, served)
         stamp = self._stamp()
         if stamp is None:
             return
         # Who has a place keeps it, also over a new connection; then what nothing was said of yet.
-        due = [*self._served, *wanted]
+        due = [*self._served, *demanded]
         ends = now + _TRY_S
-        for want in dict.fromkeys(sorted(due, key=self._refused.__contains__)):
+        for series in dict.fromkeys(sorted(due, key=self._refused.__contains__)):
             if self._stopping.is_set() or time.monotonic() > ends:
                 return
-            served_one, refusal = self._served.get(want), self._refused.get(want)
+            served_one, refusal = self._served.get(series), self._refused.get(series)
             if served_one is not None and served_one.stamp == stamp:
                 continue
             if refusal is None or (self._has_room if refusal.no_room else now >= refusal.retry_at):
-                self._try(want, stamp, now)
+                self._try(series, stamp, now)
 
-    def _try(self, want: str, stamp: int, now: float) -> None:
-        served = self._served.get(want) or _Served(*parse_want(want), now)
+    def _try(self, series: str, stamp: int, now: float) -> None:
+        served = self._served.get(series) or _Served(*parse_series(series), now)
         try:
             self._subscribe(served, stamp)
         except TerminalNotConnected:
             raise
         except QMTError as error:
             refusal = _Refusal(error.message, now + _AGAIN_S, isinstance(error, _NoRoom))
-            self._refuse(want, refusal)
+            self._refuse(series, refusal)
             return
         with self._lock:
-            self._served[want] = served
-            self._refused.pop(want, None)
+            self._served[series] = served
+            self._refused.pop(series, None)
 
     def _subscribe(self, served: _Served, stamp: int) -> None:
         market, period, code = market_of(served.code), served.period, served.code
@@ -275,78 +277,80 @@ class Wants:
             log.info("an instrument cannot be looked up", code=code, error=error.message)
             return True
 
-    def _release(self, want: str, served: _Served) -> None:
+    def _release(self, series: str, served: _Served) -> None:
         with self._lock:
-            del self._served[want]
+            del self._served[series]
         self._bars.forget(served.period, served.code)
         try:
             self._unsubscribe(served)
         except QMTError as error:
-            log.warning("a subscription could not be ended", want=want, error=error.message)
+            log.warning("a subscription could not be ended", series=series, error=error.message)
 
     # -- refusing -----------------------------------------------------------------------------
 
-    def _refuse(self, want: str, refusal: _Refusal) -> None:
-        before = self._refused.get(want)
-        refusal.told = before is not None and before.told and before.reason == refusal.reason
+    def _refuse(self, series: str, refusal: _Refusal) -> None:
+        before = self._refused.get(series)
+        refusal.is_named = (
+            before is not None and before.is_named and before.reason == refusal.reason
+        )
         with self._lock:
-            served = self._served.pop(want, None)
-            self._refused[want] = refusal
+            served = self._served.pop(series, None)
+            self._refused[series] = refusal
         if served is not None:
             self._bars.forget(served.period, served.code)
         if before is None or before.reason != refusal.reason:
-            self._note(want, refusal.reason)
+            self._note(series, refusal.reason)
 
-    def _note(self, want: str, reason: str) -> None:
+    def _note(self, series: str, reason: str) -> None:
         if len(self._news) < _NAMED:
-            self._news.append((want, reason))
+            self._news.append((series, reason))
         else:
             self._more_news += 1
 
-    def _tell_news(self) -> None:
+    def _report_news(self) -> None:
         """Tell what was refused since the last time: some by name, and how many more."""
         now = time.monotonic()
         if not self._news or now < self._next_news:
             return
-        for want, reason in self._news:
-            if self._is_ours(_market(want)):
-                log.warning("a want is refused", want=want, reason=reason)
-                self._on_event({"kind": "want refused", "want": want, "reason": reason})
+        for series, reason in self._news:
+            if self._is_ours(_market(series)):
+                log.warning("a series is refused", series=series, reason=reason)
+                self._on_event({"kind": "demand refused", "series": series, "reason": reason})
         if self._more_news:
-            log.warning("more wants are refused", count=self._more_news)
-            self._on_event({"kind": "want refused", "more": self._more_news})
+            log.warning("more demand is refused", count=self._more_news)
+            self._on_event({"kind": "demand refused", "more": self._more_news})
         self._news, self._more_news = [], 0
         self._next_news = now + _NEWS_EVERY_S
 
-    def _tell_refused(self, wanted: list[str]) -> None:
+    def _report_refused(self, demanded: list[str]) -> None:
         """Write refusals where readers look, and remove what no longer holds."""
         try:
-            reach(partial(self._write_refused, wanted))
+            ask_redis(partial(self._write_refused, demanded))
         except KeyRefused as error:
             log.error("the key of refusals is no hash: it is removed", error=error.message)
-            reach(partial(self._redis.unlink, self._keys.refused))
+            ask_redis(partial(self._redis.unlink, self._keys.refused))
 
-    def _write_refused(self, wanted: list[str]) -> None:
+    def _write_refused(self, demanded: list[str]) -> None:
         at_ms = time.time_ns() // 1_000_000
         held = {_text(raw): raw for raw in self._redis.hkeys(self._keys.refused)}
-        others = self._turned_away(wanted)
+        others = self._turned_away(demanded)
         new: dict[Any, Any] = {
-            field: told
-            for field, told in others.items()
-            if told != self._others.get(field) or field not in held
+            field: is_named
+            for field, is_named in others.items()
+            if is_named != self._others.get(field) or field not in held
         }
         begun = [(field, self._too_many) for field in others if field not in self._others]
         self._news = begun + self._news
-        told = [
-            (want, refusal)
-            for want, refusal in self._refused.items()
-            if not (refusal.told and want in held) and self._is_ours(_market(want))
+        is_named = [
+            (series, refusal)
+            for series, refusal in self._refused.items()
+            if not (refusal.is_named and series in held) and self._is_ours(_market(series))
         ]
-        new |= {want: _shown(refusal.reason, at_ms) for want, refusal in told}
+        new |= {series: _shown(refusal.reason, at_ms) for series, refusal in is_named}
         if new:
             self._redis.hset(self._keys.refused, mapping=new)
-        for _, refusal in told:
-            refusal.told = True
+        for _, refusal in is_named:
+            refusal.is_named = True
         self._others = others
         gone = [raw for field, raw in held.items() if not self._stands(field)]
         if gone:
@@ -356,16 +360,16 @@ class Wants:
         known = field in self._refused or field in self._others
         return known or not self._is_ours(_market(field))
 
-    def _turned_away(self, wanted: list[str]) -> dict[str, str]:
+    def _turned_away(self, demanded: list[str]) -> dict[str, str]:
         """Return what concerns all wants of a market but those that are known, by its field."""
         return {
             others_of(market): json.dumps(
                 {
                     "reason": self._too_many,
-                    "known": [want for want in wanted if _market(want) == market],
+                    "known": [series for series in demanded if _market(series) == market],
                 }
             )
-            for market in self._wanted.turned_away
+            for market in self._listener.turned_away
             if self._is_ours(market)
         }
 
@@ -378,5 +382,5 @@ def _text(raw: bytes | str) -> str:
     return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
 
 
-def _market(want: str) -> str:
-    return want.rpartition(".")[2]
+def _market(series: str) -> str:
+    return series.rpartition(".")[2]

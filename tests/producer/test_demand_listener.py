@@ -11,18 +11,18 @@ import redis
 import structlog
 from wanting import heard_on
 
-import qmt_producer.wanted
+import qmt_producer.demand_listener
+from qmt_producer.demand_listener import DemandListener
 from qmt_producer.redis_link import connect
-from qmt_producer.wanted import Wanted
 from qmt_protocol.codes import parse_code
+from qmt_protocol.demand import LEASE_S, MESSAGE_MAX_BYTES, encode_demand, read_series, words_of
 from qmt_protocol.errors import InvalidRequest
-from qmt_protocol.keys import Keys, parse_want
+from qmt_protocol.keys import Keys, parse_series
 from qmt_protocol.periods import PERIODS
-from qmt_protocol.wants import LEASE_S, MESSAGE_MAX_BYTES, encode_wants, read_want, words_of
 from qmt_standalone.redis_server import RedisServer
 
 KEYS = Keys("t")
-CHANNEL = "t:want"
+CHANNEL = "t:demand"
 MOST = 20
 
 
@@ -40,8 +40,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def wanted(streams_server: RedisServer, streams: redis.Redis, clock: Clock) -> Iterator[Wanted]:
-    made = Wanted(connect(streams_server.url), KEYS, ["SH"], MOST, clock)
+def wanted(
+    streams_server: RedisServer, streams: redis.Redis, clock: Clock
+) -> Iterator[DemandListener]:
+    made = DemandListener(connect(streams_server.url), KEYS, ["SH"], MOST, clock)
     assert made.look() == []
     yield made
     made.close()
@@ -52,11 +54,13 @@ def codes(count: int, market: str = "SH") -> list[str]:
 
 
 def say(streams: redis.Redis, *wants: str) -> None:
-    for message in encode_wants(wants):
+    for message in encode_demand(wants):
         assert streams.publish(CHANNEL, message) == 1
 
 
-def test_a_want_lives_while_it_is_said(wanted: Wanted, streams: redis.Redis, clock: Clock) -> None:
+def test_a_want_lives_while_it_is_said(
+    wanted: DemandListener, streams: redis.Redis, clock: Clock
+) -> None:
     say(streams, "1m|600519.SH", "tick|rb2610.SF")
     say(streams, "1m|600519.SH")
     assert wanted.look() == ["1m|600519.SH", "tick|rb2610.SF"]
@@ -70,7 +74,7 @@ def test_a_want_lives_while_it_is_said(wanted: Wanted, streams: redis.Redis, clo
 
 
 def test_200_000_wants_take_nobodys_place(
-    wanted: Wanted, streams: redis.Redis, clock: Clock
+    wanted: DemandListener, streams: redis.Redis, clock: Clock
 ) -> None:
     first = codes(5, "SZ")
     say(streams, *first)
@@ -90,7 +94,7 @@ def test_200_000_wants_take_nobodys_place(
 
 
 def test_what_is_no_want_is_named_once_and_ignored(
-    wanted: Wanted, streams: redis.Redis, clock: Clock
+    wanted: DemandListener, streams: redis.Redis, clock: Clock
 ) -> None:
     strange = [
         *(b"nonsense", b"", b"|", b"1m|", b"7m|600519.SH", b"1m|600519", b"1m|600519.SH|x"),
@@ -110,9 +114,9 @@ def test_what_is_no_want_is_named_once_and_ignored(
 
 
 def test_more_messages_than_one_look_reads_come_with_the_next(
-    wanted: Wanted, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    wanted: DemandListener, streams: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qmt_producer.wanted, "_MOST_MESSAGES", 2_000)
+    monkeypatch.setattr(qmt_producer.demand_listener, "_MOST_MESSAGES", 2_000)
     with streams.pipeline(transaction=False) as pipe:
         for _ in range(4_500):
             pipe.publish(CHANNEL, "1m|600519.SH")
@@ -126,7 +130,7 @@ def test_more_messages_than_one_look_reads_come_with_the_next(
 
 
 def test_a_line_that_breaks_is_made_anew_and_what_was_wanted_stays(
-    wanted: Wanted, streams: redis.Redis, clock: Clock
+    wanted: DemandListener, streams: redis.Redis, clock: Clock
 ) -> None:
     say(streams, "1m|600519.SH")
     assert wanted.look() == ["1m|600519.SH"]
@@ -141,7 +145,7 @@ def test_a_line_that_breaks_is_made_anew_and_what_was_wanted_stays(
 
 
 def test_a_message_beyond_what_redis_holds_for_a_listener(
-    wanted: Wanted, streams: redis.Redis
+    wanted: DemandListener, streams: redis.Redis
 ) -> None:
     """Redis drops the listener; the next look begins anew."""
     say(streams, "1m|600519.SH")
@@ -155,11 +159,11 @@ def test_a_message_beyond_what_redis_holds_for_a_listener(
 def test_a_message_of_wants_is_short_enough_and_read_back(streams: redis.Redis) -> None:
     wants = codes(10_000)
     with heard_on(streams, CHANNEL) as heard:
-        for message in encode_wants(wants):
+        for message in encode_demand(wants):
             assert len(message) <= MESSAGE_MAX_BYTES
             streams.publish(CHANNEL, message)
         assert heard() == wants
-    assert list(encode_wants([])) == []
+    assert list(encode_demand([])) == []
 
 
 def test_what_is_read_is_what_the_rest_of_the_bridge_calls_a_want() -> None:
@@ -177,7 +181,7 @@ def test_what_is_read_is_what_the_rest_of_the_bridge_calls_a_want() -> None:
             is_want = False
         if is_want:
             assert words_of(word) == [word]
-            assert parse_want(read_want(word)) == tuple(word.decode().split("|", 1))
+            assert parse_series(read_series(word)) == tuple(word.decode().split("|", 1))
         else:
             with pytest.raises(InvalidRequest):
-                read_want(word)
+                read_series(word)

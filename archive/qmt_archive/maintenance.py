@@ -29,7 +29,7 @@ from qmt_reading.stored.archive import ArchiveReader
 
 from .buffers import sort_bars
 from .parquet import write_rows
-from .place import Place
+from .store import ArchiveStore
 
 __all__ = ["Compacted", "Group", "compact", "groups", "groups_due", "prune", "sorted_ticks"]
 
@@ -105,7 +105,7 @@ def groups_due(manifest: Manifest, now_ms: int, silence_ms: int) -> list[Group]:
     return due
 
 
-def compact(place: Place, group: Group, check: Callable[[], None]) -> Compacted:
+def compact(store: ArchiveStore, group: Group, check: Callable[[], None]) -> Compacted:
     """Write a group's files as one and commit it; the old files are left to be deleted.
 
     Parameters
@@ -118,19 +118,19 @@ def compact(place: Place, group: Group, check: Callable[[], None]) -> Compacted:
     ArchiveDamaged
         When a file cannot be read; nothing was changed.
     ArchiveUnavailable
-        When the place cannot be read or written; nothing was changed, or all of it was.
+        When the folder or bucket cannot be read or written; nothing was changed, or all of it was.
     """
     for file in group.files:
-        place.check_rows(file)
-    rows = _Counted(sorted_ticks(place, group) if group.kind == "tick" else _bars(place, group))
+        store.check_rows(file)
+    rows = _Counted(sorted_ticks(store, group) if group.kind == "tick" else _bars(store, group))
     ranges = joined(one for file in group.files for one in file.ranges)
     if group.kind == "tick":
         folder = tick_folder(group.market, group.day)
     else:
         folder = bar_folder(group.period, group.market, group.day)
-    path = place.new_path(folder, "day" if group.kind == "tick" else "all")
+    path = store.new_path(folder, "day" if group.kind == "tick" else "all")
     simulated = any(one.simulated for one in group.files)
-    size_bytes = place.write(
+    size_bytes = store.write(
         path,
         lambda file: write_rows(file, group.kind, rows, ranges, dense=True, simulated=simulated),
     )
@@ -152,7 +152,7 @@ def compact(place: Place, group: Group, check: Callable[[], None]) -> Compacted:
     )
     old = {one.path for one in group.files}
     check()
-    place.commit(
+    store.commit(
         lambda manifest: msgspec.structs.replace(
             manifest, files=[*(one for one in manifest.files if one.path not in old), made]
         )
@@ -194,22 +194,22 @@ class _Counted:
 class _Fixed(ArchiveReader):
     """A reader of some files, whatever the manifest says meanwhile."""
 
-    def __init__(self, place: Place, files: Sequence[ArchivedFile]) -> None:
-        super().__init__(place.url)
+    def __init__(self, store: ArchiveStore, files: Sequence[ArchivedFile]) -> None:
+        super().__init__(store.url)
         self._fixed = Manifest(files=list(files))
 
     def manifest(self) -> Manifest:
         return self._fixed
 
 
-def sorted_ticks(place: Place, group: Group) -> Iterator[pa.Table]:
+def sorted_ticks(store: ArchiveStore, group: Group) -> Iterator[pa.Table]:
     """Yield the rows of tick files in order, each once."""
-    rows = _Fixed(place, group.files).ticks()
+    rows = _Fixed(store, group.files).ticks()
     for batch in rows:
         yield pa.Table.from_batches([batch])
 
 
-def _bars(place: Place, group: Group) -> Iterator[pa.Table]:
+def _bars(store: ArchiveStore, group: Group) -> Iterator[pa.Table]:
     """Yield the rows of bar files in order, of each bar the newest version.
 
     Files are sorted by code: of more bars than fit in memory, some codes at a time are read.
@@ -217,11 +217,11 @@ def _bars(place: Place, group: Group) -> Iterator[pa.Table]:
     rows = sum(one.rows for one in group.files)
     parts = -(-rows // _BARS_AT_ONCE)
     if parts == 1:
-        yield sort_bars(_read_bars(place, group, None))
+        yield sort_bars(_read_bars(store, group, None))
         return
     counts: dict[str, int] = {}
     for file in group.files:
-        for batch in place.read(file, ["code"]):
+        for batch in store.read(file, ["code"]):
             for pair in batch.column("code").value_counts().to_pylist():
                 counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
     some: list[str] = []
@@ -230,21 +230,21 @@ def _bars(place: Place, group: Group) -> Iterator[pa.Table]:
         some.append(code)
         waiting += counts[code]
         if waiting >= _BARS_AT_ONCE:
-            yield sort_bars(_read_bars(place, group, some))
+            yield sort_bars(_read_bars(store, group, some))
             some, waiting = [], 0
     if some:
-        yield sort_bars(_read_bars(place, group, some))
+        yield sort_bars(_read_bars(store, group, some))
 
 
-def _read_bars(place: Place, group: Group, codes: list[str] | None) -> pa.Table:
-    wanted = None if codes is None else pa.array(codes, pa.string())
+def _read_bars(store: ArchiveStore, group: Group, codes: list[str] | None) -> pa.Table:
+    requested = None if codes is None else pa.array(codes, pa.string())
     tables = []
     for file in group.files:
-        for batch in place.read(file):
+        for batch in store.read(file):
             table = pa.Table.from_batches([batch])
-            if wanted is not None:
+            if requested is not None:
                 column = batch.column("code")
-                inside = pc.is_in(column.dictionary, value_set=wanted)
+                inside = pc.is_in(column.dictionary, value_set=requested)
                 mask = np.asarray(inside.to_numpy(zero_copy_only=False))[column.indices.to_numpy()]
                 table = table.filter(pa.array(mask))
             if len(table):
@@ -253,26 +253,26 @@ def _read_bars(place: Place, group: Group, codes: list[str] | None) -> pa.Table:
 
 
 def prune(
-    place: Place, keep_days: int, check: Callable[[], None]
+    store: ArchiveStore, keep_days: int, check: Callable[[], None]
 ) -> tuple[list[ArchivedFile], Manifest]:
     """Take the tick days before the newest ``keep_days`` out of the archive, and delete them.
 
     Days are those that the archive holds. Bars stay, and so does what is missing of days kept.
     """
-    days = place.manifest.days
+    days = store.manifest.days
     if len(days) <= keep_days:
-        return [], place.manifest
+        return [], store.manifest
     first = days[-keep_days]
-    gone = [one for one in place.manifest.files if one.kind == "tick" and one.day < first]
+    gone = [one for one in store.manifest.files if one.kind == "tick" and one.day < first]
     paths = {one.path for one in gone}
     begin_ms = day_start_ms(first) - DAY_MS
     check()
-    manifest = place.commit(
+    manifest = store.commit(
         lambda manifest: msgspec.structs.replace(
             manifest,
             files=[one for one in manifest.files if one.path not in paths],
             missing=[one for one in manifest.missing if one.to_ms >= begin_ms],
         )
     )
-    place.delete(sorted(paths))
+    store.delete(sorted(paths))
     return gone, manifest

@@ -38,7 +38,7 @@ from qmt_reading.stored.archive import ArchiveReader
 from qmt_reading.stored.ordering import conform
 from qmt_reading.stored.parquet_groups import group_ranges, whole_groups
 
-__all__ = ["Place", "damaged"]
+__all__ = ["ArchiveStore", "damaged"]
 
 log: Final = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ _LONGEST: Final = 500
 _ROWS_PER_READ: Final = 65_536
 
 
-class Place:
+class ArchiveStore:
     """One archive as its only writer sees it.
 
     Parameters
@@ -110,7 +110,7 @@ class Place:
         Raises
         ------
         ArchiveUnavailable
-            When the place cannot be reached, or there is no archive and no prefix was given.
+            When the folder or bucket cannot be reached, or there is no archive and no prefix given.
         ArchiveDamaged
             When the manifest cannot be read.
         ConfigurationError
@@ -179,15 +179,15 @@ class Place:
         ArchiveDamaged
             When it is not there, or cannot be decoded.
         ArchiveUnavailable
-            When the place cannot be reached.
+            When the folder or bucket cannot be reached.
         """
         whole = TICK_COLUMNS if file.kind == "tick" else BAR_COLUMNS
-        wanted = whole if columns is None else pa.schema([whole.field(name) for name in columns])
+        requested = whole if columns is None else pa.schema([whole.field(name) for name in columns])
         with self._opening(file) as parquet:
             groups = range(parquet.metadata.num_row_groups)
-            for batch in whole_groups(parquet, groups, _ROWS_PER_READ, wanted.names):
+            for batch in whole_groups(parquet, groups, _ROWS_PER_READ, requested.names):
                 check_batch(batch, file.path)
-                yield from conform(pa.Table.from_batches([batch]), wanted).to_batches()
+                yield from conform(pa.Table.from_batches([batch]), requested).to_batches()
 
     def check_rows(self, file: ArchivedFile) -> tuple[int, int] | None:
         """Make sure that a file has the rows that the manifest says.

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from wants_contents import CASES, CONTENTS, SAMPLE, Case
-from wants_rig import Rig
+from demand_contents import CASES, CONTENTS, SAMPLE, Case
+from demand_rig import Rig
 
 from qmt_protocol.redis_users import USERS
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from qmt_protocol.ids import BEGINNING, id_key
 
-from .position import Mark
+from .position import Offset
 
-__all__ = ["Break", "FeedEntry", "FeedPosition"]
+__all__ = ["Break", "FeedEntry", "FeedOffset"]
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Break:
 
     market: str
     reason: Literal["trimmed", "epoch"]
-    after: Mark
+    after: Offset
     """Where the reader stood."""
-    at: Mark
+    at: Offset
     """Where it stands now, in the history that follows."""
     to_ms: int
     """Redis time of the first entry behind the break; 0 where there is none."""
 
 
-class FeedPosition:
+class FeedOffset:
     """A position is good while its epoch is the feed's and its entry still exists.
 
     Attributes
@@ -55,14 +55,14 @@ class FeedPosition:
         found behind it follows on: a feed is never trimmed behind where it is filed.
     """
 
-    def __init__(self, market: str, mark: Mark) -> None:
+    def __init__(self, market: str, offset: Offset) -> None:
         self.market = market
-        self.epoch, self.at = mark
+        self.epoch, self.at = offset
         self.limit = ""
         self.has_entry = True
 
     @property
-    def mark(self) -> Mark:
+    def offset(self) -> Offset:
         """Epoch and id."""
         return self.epoch, self.at
 
@@ -99,7 +99,7 @@ class FeedPosition:
         sequence of FeedEntry
             What lies behind the position, or behind the break.
         """
-        before = self.mark
+        before = self.offset
         is_other = self._is_other(epoch)
         is_there = not is_other and bool(entries) and entries[0].id == self.at
         behind = entries[1:] if is_there else entries
@@ -116,7 +116,7 @@ class FeedPosition:
         if is_other or not follows:
             to_ms = id_key(behind[0].id)[0] if behind else 0
             reason: Literal["trimmed", "epoch"] = "epoch" if is_other else "trimmed"
-            found = Break(self.market, reason, before, self.mark, to_ms)
+            found = Break(self.market, reason, before, self.offset, to_ms)
         self.read(behind)
         return found, behind
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import redis
 
-from qmt_producer.redis_link import reach
+from qmt_producer.redis_link import ask_redis
 from qmt_protocol.errors import ConfigurationError
 from qmt_protocol.keys import Keys
 
-__all__ = ["PrefixInUse", "ReplayPlace", "replays"]
+__all__ = ["PrefixInUse", "ReplayTarget", "replays"]
 
 _SCANNED: Final = 1_000
 _REMOVED: Final = 200
@@ -25,7 +25,7 @@ class PrefixInUse(ConfigurationError):
     slug = "prefix-in-use"
 
 
-class ReplayPlace:
+class ReplayTarget:
     """One prefix on a streams server.
 
     Parameters
@@ -64,7 +64,7 @@ class ReplayPlace:
                 hint="Name another one by --to-prefix.",
                 prefix=self._keys.prefix,
             )
-        taken = reach(lambda: self._redis.set(self._keys.replay, json.dumps(facts), nx=True))
+        taken = ask_redis(lambda: self._redis.set(self._keys.replay, json.dumps(facts), nx=True))
         if not taken:
             raise self._runs()
 
@@ -97,7 +97,7 @@ class ReplayPlace:
     @property
     def marked(self) -> bool:
         """Whether the prefix is a replay's."""
-        return bool(reach(lambda: self._redis.exists(self._keys.replay)))
+        return bool(ask_redis(lambda: self._redis.exists(self._keys.replay)))
 
     def _runs(self) -> PrefixInUse:
         return PrefixInUse(
@@ -119,7 +119,7 @@ class ReplayPlace:
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.unlink(name.encode("utf-8", "surrogateescape"))
-            return sum(reach(pipe.execute))
+            return sum(ask_redis(pipe.execute))
 
 
 def replays(connection: redis.Redis) -> list[Keys]:
@@ -137,7 +137,7 @@ def replays(connection: redis.Redis) -> list[Keys]:
 def _scan(connection: redis.Redis, pattern: str) -> Iterator[str]:
     cursor = 0
     while True:
-        cursor, names = reach(partial(connection.scan, cursor, match=pattern, count=_SCANNED))
+        cursor, names = ask_redis(partial(connection.scan, cursor, match=pattern, count=_SCANNED))
         # One that is no text stays what it is for `unlink`, and is nobody's prefix.
         yield from (
             name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")

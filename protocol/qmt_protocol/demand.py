@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from .errors import InvalidRequest
-from .keys import parse_want
+from .keys import parse_series
 
 __all__ = [
     "LEASE_S",
@@ -21,14 +21,14 @@ __all__ = [
     "SAY_EVERY_S",
     "Refusal",
     "decode_refusal",
-    "encode_wants",
+    "encode_demand",
     "others_of",
-    "read_want",
+    "read_series",
     "words_of",
 ]
 
 LEASE_S: Final = 10.0
-"""How long a want lives after it was said last."""
+"""How long a series lives after it was said last."""
 SAY_EVERY_S: Final = 2.0
 MESSAGE_MAX_BYTES: Final = 64 * 1024
 """A longer message is ignored as a whole."""
@@ -52,18 +52,18 @@ def others_of(market: str) -> str:
 def decode_refusal(document: bytes) -> Refusal:
     """Read a value of ``refused``; one that cannot be read is a refusal for a reason not known."""
     try:
-        told = msgspec.json.decode(document, type=Refusal)
+        refusal = msgspec.json.decode(document, type=Refusal)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Refusal(reason="for a reason that cannot be read")
-    return msgspec.structs.replace(told, reason=told.reason[:_REASON_MAX])
+    return msgspec.structs.replace(refusal, reason=refusal.reason[:_REASON_MAX])
 
 
-def encode_wants(wants: Iterable[str]) -> Iterator[bytes]:
+def encode_demand(demanded: Iterable[str]) -> Iterator[bytes]:
     """Yield messages that say wants: with spaces between, each short enough."""
     parts: list[bytes] = []
     size_bytes = 0
-    for want in wants:
-        part = want.encode(errors="replace")
+    for series in demanded:
+        part = series.encode(errors="replace")
         if parts and size_bytes + len(part) >= MESSAGE_MAX_BYTES:
             yield b" ".join(parts)
             parts, size_bytes = [], 0
@@ -74,12 +74,12 @@ def encode_wants(wants: Iterable[str]) -> Iterator[bytes]:
 
 
 def words_of(message: bytes) -> list[bytes]:
-    """Return the words of a message, each a want if `read_want` says so; of a long one none."""
+    """Return the words of a message, each a series if `read_want` says so; of a long one none."""
     return message.split() if len(message) <= MESSAGE_MAX_BYTES else []
 
 
-def read_want(word: bytes) -> str:
-    """Return a word as a want.
+def read_series(word: bytes) -> str:
+    """Return a word as a series.
 
     Raises
     ------
@@ -87,8 +87,8 @@ def read_want(word: bytes) -> str:
         When it is none.
     """
     try:
-        want = word.decode()
+        series = word.decode()
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{word[:60]!r} is no want.") from error
-    parse_want(want)
-    return want
+        raise InvalidRequest(f"{word[:60]!r} names no series.") from error
+    parse_series(series)
+    return series

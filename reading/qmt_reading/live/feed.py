@@ -100,6 +100,7 @@ class FeedReader:
         self._unreadable_event = ""
         """The id of no date that the events end with: nothing can be added behind it."""
         self._read_at = self._begun_at = 0.0
+        self._read_ms = 0  # Redis time
 
     async def begin(self, requested: Mapping[str, Sequence[str] | None]) -> Snapshot:
         """Stand where markets are filed, and return ``latest`` as it is there.
@@ -214,6 +215,7 @@ class FeedReader:
             for one in positions:
                 one.has_entry = True
         asked = Transactions(self._connection)
+        asked.begin().time()
         for one in positions:
             feed, pipe = self._keys.feed(one.market), asked.begin()
             pipe.get(self._keys.epoch(one.market))
@@ -223,7 +225,8 @@ class FeedReader:
         if self.events_id:
             asked.begin().xrange(self._keys.events, f"({self.events_id}", count=_EVENTS_PER_READ)
         async with redis_call(self._address):
-            replies = [_checked(some) for some in await asked.execute()]
+            (told,), *replies = [_checked(some) for some in await asked.execute()]
+        self._read_ms = _ms(told)
         found = Reading()
         for one, (epoch, raw, *stream) in zip(positions, replies, strict=False):
             self._check_types(one.market, (epoch, raw, *stream))
@@ -268,6 +271,7 @@ class FeedReader:
             redis_call(self._address),
             self._connection.pipeline(transaction=False) as pipe,
         ):
+            pipe.time()
             pipe.xread(
                 ids,  # type: ignore[arg-type]
                 count=_ENTRIES_PER_READ,
@@ -275,7 +279,12 @@ class FeedReader:
             )
             for market in self.markets:
                 pipe.get(self._keys.epoch(market))
-            read, *epochs = await pipe.execute()
+            pipe.time()
+            begun, read, *epochs, ended = await pipe.execute()
+        # This process may have stood still, its clock too, while the read before lay answered.
+        away_ms, self._read_ms = _ms(begun) - self._read_ms, _ms(ended)
+        if not 0 <= away_ms <= _LOOK_AFTER_S * 1000:
+            return await self._look()
         found = Reading()
         renewed = {
             market
@@ -402,6 +411,12 @@ def _entries(market: str, raw: Iterable[Any]) -> list[FeedEntry]:
         FeedEntry(market, _text(entry_id), fields.get(b"b1"), fields.get(b"c1"))
         for entry_id, fields in raw
     ]
+
+
+def _ms(told: tuple[int, int]) -> int:
+    """Return what Redis answered to TIME."""
+    seconds, microseconds = told
+    return seconds * 1000 + microseconds // 1000
 
 
 def _text(value: Any) -> str:

@@ -14,9 +14,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+from qmt_archive.tending import compact, groups
 
 from qmt_archive.store import Position
-from qmt_archive.tending import compact, groups
 from qmt_protocol.archive import MANIFEST, decode_manifest
 from qmt_protocol.ticks import TICK_FIELDS
 from qmt_standalone.redis_server import RedisServer

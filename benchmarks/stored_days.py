@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from qmt_archive.tending import groups, sorted_ticks
 
 from qmt_archive.parquet import write_rows
 from qmt_archive.store import Position
-from qmt_archive.tending import groups, sorted_ticks
 from qmt_protocol.archive import ArchivedFile, tick_folder
 from qmt_protocol.times import DAY_MS
 

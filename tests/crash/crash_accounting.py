@@ -10,7 +10,16 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-__all__ = ["CountedGap", "Pushed", "Stored", "Verdict", "WindowGap", "account", "account_reader"]
+__all__ = [
+    "CountedGap",
+    "Pushed",
+    "Stored",
+    "Verdict",
+    "WindowGap",
+    "account",
+    "account_feed",
+    "account_reader",
+]
 
 _SHOWN: Final = 8
 LATE: Final = 1
@@ -256,4 +265,38 @@ def account_reader(
                 verdict.named_by_window += 1
             else:
                 verdict.note("lost", code, content=content)
+    return verdict
+
+
+def account_feed(
+    fed: Mapping[str, Sequence[str]],
+    stored: Mapping[str, Sequence[tuple[str, int]]],
+    latest: Mapping[str, str],
+) -> Verdict:
+    """Compare what the feed has with what is filed: the same ids, once, and the last in `latest`.
+
+    Parameters
+    ----------
+    stored
+        Ids with the ticks' flags: a late one is not the latest.
+    """
+    verdict = Verdict()
+    for code in {*fed, *stored, *latest}:
+        ids, held = fed.get(code, ()), [one for one, _ in stored.get(code, ())]
+        verdict.pushed += len(ids)
+        verdict.stored += len(held)
+        lost, invented = set(ids) - set(held), set(held) - set(ids)
+        twice = len(ids) - len(set(ids))
+        for kind, count in (
+            ("lost", len(lost)),
+            ("invented", len(invented)),
+            ("repeated", twice),
+        ):
+            if count:
+                verdict.note(kind, code, count)
+        if not (lost or invented or twice) and list(ids) != held:
+            verdict.note("reordered", code)
+        newest = [one for one, flags in stored.get(code, ()) if not flags & LATE]
+        if newest and latest.get(code) != newest[-1]:
+            verdict.note("reordered", code, latest=latest.get(code), newest=newest[-1])
     return verdict

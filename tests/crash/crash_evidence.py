@@ -20,12 +20,15 @@ from crash_accounting import CountedGap, Pushed, Stored, WindowGap
 from qmt_simulator.oracle import read_push_log
 
 __all__ = [
+    "fed_ids",
     "gaps_of",
+    "latest_ids",
     "pushed_by_code",
     "pushed_view",
     "read_notes",
     "reader_view",
     "stored_by_code",
+    "stored_ids",
     "tick_content",
 ]
 
@@ -120,6 +123,33 @@ def _stored(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Stored]:
 def stored_by_code(streams: redis.Redis) -> dict[str, list[Stored]]:
     """Return what the tick streams hold, per code in stored order."""
     return {code: _stored(entries) for code, entries in _streams(streams, "{qmt:*}:tick:*")}
+
+
+def fed_ids(streams: redis.Redis) -> dict[str, list[str]]:
+    """Return the ids of ticks in the feeds, per code in the order published."""
+    found: dict[str, list[str]] = {}
+    for key in streams.scan_iter(match="{qmt:*}:feed", count=2000):
+        for _, fields in streams.xrange(key):
+            for code, entry_id, _ in msgpack.unpackb(fields.get(b"b1", b"\x90")):
+                found.setdefault(code, []).append(entry_id)
+    return found
+
+
+def stored_ids(streams: redis.Redis) -> dict[str, list[tuple[str, int]]]:
+    """Return the ids in the tick streams with the ticks' flags, per code."""
+    return {
+        code: [(one.decode(), msgpack.unpackb(fields[b"t1"])[-1]) for one, fields in entries]
+        for code, entries in _streams(streams, "{qmt:*}:tick:*")
+    }
+
+
+def latest_ids(streams: redis.Redis) -> dict[str, str]:
+    """Return the id that `latest` has of each code."""
+    return {
+        code.decode(): msgpack.unpackb(value)[0]
+        for key in streams.scan_iter(match="{qmt:*}:latest", count=2000)
+        for code, value in streams.hgetall(key).items()
+    }
 
 
 def _streams(streams: redis.Redis, match: str) -> Iterator[tuple[str, list[Any]]]:

@@ -19,14 +19,17 @@ from typing import Any, Final
 
 import msgpack
 import redis
-from crash_accounting import Verdict, account, account_reader
+from crash_accounting import Verdict, account, account_feed, account_reader
 from crash_evidence import (
+    fed_ids,
     gaps_of,
+    latest_ids,
     pushed_by_code,
     pushed_view,
     read_notes,
     reader_view,
     stored_by_code,
+    stored_ids,
 )
 from told_events import told_events
 from waiting import WITHIN_S, wait_for
@@ -147,12 +150,22 @@ class Rig:
                 env={**clean, "TZ": "CST-8", "QMT_LOG_LEVEL": "warning", **env},
             )
 
-    def start_producer(self, name: str, *, ring: Path | None = None, **env: str) -> None:
-        """Start a producer with a ring of its own; without a path the name is the ring's."""
+    def start_producer(
+        self, name: str, *, ring: Path | None = None, port: int = 0, **env: str
+    ) -> None:
+        """Start a producer with a ring of its own; without a path the name is the ring's.
+
+        Parameters
+        ----------
+        port
+            Of a relay before Redis.
+        """
         self._start(
             name,
             *("-m", "qmt_producer", "--exit-with-stdin"),
-            QMT_STREAMS_URL=self.server.url,
+            QMT_STREAMS_URL=self.server.url.replace(
+                f":{self.server.port}/", f":{port or self.server.port}/"
+            ),
             QMT_TERMINAL_PORT=str(self.terminal.port),
             QMT_NATIVE_MODULE="qmt_simulator.native",
             QMT_RING=str(ring or self.directory / f"{name}.sqlite"),
@@ -290,6 +303,27 @@ class Rig:
         """Return each market's ring and the last batch of it that Redis has."""
         return [dict(self.streams.hgetall(f"{{qmt:{market}}}:acked")) for market in MARKETS]
 
+    def wait_complete(self) -> None:
+        """Wait until everything that the terminal pushed up to now is published or named."""
+        now_ms = time.time_ns() // 1_000_000
+
+        def is_complete() -> bool:
+            told = [one.get(b"complete", b"0").split()[0] for one in self.acked()]
+            return all(int(one) > now_ms for one in told)
+
+        wait_for(is_complete, "all markets are complete")
+
+    def unfiled(self) -> int:
+        """Return how many feed entries are not in streams and `latest` yet, of all markets."""
+        pipe = self.streams.pipeline()
+        for market in MARKETS:
+            pipe.get(f"{{qmt:{market}}}:filed")
+        filed = [one or b"0-0" for one in pipe.execute()]
+        pipe = self.streams.pipeline()
+        for market, entry_id in zip(MARKETS, filed, strict=True):
+            pipe.xrange(f"{{qmt:{market}}}:feed", b"(" + entry_id)
+        return sum(map(len, pipe.execute()))
+
     def _log_size(self) -> int:
         return self.log_path.stat().st_size if self.log_path.exists() else 0
 
@@ -356,16 +390,20 @@ class Rig:
 
         def is_drained() -> bool:
             try:
-                by_name = self._status_by_name()
+                by_name, unfiled = self._status_by_name(), self.unfiled()
             except redis.RedisError:
                 return False
-            return bool(producers) and all(
-                name in by_name
-                and by_name[name]["at_ms"] > silent_ms + 1500
-                and not by_name[name]["figures"]["redis_away"]
-                and not by_name[name]["figures"]["waiting_pushes"]
-                and not by_name[name]["figures"]["waiting_batches"]
-                for name in producers
+            return (
+                not unfiled
+                and bool(producers)
+                and all(
+                    name in by_name
+                    and by_name[name]["at_ms"] > silent_ms + 1500
+                    and not by_name[name]["figures"]["redis_away"]
+                    and not by_name[name]["figures"]["waiting_pushes"]
+                    and not by_name[name]["figures"]["waiting_batches"]
+                    for name in producers
+                )
             )
 
         wait_for(is_drained, "the producers are drained")
@@ -381,6 +419,12 @@ class Rig:
             stored_by_code(self.streams),
             gaps_of(self.events),
             late_allowed=late_allowed,
+        )
+
+    def account_feed(self) -> Verdict:
+        """Compare the feeds, entry by entry, with streams and `latest`: they hold the same ids."""
+        return account_feed(
+            fed_ids(self.streams), stored_ids(self.streams), latest_ids(self.streams)
         )
 
     def wait_read(self, name: str) -> None:

@@ -20,6 +20,8 @@ class Scale:
     """How long Redis is away."""
     times: int
     """How often what takes long is done: pauses, takeovers, restores."""
+    rounds: int
+    """Of what is done by turns."""
     cuts: int
     """Of each reader's connection."""
     ring_mb: int
@@ -31,6 +33,24 @@ class Scale:
 
 
 LONG: Final = Scale(
-    kills=50, pause_s=1.0, away_s=60, times=5, cuts=1000, ring_mb=16, pairs=10, run_s=20
+    kills=50,
+    pause_s=1.0,
+    away_s=60,
+    times=5,
+    rounds=20,
+    cuts=1000,
+    ring_mb=16,
+    pairs=10,
+    run_s=20,
 )
-SHORT: Final = Scale(kills=1, pause_s=0.2, away_s=3, times=1, cuts=15, ring_mb=4, pairs=1, run_s=3)
+SHORT: Final = Scale(
+    kills=1,
+    pause_s=0.2,
+    away_s=3,
+    times=1,
+    rounds=1,
+    cuts=15,
+    ring_mb=4,
+    pairs=1,
+    run_s=3,
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from crash_answers import late_calls, lost_answers
 from crash_breaks import (
     holder_paused,
     older_copy,
@@ -17,10 +18,12 @@ from crash_breaks import (
     takeover_while_away,
 )
 from crash_cuts import beyond_the_feed, cut_gateway, cut_redis
+from crash_healing import healing_unfiled
 from crash_kills import kill_alone, kill_client, kill_gateway, kill_holder, kill_redis, kill_standby
 from crash_rig import Result
 from crash_scale import Scale
 from crash_stalled import stalled_reader
+from crash_unfiled import kill_unfiled, kill_unfiled_alone, out_of_memory, repeat_takeover
 
 __all__ = ["SCENARIOS"]
 
@@ -45,5 +48,12 @@ SCENARIOS: Final[dict[str, Callable[[Path, int, Scale], Result]]] = {
         cut_gateway,
         beyond_the_feed,
         stalled_reader,
+        kill_unfiled,
+        kill_unfiled_alone,
+        lost_answers,
+        out_of_memory,
+        late_calls,
+        healing_unfiled,
+        repeat_takeover,
     )
 }

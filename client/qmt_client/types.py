@@ -46,7 +46,7 @@ class Downloaded(TypedDict):
     last_ms: int | None
 
 
-class InstrumentDetail(TypedDict, total=False):
+class InstrumentDetail(TypedDict):
     """What the terminal knows about an instrument, under xtquant's keys; it may have more.
 
     Prices in yuan, volumes in shares, dates as ``YYYYMMDD``; ``None`` where it has no value.

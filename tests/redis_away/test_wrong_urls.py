@@ -86,5 +86,6 @@ def test_an_encoded_password_opens_every_door(
             )
             wait_for(lambda: admin.scard("rq:workers:qmt-query"), "a worker")
         with QMTClient(url) as client:
-            assert len(client.status().processes) == 3
+            roles = {one.beat.role for one in client.status().processes}
+            assert roles >= {"producer", "worker", "archive"}
         assert not any(PASSWORD in run.told or url in run.told for run in runs)

@@ -58,7 +58,7 @@ class ReplayTarget:
         """
         if self.marked:
             self.clean(on_removed)
-        elif next(self._names(), None) is not None:
+        elif any(name not in self._of_gateways for name in self._names()):
             raise PrefixInUse(
                 f"The prefix {self._keys.prefix} holds data that are no replay's.",
                 hint="Name another one by --to-prefix.",
@@ -98,6 +98,11 @@ class ReplayTarget:
     def marked(self) -> bool:
         """Whether the prefix is a replay's."""
         return bool(ask_redis(lambda: self._redis.exists(self._keys.replay)))
+
+    @property
+    def _of_gateways(self) -> tuple[str, str]:
+        """Keys of gateways that serve the prefix already: they may be there before the replay."""
+        return self._keys.heartbeats_of("gateway")
 
     def _runs(self) -> PrefixInUse:
         return PrefixInUse(

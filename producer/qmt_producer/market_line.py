@@ -295,7 +295,8 @@ class MarketLine:
     def _complete_at(self, received_ms: int) -> int:
         """Return the Redis time up to which all is told, once a batch of this receipt is there."""
         known_ms = min(received_ms, self._ring.silent_after(self._named))
-        return max(self._complete_ms, int(known_ms) - self._skew_ms)
+        # What was received by a clock that was set since lies anywhere, but not in the future.
+        return max(self._complete_ms, min(int(known_ms) - self._skew_ms, self._redis_now()))
 
     def _complete_call(self, number: int, complete_ms: int) -> tuple[list[str], list[Any]]:
         complete = f"{complete_ms} {self._ring.id}"
@@ -313,7 +314,8 @@ class MarketLine:
         for silence in self._ring.silences(self._named):
             before = self._history_begins and silence.from_ms < self._since_ms
             if silence.to_ms > self._since_ms and not before:
-                from_ms = max(silence.from_ms, self._since_ms)
+                went_back = silence.from_ms > silence.to_ms  # the clock, while nothing was heard
+                from_ms = self._since_ms if went_back else max(silence.from_ms, self._since_ms)
                 self._gap(silence.reason, from_ms, silence.to_ms)
             self._named = silence.number
 

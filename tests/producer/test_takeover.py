@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from publisher_bench import CODE, KEYS, NOON_MS, Bench, entry, fed, stored
 from waiting import wait_for
 
+from qmt_producer import market_line
+from qmt_producer.functions import COMPLETE
 from qmt_producer.ring import Ring
 from qmt_standalone.redis_server import RedisServer
 
@@ -221,6 +224,63 @@ def test_nothing_is_complete_that_lies_behind_a_silence(
         wait_for(lambda: numbers(streams) == [0, 1, 2])
         (gap,) = gaps(again)
         assert (gap["from_ms"], gap["to_ms"]) == (start_ms, start_ms + 12_000)
+    finally:
+        again.close()
+
+
+STEP_MS = 15_000
+
+
+def complete(streams: redis.Redis) -> int:
+    told = streams.hget(KEYS.acked("SH"), COMPLETE)
+    assert told is not None
+    return int(told.split()[0])
+
+
+def set_clock_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(market_line, "_now_ms", lambda: now_ms() - STEP_MS)
+
+
+def test_what_was_received_by_a_clock_now_set_back_is_not_complete_in_the_future(
+    tmp_path: Path,
+    streams: redis.Redis,
+    streams_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(tmp_path / "a", streams_server.url)
+    try:
+        push(bench, 0)
+        wait_for(lambda: bench.done)
+        set_clock_back(monkeypatch)
+        for number in (1, 2):  # they had waited in the ring
+            push(bench, number)
+            wait_for(lambda: bench.done)
+        assert complete(streams) <= streams.time()[0] * 1000 + 1000
+    finally:
+        bench.close()
+
+
+def test_a_silence_that_a_clock_set_back_ends_before_it_begins_is_named_from_what_is_complete(
+    tmp_path: Path,
+    streams: redis.Redis,
+    streams_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = Bench(tmp_path / "a", streams_server.url)
+    push(first, 0)
+    wait_for(lambda: first.done)
+    first.close()
+    complete_ms, heard_ms = complete(streams), now_ms()
+    set_clock_back(monkeypatch)
+    to_ms = heard_ms + 5000 - STEP_MS
+    silence(tmp_path / "a", heard_ms, to_ms)
+    again = Bench(tmp_path / "a", streams_server.url)
+    try:
+        push(again, 1)
+        wait_for(lambda: numbers(streams) == [0, 1])
+        (gap,) = gaps(again)
+        assert gap["to_ms"] == to_ms
+        assert complete_ms - STEP_MS - 1000 <= gap["from_ms"] <= complete_ms - STEP_MS
     finally:
         again.close()
 

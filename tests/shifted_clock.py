@@ -1,4 +1,4 @@
-"""Processes whose wall clock runs ahead: what happens at New Year, seen before it comes.
+"""Processes whose wall clock runs ahead, or steps: New Year before it comes, a clock set right.
 
 libfaketime 0.9.10 does not serve: it shifts the monotonic clock too, by which CPython 3.11 waits in
 a call that it does not know (sem_clockwait), so that no wait ends.
@@ -7,7 +7,9 @@ a call that it does not know (sem_clockwait), so that no wait ends.
 from __future__ import annotations
 
 import datetime as dt
+import mmap
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -17,15 +19,18 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-__all__ = ["NO_COMPILER", "shifted"]
+__all__ = ["NO_COMPILER", "SteppedClock", "shifted"]
 
 NO_COMPILER: Final = "shifting a process's clock needs Linux and a C compiler"
 _CHINA: Final = ZoneInfo("Asia/Shanghai")
 _SOURCE: Final = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <semaphore.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/time.h>
 #include <time.h>
 
@@ -33,12 +38,18 @@ _SOURCE: Final = r"""
 
 static long ahead_s(void) {
     static long seconds, known;
+    static const volatile int64_t *told;
     if (!known) {
-        const char *text = getenv("TEST_CLOCK_AHEAD_S");
+        const char *text = getenv("TEST_CLOCK_AHEAD_S"), *path = getenv("TEST_CLOCK_FILE");
         seconds = text ? atol(text) : 0;
+        if (path) {
+            void *page = mmap(NULL, sizeof *told, PROT_READ, MAP_SHARED, open(path, O_RDONLY), 0);
+            if (page == MAP_FAILED) abort();
+            told = page;
+        }
         known = 1;
     }
-    return seconds;
+    return told ? (long)*told : seconds;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *at) {
@@ -83,14 +94,54 @@ def shifted(folder: Path, moment: str) -> dict[str, str]:
     moment
         China time, such as ``2027-01-04 10:00:00``.
     """
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not sys.platform.startswith("linux") or compiler is None:
+    if _compiler() is None:
         pytest.skip(NO_COMPILER)
+    library = _library(folder)
+    begins = dt.datetime.strptime(moment, "%Y-%m-%d %H:%M:%S").replace(tzinfo=_CHINA)
+    ahead_s = round(begins.timestamp() - time.time())
+    return {"LD_PRELOAD": str(library), "TEST_CLOCK_AHEAD_S": str(ahead_s)}
+
+
+class SteppedClock:
+    """A wall clock that steps under the processes that are started with `env`.
+
+    Raises
+    ------
+    RuntimeError
+        Where there is no compiler.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "ahead"
+        file.write_bytes(struct.pack("q", 0))
+        with file.open("r+b") as opened:
+            self._page = mmap.mmap(opened.fileno(), 0)
+        self.env: Final = {
+            "LD_PRELOAD": str(_library(folder)),
+            "TEST_CLOCK_FILE": str(file),
+        }
+
+    def set_ahead(self, seconds: int) -> None:
+        """Set it so far ahead of the machine's, from one moment to the next."""
+        struct.pack_into("q", self._page, 0, seconds)
+
+    def close(self) -> None:
+        """Let go of the file; processes keep what was set."""
+        self._page.close()
+
+
+def _compiler() -> str | None:
+    return (shutil.which("cc") or shutil.which("gcc")) if sys.platform.startswith("linux") else None
+
+
+def _library(folder: Path) -> Path:
+    compiler = _compiler()
+    if compiler is None:
+        raise RuntimeError(NO_COMPILER)
     source, library = folder / "clock.c", folder / "clock.so"
     source.write_text(_SOURCE)
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True, timeout=60
     )
-    begins = dt.datetime.strptime(moment, "%Y-%m-%d %H:%M:%S").replace(tzinfo=_CHINA)
-    ahead_s = round(begins.timestamp() - time.time())
-    return {"LD_PRELOAD": str(library), "TEST_CLOCK_AHEAD_S": str(ahead_s)}
+    return library

@@ -7,6 +7,7 @@ has them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +57,7 @@ PLACE: Final = {
 _SCALE: Final = 10_000
 _TOLERANCE: Final = 1.1e-10 * _SCALE
 _CHUNK: Final = 400
+_REJECTED: Final = re.compile(r"(\S+\.\w+) (\d+)-\d+: ")
 
 Floats = npt.NDArray[np.float64]
 
@@ -229,7 +231,18 @@ def gaps_of(events: Iterable[dict[str, Any]]) -> list[CountedGap | WindowGap]:
             continue
         if "codes" in event:
             found.append(CountedGap({c: (t[0], t[1], t[2]) for c, t in event["codes"].items()}))
-        else:
+        elif "ticks" in event:
+            found.append(_rejected(event["reason"]))
+        elif "bars" not in event:
             markets = event.get("markets") or [event["market"]]
             found.append(WindowGap(frozenset(markets), event["from_ms"], event["to_ms"]))
     return found
+
+
+def _rejected(words: str) -> CountedGap:
+    """Return what the words on refused ticks name: each by its code and id."""
+    codes: dict[str, tuple[int, int, int]] = {}
+    for code, text in _REJECTED.findall(words):
+        first_ms, last_ms, ticks = codes.get(code, (int(text), int(text), 0))
+        codes[code] = min(first_ms, int(text)), max(last_ms, int(text)), ticks + 1
+    return CountedGap(codes)

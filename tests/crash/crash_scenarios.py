@@ -17,7 +17,9 @@ from crash_breaks import (
     tail_loss_within_lease,
     takeover_while_away,
 )
+from crash_clock import clock_steps
 from crash_cuts import beyond_the_feed, cut_gateway, cut_redis
+from crash_damage import bad_entries
 from crash_healing import healing_unfiled
 from crash_kills import kill_alone, kill_client, kill_gateway, kill_holder, kill_redis, kill_standby
 from crash_rig import Result
@@ -55,5 +57,7 @@ SCENARIOS: Final[dict[str, Callable[[Path, int, Scale], Result]]] = {
         late_calls,
         healing_unfiled,
         repeat_takeover,
+        bad_entries,
+        clock_steps,
     )
 }

@@ -76,7 +76,8 @@ def _kill(
         relays = relays_of(rig, stack, *names)
         start_both(rig, relays)
         rig.start_reader("reader", rig.server.url, "--stored")
-        for number in range(max(scale.kills, len(WAYS))):
+        kills = scale.rounds if len(names) > 1 else scale.kills  # a lease has to run out
+        for number in range(max(kills, len(WAYS))):
             way = WAYS[number % len(WAYS)]
             time.sleep(rig.random.uniform(0, scale.pause_s))
             rig.in_flight()

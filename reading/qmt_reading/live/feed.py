@@ -225,8 +225,8 @@ class FeedReader:
         if self.events_id:
             asked.begin().xrange(self._keys.events, f"({self.events_id}", count=_EVENTS_PER_READ)
         async with redis_call(self._address):
-            (told,), *replies = [_checked(some) for some in await asked.execute()]
-        self._read_ms = _ms(told)
+            (redis_time,), *replies = [_checked(some) for some in await asked.execute()]
+        self._read_ms = _ms(redis_time)
         found = Reading()
         for one, (epoch, raw, *stream) in zip(positions, replies, strict=False):
             self._check_types(one.market, (epoch, raw, *stream))
@@ -413,9 +413,9 @@ def _entries(market: str, raw: Iterable[Any]) -> list[FeedEntry]:
     ]
 
 
-def _ms(told: tuple[int, int]) -> int:
-    """Return what Redis answered to TIME."""
-    seconds, microseconds = told
+def _ms(redis_time: tuple[int, int]) -> int:
+    """Return in ms what Redis answered to TIME."""
+    seconds, microseconds = redis_time
     return seconds * 1000 + microseconds // 1000
 
 

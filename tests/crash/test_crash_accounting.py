@@ -12,8 +12,10 @@ from crash_accounting import (
     Stored,
     WindowGap,
     account,
+    account_feed,
     account_reader,
 )
+from crash_evidence import gaps_of
 
 CODE = "600519.SH"
 SENT = [Pushed(f"tick {n}", 1000 * n, 50_000 + 1000 * n) for n in range(1, 10)]
@@ -102,3 +104,32 @@ def test_reader() -> None:
     got = {CODE: list("abf")}
     assert account_reader(sent, got, lambda code, content: content in "cde").problems == []
     assert account_reader(sent, got, lambda code, content: content == "c").problems[0] == "2 lost"
+
+
+IDS = [f"{1000 * n}-0" for n in range(1, 6)]
+FILED = [(one, 0) for one in IDS]
+
+
+@pytest.mark.parametrize(
+    ("fed", "filed", "newest", "found"),
+    [
+        (IDS, FILED, IDS[-1], []),
+        (IDS, [*FILED[:4], (IDS[4], LATE)], IDS[3], []),
+        (IDS, FILED[:-1], IDS[-2], ["1 lost"]),
+        (IDS[:-1], FILED, IDS[-1], ["1 invented"]),
+        ([*IDS, IDS[0]], FILED, IDS[-1], ["1 repeated"]),
+        ([*IDS[1:], IDS[0]], FILED, IDS[-1], ["1 reordered"]),
+        (IDS, FILED, IDS[-2], ["1 reordered"]),
+    ],
+)
+def test_a_feed_and_what_was_filed_of_it(
+    fed: list[str], filed: list[tuple[str, int]], newest: str, found: list[str]
+) -> None:
+    verdict = account_feed({CODE: fed}, {CODE: filed}, {CODE: newest})
+    assert [line for line in verdict.problems if line[0].isdigit()] == found
+
+
+def test_ticks_that_redis_refused_are_named_one_by_one() -> None:
+    words = f"{CODE} 3000-0: WRONGTYPE no stream; {CODE} 5000-1: WRONGTYPE no stream"
+    event = {"kind": "gap", "market": "SH", "reason": f"rejected by Redis: {words}", "ticks": 2}
+    assert gaps_of([event]) == [CountedGap({CODE: (3000, 5000, 2)})]

@@ -18,7 +18,7 @@ from waiting import wait_for
 
 __all__ = ["kill_unfiled", "kill_unfiled_alone", "out_of_memory", "repeat_takeover"]
 
-LEASE_S = 2.0
+LEASE_S = 4.0
 NAMES = ("producer1", "producer2")
 Relays = dict[str, CallProxy]
 

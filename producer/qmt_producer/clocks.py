@@ -136,11 +136,11 @@ class Clocks:
             "exchange_ms": exchange_ms,
             "measured_ms": time.time_ns() // 1_000_000,
         }
-        self._sequence("redis", redis_ms - round_trip_ms / 2, redis_ms + round_trip_ms / 2)
+        self._assess("redis", redis_ms - round_trip_ms / 2, redis_ms + round_trip_ms / 2)
         if exchange_ms is not None:
-            self._sequence("exchange", exchange_ms, exchange_ms)
+            self._assess("exchange", exchange_ms, exchange_ms)
 
-    def _sequence(self, which: str, low_ms: float, high_ms: float) -> None:
+    def _assess(self, which: str, low_ms: float, high_ms: float) -> None:
         """Tell a change; within the error of the measurement a clock is taken to be right."""
         least_ms = 0.0 if low_ms <= 0 <= high_ms else min(abs(low_ms), abs(high_ms))
         off_ms = round((low_ms + high_ms) / 2)

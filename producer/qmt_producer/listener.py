@@ -144,7 +144,7 @@ class Listener:
             deaf=self._deaf if self._subscribed else self._why_not,
         )
 
-    def _sequence(self, *, fresh: bool = False) -> None:
+    def _assess(self, *, fresh: bool = False) -> None:
         state, self.reason = decide(self._evidence(fresh=fresh))
         if state == self.state:
             return
@@ -171,13 +171,13 @@ class Listener:
             if reason != self._why_not:  # the same every few seconds is no news
                 log.warning("the subscription failed", error=str(error))
             self._why_not = reason
-            self._sequence()
+            self._assess()
             return False
         log.info("subscribed", markets=self._markets, terminal=info.address)
         self._on_event({"kind": "connected", "terminal": info.address, "markets": self._markets})
         if not self._steps_done and self._has_quotes():
             self._end_silence(self._subscribed_ms)
-        self._sequence()
+        self._assess()
         return True
 
     def _subscribe(self) -> None:
@@ -220,7 +220,7 @@ class Listener:
         self._go_silent(self._heard_ms(), "the terminal was away")
         log.warning("the terminal is gone", reason=reason)
         self._on_event({"kind": "lost", "reason": reason})
-        self._sequence(fresh=True)
+        self._assess(fresh=True)
 
     def _go_silent(self, from_ms: int, reason: str) -> None:
         if self._silent_since_ms is None:
@@ -254,7 +254,7 @@ class Listener:
             self._on_silent(self._silent_since_ms or 0, self._why_silent)
         elif was_down and not down:
             self._quotes_back_ms, self._waits_for_push = now_ms, True
-        self._sequence()
+        self._assess()
         return not down
 
     def _await_push(self, heard_ms: int, now_ms: int) -> None:
@@ -309,7 +309,7 @@ class Listener:
         step = _STEPS[min(self._steps_done, len(_STEPS) - 1)]
         self._steps_done += 1
         self._deaf = f"connected, but nothing came for {silent_s} s of trading"
-        self._sequence()
+        self._assess()
         log.error("the feed is deaf", silent_s=silent_s, step=step)
         self._on_event({"kind": "deaf", "done": step, "silent_s": silent_s})
         if step == "restart":
@@ -327,7 +327,7 @@ class Listener:
     def _recovered(self, done: str, at_ms: int) -> None:
         self._stop_helping(done, at_ms)
         self._end_silence(at_ms)
-        self._sequence()
+        self._assess()
 
     def _stop_helping(self, done: str, at_ms: int) -> None:
         if self._steps_done:
